@@ -1,0 +1,35 @@
+.DEFAULT_GOAL := help
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Lets mpirun start as root and with more ranks than cores; harmless elsewhere.
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+
+.PHONY: help setup demo test test-slow lint format pins clean
+
+help:  ## list what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup:  ## set up .venv with everything that the others need; each of them does it first
+	@bash scripts/setup.sh
+
+demo: setup  ## train with five compressors on two processes, print a table, draw results/demo.png
+	@python examples/demo.py
+
+test: setup  ## run the tests
+	@python -m pytest -m "not slow"
+
+test-slow: setup  ## run the slow tests as well
+	@python -m pytest
+
+lint: setup  ## check style and types
+	@ruff check . && ruff format --check . && mypy
+
+format: setup  ## bring the code into style
+	@ruff check --fix-only . ; ruff format .
+
+pins: setup  ## write the exact versions for this Python from requirements/setup.in
+	@python scripts/pins.py
+
+clean:  ## remove the environment and what was made in it
+	rm -rf .venv build *.egg-info results .pytest_cache .mypy_cache .ruff_cache
