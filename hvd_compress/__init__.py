@@ -1,0 +1,42 @@
+"""Compressed communication for distributed training.
+
+Import what fits the framework: ``hvd_compress.torch`` for PyTorch under Horovod. What is named here
+needs NumPy alone: the compressors, their specs, and the simulator of many workers in one process.
+"""
+
+from hvd_compress.compressors import (
+    AllGather,
+    AllReduce,
+    Compressor,
+    ErrorFeedback,
+    GatherCompressor,
+    Reduced,
+    make,
+    methods,
+    parse,
+    spec,
+)
+from hvd_compress.exchange import Exchange
+from hvd_compress.layout import Layout, Parameter
+from hvd_compress.state import State
+from hvd_compress.transports.simulated import Simulation
+from hvd_compress.version import __version__
+
+__all__ = [
+    "AllGather",
+    "AllReduce",
+    "Compressor",
+    "ErrorFeedback",
+    "Exchange",
+    "GatherCompressor",
+    "Layout",
+    "Parameter",
+    "Reduced",
+    "Simulation",
+    "State",
+    "__version__",
+    "make",
+    "methods",
+    "parse",
+    "spec",
+]

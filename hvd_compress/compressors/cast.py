@@ -1,0 +1,60 @@
+"""Full precision, and casts to fewer bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced
+from hvd_compress.layout import Layout
+from hvd_compress.ops import Array, Ops
+from hvd_compress.state import State
+
+
+@dataclass(frozen=True)
+class NoCompression(Compressor):
+    """Send the gradient as it is, in one AllReduce."""
+
+    name: ClassVar[str] = "none"
+    collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
+    unbiased: ClassVar[bool] = True
+    stateful: ClassVar[bool] = False
+    keeps_dtype: ClassVar[bool] = True
+    small_too: ClassVar[bool] = True
+
+    def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
+        """Average the vectors."""
+        mean = yield AllReduce(vector)
+        return Reduced(mean=mean, sent=lambda: vector)
+
+    def payload_bits(self, layout: Layout) -> int:
+        """32 a coordinate (16 or 64 where the gradient's own dtype has as many)."""
+        return 32 * layout.size
+
+
+@dataclass(frozen=True)
+class HalfPrecision(Compressor):
+    """Cast to IEEE float16, to the nearest, and sum in float16, as Horovod's own ``Compression.fp16`` does.
+
+    Gradients above 65504, or sums above it, become infinite, and reach the optimizer so on every worker.
+    """
+
+    name: ClassVar[str] = "fp16"
+    collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
+    stateful: ClassVar[bool] = False
+    small_too: ClassVar[bool] = True
+
+    @property
+    def default_feedback(self) -> str:
+        """None: the error is that of one rounding."""
+        return "none"
+
+    def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
+        """Average the vectors in float16."""
+        half = ops.cast(vector, "float16")
+        mean = yield AllReduce(half)
+        return Reduced(mean=ops.cast(mean, "float32"), sent=lambda: ops.cast(half, "float32"))
+
+    def payload_bits(self, layout: Layout) -> int:
+        """16 a coordinate."""
+        return 16 * layout.size

@@ -1,0 +1,143 @@
+"""One vector's way through a compressor and a transport, step after step."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from hvd_compress.compressors.base import Compressor, Exchanging
+from hvd_compress.layout import Layout
+from hvd_compress.ops import Array, Ops
+from hvd_compress.state import State
+from hvd_compress.transports import Transport
+
+
+class Exchange:
+    """A compressor at work on one vector: `launch` it, `advance` until `finished`, then `commit` or `rollback`.
+
+    Attributes:
+        mean: the result, a vector of the layout's size, once `finished`.
+        state: the compressor's state for this vector.
+        compression_seconds: time spent in the compressor since construction.
+        waiting_seconds: time spent in waiting for collectives since construction.
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        layout: Layout,
+        ops: Ops,
+        transport: Transport,
+        *,
+        name: str = "exchange",
+        seed: int = 0,
+    ) -> None:
+        if layout.size >= 1 << 32:
+            raise ValueError(f"{name}: {layout.size} coordinates in one vector; fewer than 2^32 are allowed")
+        self.compressor, self.layout, self.ops, self.transport = compressor, layout, ops, transport
+        self.name = name
+        self.state = State(layout, rank=transport.rank, workers=transport.workers, seed=seed, name=name)
+        self.mean: Array | None = None
+        self.compression_seconds = self.waiting_seconds = 0.0
+        self._generator: Exchanging | None = None
+        self._handle: Any = None
+        self._round = 0
+
+    @property
+    def launched(self) -> bool:
+        """Whether a step is under way or finished, and neither committed nor rolled back."""
+        return self._generator is not None or self.finished
+
+    @property
+    def finished(self) -> bool:
+        """Whether the mean is there."""
+        return self.mean is not None
+
+    def launch(self, vector: Array) -> None:
+        """Begin a step: compress the vector, shape (layout.size,), and start the first collective.
+
+        Raises:
+            ValueError: if the vector has another shape.
+            TypeError: if it is not of a floating dtype.
+        """
+        check_vector(self.name, vector, self.layout)
+        if not self.layout.size:
+            self.mean = vector
+            return
+        began = time.perf_counter()
+        if self.compressor.stateful:
+            vector = self.ops.poison(vector)
+        self.compression_seconds += time.perf_counter() - began
+        self._generator = self.compressor.reduce(self.ops, vector, self.state)
+        self._resume(None)
+
+    def ready(self) -> bool:
+        """Tell whether `advance` would not have to wait."""
+        return self._generator is not None and self.transport.done(self._handle)
+
+    def advance(self) -> None:
+        """Wait for the collective under way and resume the compressor."""
+        began = time.perf_counter()
+        result = self.transport.wait(self._handle)
+        self.waiting_seconds += time.perf_counter() - began
+        self._resume(result)
+
+    def _resume(self, result: Any) -> None:
+        assert self._generator is not None
+        began = time.perf_counter()
+        try:
+            collective = self._generator.send(result)
+        except StopIteration as stop:
+            self.mean = stop.value.mean
+            self._generator = self._handle = None
+            return
+        finally:
+            self.compression_seconds += time.perf_counter() - began
+        self._handle = self.transport.start(collective, f"{self.name}.{self._round}")
+        self._round += 1
+
+    @property
+    def next_name(self) -> str:
+        """The name under which the other workers would start the next collective."""
+        return f"{self.name}.{self._round}"
+
+    def commit(self) -> Array:
+        """End the step, keep the state, and return the mean."""
+        self.state.commit()
+        return self._take()
+
+    def rollback(self) -> Array:
+        """End the step, leave the state as it was, and return the mean."""
+        self.state.rollback()
+        return self._take()
+
+    def abandon(self) -> None:
+        """Drop the step under way, whose collectives will not finish."""
+        self.state.rollback()
+        self._generator = self._handle = self.mean = None
+        self._round = 0
+
+    def _take(self) -> Array:
+        assert self.mean is not None, f"{self.name}: the step is not finished"
+        mean, self.mean, self._round = self.mean, None, 0
+        return mean
+
+    def reduce(self, vector: Array) -> Array:
+        """Do a whole step and return the mean; the state advances only if the mean is finite."""
+        try:
+            self.launch(vector)
+            while not self.finished:
+                self.advance()
+        except Exception as error:
+            self.transport.fail(error, [self.next_name])
+            self.abandon()
+            raise
+        return self.commit() if self.ops.all_finite(self.mean) else self.rollback()
+
+
+def check_vector(name: str, vector: Array, layout: Layout) -> None:
+    """Raise if a vector is not one that a compressor takes: of the layout's size, and floating."""
+    if tuple(vector.shape) != (layout.size,):
+        raise ValueError(f"{name}: a vector of shape ({layout.size},) is expected; got {tuple(vector.shape)}")
+    if "float" not in str(vector.dtype):
+        raise TypeError(f"{name}: gradients must be of a floating dtype; got {vector.dtype}")

@@ -1,0 +1,144 @@
+"""The array operations that the algorithms are written in, one implementation for each framework.
+
+Arithmetic, comparison, shifts, slices, ``abs``, ``@``, ``reshape`` and ``shape`` are the arrays' own; what the
+frameworks spell differently is here. Nothing changes its arguments, except where a docstring says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from hvd_compress.random import Stream
+
+Array = Any
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Return the bytes of `count` packed numbers of `bits` bits: a plane of bytes for each 8 bits, and the rest.
+
+    The rest of 1 to 7 bits is packed eight numbers at a time into as many bytes as it has bits, lowest bits first.
+    """
+    return count * (bits // 8) + -(-count // 8) * (bits % 8)
+
+
+class Ops(Protocol):
+    """What an algorithm may ask of a framework's arrays."""
+
+    name: str
+
+    # --- making and converting
+
+    def from_numpy(self, array: Any) -> Array:
+        """Return a NumPy array as the framework's, on the device in use."""
+
+    def to_numpy(self, array: Array) -> Any:
+        """Return an array as NumPy's."""
+
+    def zeros(self, size: int) -> Array:
+        """Return float32 zeros of shape (size,)."""
+
+    def arange(self, count: int) -> Array:
+        """Return 0 to count - 1, int64."""
+
+    def ones_like(self, array: Array) -> Array:
+        """Return ones of the same shape and dtype."""
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        """Return the array in another dtype; floats become integers by truncation, NaN some integer."""
+
+    def concat(self, arrays: Sequence[Array]) -> Array:
+        """Join one-dimensional arrays of one dtype; an empty list gives an empty float32 array."""
+
+    def flatten(self, array: Array) -> Array:
+        """Return the array in one dimension."""
+
+    def transpose(self, matrix: Array) -> Array:
+        """Swap the two axes."""
+
+    # --- elementwise and reductions
+
+    def where(self, condition: Array, yes: Array, no: Array) -> Array:
+        """Choose elementwise."""
+
+    def clip(self, array: Array, low: float, high: float) -> Array:
+        """Limit to [low, high]; NaN stays."""
+
+    def floor(self, array: Array) -> Array:
+        """Round down, in the same dtype."""
+
+    def largest(self, array: Array) -> float:
+        """Return the largest element as a Python number."""
+
+    def norm(self, vector: Array) -> float:
+        """Return the Euclidean norm as a Python float."""
+
+    def all_finite(self, vector: Array) -> bool:
+        """Tell whether no element is NaN or infinite."""
+
+    def poison(self, vector: Array) -> Array:
+        """Return the vector itself if it is finite, else one of NaN."""
+
+    # --- blocks of a vector
+
+    def blocks(self, vector: Array, block: int) -> Array:
+        """Return the vector as rows of `block` elements, the last one filled up with zeros."""
+
+    def column(self, vector: Array) -> Array:
+        """Return shape (n, 1), to multiply rows with."""
+
+    def row_max_abs(self, rows: Array) -> Array:
+        """Return the largest magnitude of each row; NaN where a row has one."""
+
+    def row_norm(self, rows: Array) -> Array:
+        """Return the Euclidean norm of each row."""
+
+    # --- selection
+
+    def top_k(self, vector: Array, count: int) -> Array:
+        """Return the indices of the `count` largest magnitudes, int64 ascending.
+
+        Among equal magnitudes the lower index is taken; NaN counts as larger than any number.
+        """
+
+    def take(self, vector: Array, indices: Array) -> Array:
+        """Return the elements at the indices."""
+
+    def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
+        """Add values at distinct indices; `total` may be overwritten."""
+
+    def ascending_below(self, indices: Array, size: int) -> bool:
+        """Tell whether the indices are ascending, distinct and in [0, size)."""
+
+    # --- randomness (see `hvd_compress.random`)
+
+    def uniform(self, count: int, stream: Stream) -> Array:
+        """Return numbers in [0, 1), float32 with 24 random bits."""
+
+    def distinct(self, count: int, size: int, stream: Stream) -> Array:
+        """Return `count` distinct random indices below `size`, int64 ascending."""
+
+    # --- bytes and bits
+
+    def to_bytes(self, array: Array) -> Array:
+        """Return the little-endian bytes of a one-dimensional array."""
+
+    def from_bytes(self, payload: Array, dtype: str) -> Array:
+        """Return bytes as an array of a dtype."""
+
+    def pack(self, numbers: Array, bits: int) -> Array:
+        """Pack integers of 0 to 30 bits into `packed_bytes(len(numbers), bits)` bytes."""
+
+    def unpack(self, payload: Array, bits: int, count: int) -> Array:
+        """Undo `pack`: int32 of 0 to 30 bits."""
+
+    def bitmap(self, indices: Array, size: int) -> Array:
+        """Return `size` bits, packed, with those at the indices set."""
+
+    def set_bits(self, payload: Array, size: int) -> Array:
+        """Return the positions of the bits set among the first `size`, int64 ascending."""
+
+    # --- linear algebra
+
+    def orthogonalize(self, matrix: Array) -> Array:
+        """Return an orthonormal basis of the columns, of the same shape; NaN for a matrix with NaN."""

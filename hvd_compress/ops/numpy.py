@@ -1,0 +1,151 @@
+"""The operations on NumPy arrays: the reference for the other frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hvd_compress import random
+from hvd_compress.random import Stream
+
+Array = np.ndarray[Any, Any]
+
+
+class NumpyOps:
+    """See `hvd_compress.ops.Ops`."""
+
+    name = "numpy"
+
+    def from_numpy(self, array: Array) -> Array:
+        return array
+
+    def to_numpy(self, array: Array) -> Array:
+        return array
+
+    def zeros(self, size: int) -> Array:
+        return np.zeros(size, np.float32)
+
+    def arange(self, count: int) -> Array:
+        return np.arange(count, dtype=np.int64)
+
+    def ones_like(self, array: Array) -> Array:
+        return np.ones_like(array)
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        with np.errstate(invalid="ignore", over="ignore"):
+            return array.astype(dtype, copy=False)
+
+    def concat(self, arrays: Sequence[Array]) -> Array:
+        return np.concatenate(arrays) if arrays else self.zeros(0)
+
+    def flatten(self, array: Array) -> Array:
+        return array.reshape(-1)
+
+    def transpose(self, matrix: Array) -> Array:
+        return matrix.T
+
+    def where(self, condition: Array, yes: Array, no: Array) -> Array:
+        return np.where(condition, yes, no)
+
+    def clip(self, array: Array, low: float, high: float) -> Array:
+        return np.clip(array, low, high)
+
+    def floor(self, array: Array) -> Array:
+        return np.floor(array)
+
+    def largest(self, array: Array) -> float:
+        return array.max().item()
+
+    def norm(self, vector: Array) -> float:
+        return float(np.linalg.norm(vector))
+
+    def all_finite(self, vector: Array) -> bool:
+        with np.errstate(over="ignore", invalid="ignore"):  # the sum may overflow where no element does
+            return bool(np.isfinite(vector.sum())) or bool(np.isfinite(vector).all())
+
+    def poison(self, vector: Array) -> Array:
+        return vector if self.all_finite(vector) else np.full_like(vector, np.nan)
+
+    def blocks(self, vector: Array, block: int) -> Array:
+        missing = -vector.shape[0] % block
+        padded = np.concatenate([vector, np.zeros(missing, vector.dtype)]) if missing else vector
+        return padded.reshape(-1, block)
+
+    def column(self, vector: Array) -> Array:
+        return vector[:, None]
+
+    def row_max_abs(self, rows: Array) -> Array:
+        return np.abs(rows).max(axis=1, initial=0)
+
+    def row_norm(self, rows: Array) -> Array:
+        return np.linalg.norm(rows, axis=1)
+
+    def top_k(self, vector: Array, count: int) -> Array:
+        if count >= vector.shape[0]:
+            return self.arange(vector.shape[0])
+        # As integers, the bits without the sign are in the order of the magnitudes, with NaN above all.
+        magnitude = vector.view(np.int32) & 0x7FFFFFFF
+        least = np.partition(magnitude, vector.shape[0] - count)[vector.shape[0] - count]
+        above = np.flatnonzero(magnitude > least)
+        equal = np.flatnonzero(magnitude == least)[: count - above.shape[0]]
+        return np.sort(np.concatenate([above, equal]))
+
+    def take(self, vector: Array, indices: Array) -> Array:
+        return vector[indices]
+
+    def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
+        total[indices] += values
+        return total
+
+    def ascending_below(self, indices: Array, size: int) -> bool:
+        if not indices.shape[0]:
+            return True
+        return bool((indices[1:] > indices[:-1]).all()) and bool(indices[0] >= 0) and bool(indices[-1] < size)
+
+    def uniform(self, count: int, stream: Stream) -> Array:
+        return (random.bits(count, stream) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+
+    def distinct(self, count: int, size: int, stream: Stream) -> Array:
+        return random.distinct(count, size, stream)
+
+    def to_bytes(self, array: Array) -> Array:
+        return np.ascontiguousarray(array).view(np.uint8)
+
+    def from_bytes(self, payload: Array, dtype: str) -> Array:
+        return np.ascontiguousarray(payload).view(dtype)
+
+    def pack(self, numbers: Array, bits: int) -> Array:
+        planes = [(numbers >> 8 * i & 0xFF).astype(np.uint8) for i in range(bits // 8)]
+        rest = bits % 8
+        if rest:
+            top = numbers >> 8 * (bits // 8) & ((1 << rest) - 1)
+            eights = self.blocks(top.astype(np.uint64), 8)
+            words = np.bitwise_or.reduce(eights << np.arange(0, 8 * rest, rest, dtype=np.uint64), axis=1)
+            planes.append(words.view(np.uint8).reshape(-1, 8)[:, :rest].reshape(-1))
+        return np.concatenate(planes) if planes else np.zeros(0, np.uint8)
+
+    def unpack(self, payload: Array, bits: int, count: int) -> Array:
+        numbers = np.zeros(count, np.int32)
+        for i in range(bits // 8):
+            numbers |= payload[i * count : (i + 1) * count].astype(np.int32) << 8 * i
+        rest = bits % 8
+        if rest:
+            words = np.zeros((-(-count // 8), 8), np.uint8)
+            words[:, :rest] = payload[bits // 8 * count :].reshape(-1, rest)
+            shifted = words.view(np.uint64) >> np.arange(0, 8 * rest, rest, dtype=np.uint64)
+            top = (shifted & np.uint64((1 << rest) - 1)).astype(np.int32).reshape(-1)[:count]
+            numbers |= top << 8 * (bits // 8)
+        return numbers
+
+    def bitmap(self, indices: Array, size: int) -> Array:
+        bits = np.zeros(size, np.uint8)
+        bits[indices] = 1
+        return np.packbits(bits, bitorder="little")
+
+    def set_bits(self, payload: Array, size: int) -> Array:
+        return np.flatnonzero(np.unpackbits(payload, bitorder="little")[:size])
+
+    def orthogonalize(self, matrix: Array) -> Array:
+        return np.linalg.qr(matrix)[0]

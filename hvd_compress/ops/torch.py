@@ -1,0 +1,178 @@
+"""The operations on PyTorch tensors, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvd_compress import random
+from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.random import Stream
+
+_NUMPY = NumpyOps()
+
+
+class TorchOps:
+    """See `hvd_compress.ops.Ops`; what it makes lies on `device`."""
+
+    name = "torch"
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def from_numpy(self, array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def to_numpy(self, array: Tensor) -> np.ndarray[Any, Any]:
+        return array.cpu().numpy()
+
+    def zeros(self, size: int) -> Tensor:
+        return torch.zeros(size, device=self.device)
+
+    def arange(self, count: int) -> Tensor:
+        return torch.arange(count, device=self.device)
+
+    def ones_like(self, array: Tensor) -> Tensor:
+        return torch.ones_like(array)
+
+    def cast(self, array: Tensor, dtype: str) -> Tensor:
+        return array.to(getattr(torch, dtype))
+
+    def concat(self, arrays: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(arrays)) if arrays else self.zeros(0)
+
+    def flatten(self, array: Tensor) -> Tensor:
+        return array.reshape(-1)
+
+    def transpose(self, matrix: Tensor) -> Tensor:
+        return matrix.T
+
+    def where(self, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+        return torch.where(condition, yes, no)
+
+    def clip(self, array: Tensor, low: float, high: float) -> Tensor:
+        return array.clamp(low, high)
+
+    def floor(self, array: Tensor) -> Tensor:
+        return array.floor()
+
+    def largest(self, array: Tensor) -> float:
+        return array.max().item()
+
+    def norm(self, vector: Tensor) -> float:
+        return float(torch.linalg.vector_norm(vector))
+
+    def all_finite(self, vector: Tensor) -> bool:
+        # The sum may overflow where no element does.
+        return bool(vector.sum().isfinite()) or bool(vector.isfinite().all())
+
+    def poison(self, vector: Tensor) -> Tensor:
+        return vector if self.all_finite(vector) else torch.full_like(vector, torch.nan)
+
+    def blocks(self, vector: Tensor, block: int) -> Tensor:
+        missing = -vector.shape[0] % block
+        padded = torch.nn.functional.pad(vector, (0, missing)) if missing else vector
+        return padded.reshape(-1, block)
+
+    def column(self, vector: Tensor) -> Tensor:
+        return vector[:, None]
+
+    def row_max_abs(self, rows: Tensor) -> Tensor:
+        return rows.abs().amax(dim=1)
+
+    def row_norm(self, rows: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(rows, dim=1)
+
+    def top_k(self, vector: Tensor, count: int) -> Tensor:
+        if self.device.type == "cpu":
+            return torch.from_numpy(_NUMPY.top_k(vector.numpy(), count))
+        if count >= vector.shape[0]:
+            return self.arange(vector.shape[0])
+        magnitude = vector.view(torch.int32) & 0x7FFFFFFF
+        least = magnitude.topk(count, sorted=False).values.min()
+        above = magnitude > least
+        # Of those equal to the least, the first ones fill up to `count`.
+        equal = magnitude == least
+        equal &= equal.cumsum(0) <= count - above.sum()
+        return (above | equal).nonzero().reshape(-1)
+
+    def take(self, vector: Tensor, indices: Tensor) -> Tensor:
+        return vector[indices]
+
+    def scatter_add(self, total: Tensor, indices: Tensor, values: Tensor) -> Tensor:
+        return total.index_add_(0, indices, values)
+
+    def ascending_below(self, indices: Tensor, size: int) -> bool:
+        if not indices.shape[0]:
+            return True
+        return bool((indices[1:] > indices[:-1]).all() & (indices[0] >= 0) & (indices[-1] < size))
+
+    def uniform(self, count: int, stream: Stream) -> Tensor:
+        first, second = (_signed(word) for word in stream.words())
+        x = torch.arange(count, dtype=torch.int32, device=self.device).add_(first)
+        x = _mix_(_mix_(x).bitwise_xor_(second))
+        return (x >> 8).bitwise_and_(0xFFFFFF).float().mul_(2**-24)
+
+    def distinct(self, count: int, size: int, stream: Stream) -> Tensor:
+        return self.from_numpy(random.distinct(count, size, stream))
+
+    def to_bytes(self, array: Tensor) -> Tensor:
+        return array.contiguous().view(torch.uint8)
+
+    def from_bytes(self, payload: Tensor, dtype: str) -> Tensor:
+        kind = getattr(torch, dtype)
+        if payload.storage_offset() % kind.itemsize or not payload.is_contiguous():
+            payload = payload.clone()
+        return payload.view(kind)
+
+    def pack(self, numbers: Tensor, bits: int) -> Tensor:
+        planes = [(numbers >> 8 * i & 0xFF).to(torch.uint8) for i in range(bits // 8)]
+        rest = bits % 8
+        if rest:
+            top = numbers >> 8 * (bits // 8) & ((1 << rest) - 1)
+            shifts = torch.arange(0, 8 * rest, rest, device=self.device)
+            words = (self.blocks(top.long(), 8) << shifts).sum(dim=1)
+            planes.append(words.view(torch.uint8).reshape(-1, 8)[:, :rest].reshape(-1))
+        return torch.cat(planes) if planes else torch.zeros(0, dtype=torch.uint8, device=self.device)
+
+    def unpack(self, payload: Tensor, bits: int, count: int) -> Tensor:
+        numbers = torch.zeros(count, dtype=torch.int32, device=self.device)
+        for i in range(bits // 8):
+            numbers |= payload[i * count : (i + 1) * count].int() << 8 * i
+        rest = bits % 8
+        if rest:
+            words = torch.zeros(-(-count // 8), 8, dtype=torch.uint8, device=self.device)
+            words[:, :rest] = payload[bits // 8 * count :].reshape(-1, rest)
+            shifts = torch.arange(0, 8 * rest, rest, device=self.device)
+            top = (words.view(torch.int64) >> shifts & ((1 << rest) - 1)).int().reshape(-1)[:count]
+            numbers |= top << 8 * (bits // 8)
+        return numbers
+
+    def bitmap(self, indices: Tensor, size: int) -> Tensor:
+        bits = torch.zeros(size, dtype=torch.uint8, device=self.device)
+        bits[indices] = 1
+        return self.pack(bits, 1)
+
+    def set_bits(self, payload: Tensor, size: int) -> Tensor:
+        shifts = torch.arange(8, dtype=torch.uint8, device=self.device)
+        return (payload[:, None] >> shifts & 1).reshape(-1)[:size].nonzero().reshape(-1)
+
+    def orthogonalize(self, matrix: Tensor) -> Tensor:
+        return torch.linalg.qr(matrix)[0]
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 32) if word >> 31 else word
+
+
+def _mix_(x: Tensor) -> Tensor:
+    """Mix int32 words in place, as `hvd_compress.random.mix` does; the shifts are logical, hence the masks."""
+    for shift, multiplier in zip(random.SHIFTS, (*random.MULTIPLIERS, None), strict=True):
+        x ^= x >> shift & (1 << 32 - shift) - 1
+        if multiplier is not None:
+            x *= _signed(multiplier)
+    return x

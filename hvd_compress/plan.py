@@ -1,0 +1,148 @@
+"""Which parameters travel together, under which compressor; and whether all workers mean the same."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hvd_compress.compressors import Compressor, parse, spec
+from hvd_compress.layout import Layout
+
+logger = logging.getLogger("hvd_compress")
+
+PLAIN = parse("none")
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What the plan must know of a parameter.
+
+    Attributes:
+        name: its name, unique in the model.
+        shape: its shape.
+        dtype: the dtype that it is sent in if it is sent plain.
+        device: where it lies; gradients of different devices share no bucket.
+        group: gradients of one group share a bucket; None leaves that to the plan.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    device: str = "cpu"
+    group: int | None = None
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes a coordinate."""
+        return {"float16": 2, "float64": 8}.get(self.dtype, 4)
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Gradients that are exchanged as one vector of a dtype, by one compressor."""
+
+    name: str
+    compressor: Compressor
+    layout: Layout
+    dtype: str
+    device: str
+
+
+def choose(gradient: Gradient, compressor: Compressor, dense_below: int) -> Compressor:
+    """Return the compressor for one gradient: plain if it is small, has one axis, or would not become fewer bytes."""
+    small = gradient.size < dense_below or len(gradient.shape) < 2
+    if small and not compressor.small_too:
+        return PLAIN
+    if compressor.whole_gradient:
+        return compressor
+    own_bits = compressor.payload_bits(Layout.of([(gradient.name, gradient.shape)]))
+    if compressor != PLAIN and own_bits >= 32 * gradient.size:
+        return PLAIN
+    return compressor
+
+
+def make_plan(
+    gradients: Sequence[Gradient], compressor: Compressor, *, bucket_bytes: int, dense_below: int
+) -> list[Bucket]:
+    """Divide the gradients into buckets, in the reverse of their order: backpropagation gives the last ones first.
+
+    Args:
+        gradients: the parameters, in the order of the model.
+        compressor: for all that `choose` does not send plain.
+        bucket_bytes: a bucket is closed before its vector would grow above this. One parameter is never divided, and
+            a method of the whole gradient has one bucket.
+        dense_below: parameters of fewer coordinates, and those of one axis, are sent plain.
+    """
+    open_buckets: dict[Hashable, list[Gradient]] = {}
+    closed: list[tuple[Compressor, list[Gradient]]] = []
+    replaced = []
+    for gradient in reversed(gradients):
+        chosen = choose(gradient, compressor, dense_below)
+        if chosen != compressor and gradient.size >= dense_below and len(gradient.shape) > 1:
+            replaced.append(gradient.name)
+        # All but plain gradients are exchanged as float32: their own dtypes need not agree.
+        dtype = gradient.dtype if chosen.keeps_dtype else "float32"
+        key = (chosen, dtype, gradient.device, gradient.group)
+        members = open_buckets.setdefault(key, [])
+        full = sum(g.size * g.itemsize for g in members) + gradient.size * gradient.itemsize > bucket_bytes
+        if members and full and gradient.group is None and not chosen.whole_gradient:
+            closed.append((chosen, members))
+            open_buckets[key] = members = []
+        members.append(gradient)
+    closed += [(key[0], members) for key, members in open_buckets.items()]  # type: ignore[index]
+    if replaced:
+        logger.info(
+            "%s would send no fewer bytes than plain fp32 for %s: sent plain",
+            spec(compressor),
+            ", ".join(replaced),
+        )
+    return [
+        Bucket(
+            name=str(number),
+            compressor=chosen,
+            layout=Layout.of([(g.name, g.shape) for g in members]),
+            dtype=members[0].dtype if chosen.keeps_dtype else "float32",
+            device=members[0].device,
+        )
+        for number, (chosen, members) in enumerate(closed)
+    ]
+
+
+class WorkersDisagree(ValueError):
+    """The workers were not started with the same version, settings or model."""
+
+
+def check_agreement(descriptions: Sequence[Mapping[str, Any]]) -> None:
+    """Compare what each worker says of itself.
+
+    Args:
+        descriptions: one mapping a worker, in the order of ranks; a list in it is compared item by item.
+
+    Raises:
+        WorkersDisagree: naming what differs, the ranks, and what each has.
+    """
+    for key in descriptions[0]:
+        values: list[Any] = [description.get(key) for description in descriptions]
+        if all(value == values[0] for value in values):
+            continue
+        what = key
+        if all(isinstance(value, list) for value in values):
+            longest = max(len(value) for value in values)
+            padded = [[*value, *["nothing"] * (longest - len(value))] for value in values]
+            first = next(i for i in range(longest) if any(value[i] != padded[0][i] for value in padded))
+            values, what = [value[first] for value in padded], f"{key}, number {first + 1}"
+        ranks: dict[str, list[int]] = {}
+        for rank, value in enumerate(values):
+            ranks.setdefault(str(value), []).append(rank)
+        listed = "; ".join(
+            f"rank{'s' if len(who) > 1 else ''} {', '.join(map(str, who))}: {value}" for value, who in ranks.items()
+        )
+        raise WorkersDisagree(f"the workers disagree on {what}: {listed}")

@@ -1,0 +1,105 @@
+"""What a compressor keeps between steps, written as a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+from hvd_compress.layout import Layout
+from hvd_compress.random import Stream, make_key
+
+
+class Store(MutableMapping[str, Any]):
+    """Named arrays. What is written is seen at once by the writer, and kept only if the step is committed."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+        self._written: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._written[name] if name in self._written else self._kept[name]
+
+    def __setitem__(self, name: str, array: Any) -> None:
+        self._written[name] = array
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"a state's arrays are replaced, never deleted: {name!r}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._kept, **self._written})
+
+    def __len__(self) -> int:
+        return len({**self._kept, **self._written})
+
+    def commit(self) -> None:
+        """Keep what was written."""
+        self._kept.update(self._written)
+        self._written.clear()
+
+    def rollback(self) -> None:
+        """Forget what was written since the last commit."""
+        self._written.clear()
+
+
+class State:
+    """A compressor's memory and circumstances for one vector on one worker.
+
+    Attributes:
+        layout: the parameters in the vector.
+        rank, workers: who this worker is, and of how many.
+        step: number of committed steps; with the seed it determines every random number.
+        shared: arrays that are equal on all workers (PowerSGD's warm start, say).
+        local: this worker's own arrays (its residual, say): another worker must not load them.
+    """
+
+    def __init__(self, layout: Layout, *, rank: int = 0, workers: int = 1, seed: int = 0, name: str = "") -> None:
+        self.layout = layout
+        self.rank, self.workers = rank, workers
+        self.step = 0
+        self.shared, self.local = Store(), Store()
+        self._shared_key = make_key(seed, name)
+        self._local_key = make_key(seed, name, rank)
+
+    def own_stream(self) -> Stream:
+        """Random numbers of this worker and step, independent of the other workers'."""
+        return Stream(self._local_key, self.step)
+
+    def common_stream(self) -> Stream:
+        """Random numbers of this step that are the same on all workers."""
+        return Stream(self._shared_key, self.step)
+
+    def commit(self) -> None:
+        """End the step: keep what was written and advance `step`."""
+        self.shared.commit()
+        self.local.commit()
+        self.step += 1
+
+    def rollback(self) -> None:
+        """Take the step back, as if it had not been."""
+        self.shared.rollback()
+        self.local.rollback()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.step = 0
+        self.shared, self.local = Store(), Store()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes: the step and copies of no array (they are never changed in place)."""
+        return {"step": self.step, "rank": self.rank, "shared": dict(self.shared), "local": dict(self.local)}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> bool:
+        """Replace the state by a saved one; return whether this worker's own arrays came with it.
+
+        A state that another rank saved brings its step and shared arrays alone: that rank's residual holds what that
+        rank has not sent, and would be counted twice here.
+        """
+        own = saved["rank"] == self.rank or not saved["local"]
+        self.reset()
+        self.step = int(saved["step"])
+        self.shared.update(saved["shared"])
+        if own:
+            self.local.update(saved["local"])
+        self.shared.commit()
+        self.local.commit()
+        return own

@@ -1,0 +1,117 @@
+"""mpi4py's collectives, without Horovod, for NumPy arrays and PyTorch tensors on the CPU."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from mpi4py import MPI
+
+from hvd_compress.compressors.base import AllGather, AllReduce, Collective
+from hvd_compress.ops import Ops
+from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.transports import Traffic, WorkerFailed
+
+_FAILED = np.uint64(2**64 - 1)
+
+
+def _add_halves(source: Any, target: Any, _datatype: MPI.Datatype) -> None:
+    total = np.frombuffer(target, np.float16)
+    total += np.frombuffer(source, np.float16)
+
+
+class Handle(NamedTuple):
+    """A collective under way."""
+
+    collective: Collective
+    request: MPI.Request
+    buffers: tuple[Any, ...]
+    name: str
+
+
+class MPITransport:
+    """Collectives over a duplicate of an MPI communicator.
+
+    MPI matches collectives by their order: all workers must start the same ones in the same order, and each starts
+    with an agreement of eight bytes, the length of what is to come or the sign that a worker has failed.
+    """
+
+    def __init__(self, comm: MPI.Comm = MPI.COMM_WORLD, ops: Ops | None = None) -> None:
+        self.comm = comm.Dup()
+        self.rank, self.workers = comm.Get_rank(), comm.Get_size()
+        self.ops: Ops = NumpyOps() if ops is None else ops
+        self.traffic = Traffic()
+        self._half_sum = MPI.Op.Create(_add_halves, commute=True)
+
+    def start(self, collective: Collective, name: str) -> Handle:
+        """Begin a collective; it returns once the workers have agreed on the lengths.
+
+        Raises:
+            WorkerFailed: if another worker called `fail`.
+            ValueError: if the workers' arrays differ in length.
+        """
+        array = collective.array if isinstance(collective, AllReduce) else collective.payload
+        own = np.ascontiguousarray(self.ops.to_numpy(array))
+        lengths = self._agree(np.uint64(own.nbytes))
+        if not (isinstance(collective, AllGather) and collective.varying) and len(set(lengths.tolist())) != 1:
+            listed = ", ".join(f"rank {rank}: {length}" for rank, length in enumerate(lengths))
+            raise ValueError(f"{name}: the workers' arrays differ in their bytes ({listed})")
+        if isinstance(collective, AllReduce):
+            total = np.empty_like(own)
+            request = self._iallreduce(own, total, collective.op)
+            return Handle(collective, request, (own, total), name)
+        gathered = np.empty(int(lengths.sum()), np.uint8)
+        request = self.comm.Iallgatherv(own, [gathered, lengths.astype(np.int64)])
+        return Handle(collective, request, (own, gathered, lengths), name)
+
+    def _iallreduce(self, own: Any, total: Any, op: str) -> MPI.Request:
+        if own.dtype != np.float16:
+            return self.comm.Iallreduce(own, total, MPI.MAX if op == "max" else MPI.SUM)
+        if op == "max":
+            raise TypeError("MPI has no float16 maximum")
+        kind = MPI.BYTE.Create_contiguous(2).Commit()
+        request = self.comm.Iallreduce([own, own.size, kind], [total, own.size, kind], self._half_sum)
+        kind.Free()
+        return request
+
+    def _agree(self, length: np.uint64) -> Any:
+        lengths = np.empty(self.workers, np.uint64)
+        self.comm.Allgather(np.array([length]), lengths)
+        self.traffic.count("agreement", length.nbytes, lengths.nbytes)
+        if _FAILED in lengths:
+            raise WorkerFailed(self._explain(None))
+        return lengths
+
+    def _explain(self, error: BaseException | None) -> str:
+        text = f"{type(error).__name__}: {error}" if error is not None else None
+        texts = self.comm.allgather(pickle.dumps(text))
+        failed = [(rank, pickle.loads(text)) for rank, text in enumerate(texts)]
+        return "; ".join(f"rank {rank} failed with {text}" for rank, text in failed if text is not None)
+
+    def done(self, handle: Handle) -> bool:
+        """Tell whether `wait` would return at once."""
+        return bool(handle.request.Test())
+
+    def wait(self, handle: Handle) -> Any:
+        """Return the combined array, or the list of payloads."""
+        handle.request.Wait()
+        if isinstance(handle.collective, AllReduce):
+            own, total = handle.buffers
+            self.traffic.count("allreduce", own.nbytes, own.nbytes)
+            if handle.collective.op == "mean":
+                total = (total / self.workers).astype(total.dtype)
+            return self.ops.from_numpy(total)
+        own, gathered, lengths = handle.buffers
+        self.traffic.count("allgather", own.nbytes, gathered.nbytes)
+        ends = np.cumsum(lengths.astype(np.int64))
+        return [self.ops.from_numpy(part) for part in np.split(gathered, ends[:-1])]
+
+    def fail(self, error: BaseException, names: Sequence[str]) -> None:
+        """Let the other workers' next collective raise `WorkerFailed`."""
+        if isinstance(error, WorkerFailed):
+            return
+        lengths = np.empty(self.workers, np.uint64)
+        self.comm.Allgather(np.array([_FAILED]), lengths)
+        self._explain(error)

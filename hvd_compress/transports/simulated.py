@@ -1,0 +1,111 @@
+"""W workers in one process, in lock step: for tests, studies, and counting bytes at any scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hvd_compress.compressors.base import AllGather, AllReduce, Collective, Compressor, Reduced
+from hvd_compress.exchange import check_vector
+from hvd_compress.layout import Layout
+from hvd_compress.ops import Array, Ops
+from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.state import State
+from hvd_compress.transports import LENGTH_BYTES, Traffic
+
+
+class Simulation:
+    """The same compressor on W simulated workers.
+
+    Attributes:
+        states: each worker's state.
+        traffic: the bytes of worker 0 (all workers' are equal unless payloads vary in length).
+        payloads: what each worker handed over in the last step, a list of arrays for each collective.
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        layout: Layout | int,
+        workers: int,
+        *,
+        ops: Ops | None = None,
+        seed: int = 0,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1; got {workers}")
+        self.compressor = compressor
+        self.layout = layout if isinstance(layout, Layout) else Layout.flat(layout)
+        self.ops: Ops = NumpyOps() if ops is None else ops
+        self.states = [State(self.layout, rank=rank, workers=workers, seed=seed) for rank in range(workers)]
+        self.traffic = Traffic()
+        self.payloads: list[list[Array]] = []
+
+    def reduce(self, vectors: Sequence[Array]) -> list[Reduced]:
+        """Do one step with one vector a worker; return what each worker ends up with.
+
+        Raises:
+            ValueError: if the vectors do not fit the layout, or the workers yield different collectives.
+            TypeError: if a vector is not of a floating dtype.
+        """
+        if len(vectors) != len(self.states):
+            raise ValueError(f"{len(self.states)} vectors are expected, one a worker; got {len(vectors)}")
+        for rank, vector in enumerate(vectors):
+            check_vector(f"worker {rank}", vector, self.layout)
+        self.payloads = []
+        generators = [
+            self.compressor.reduce(self.ops, self.ops.poison(vector), state)
+            for vector, state in zip(vectors, self.states, strict=True)
+        ]
+        answer = None
+        while True:
+            collectives: list[Collective] = []
+            results: list[Reduced] = []
+            for generator in generators:
+                try:
+                    collectives.append(generator.send(answer))
+                except StopIteration as stop:
+                    results.append(stop.value)
+            if not collectives:
+                break
+            if results:
+                raise ValueError("some workers are done while others yield another collective")
+            answer = self._combine(collectives)
+        finite = self.ops.all_finite(results[0].mean)
+        for state in self.states:
+            state.commit() if finite else state.rollback()
+        return results
+
+    def _combine(self, collectives: list[Collective]) -> Array | list[Array]:
+        first = collectives[0]
+        if isinstance(first, AllReduce):
+            arrays = [c.array for c in collectives if isinstance(c, AllReduce) and c.op == first.op]
+            if len({(tuple(array.shape), str(array.dtype)) for array in arrays}) != 1:
+                raise ValueError("the workers reduce arrays of different shapes or dtypes")
+        else:
+            arrays = [c.payload for c in collectives if isinstance(c, AllGather) and c.varying == first.varying]
+            if not first.varying and len({array.shape[0] for array in arrays}) != 1:
+                raise ValueError("the workers gather payloads of different lengths that were said to be equal")
+        if len(arrays) != len(collectives):
+            raise ValueError("the workers yield different collectives")
+        self.payloads.append(arrays)
+        if isinstance(first, AllReduce):
+            self._count(first, arrays[:1], 0)
+            return self._reduce(arrays, first.op)
+        self._count(first, arrays, LENGTH_BYTES if first.varying else 0)
+        return arrays
+
+    def _reduce(self, arrays: list[Array], op: str) -> Array:
+        stacked = np.stack([self.ops.to_numpy(array) for array in arrays])
+        if op == "max":
+            return self.ops.from_numpy(stacked.max(axis=0))
+        total = stacked.sum(axis=0, dtype=stacked.dtype)
+        return self.ops.from_numpy(total if op == "sum" else (total / len(arrays)).astype(stacked.dtype))
+
+    def _count(self, collective: Collective, arrays: list[Array], header: int) -> None:
+        sizes = [self.ops.to_bytes(array).shape[0] + header for array in arrays]
+        if isinstance(collective, AllReduce):
+            self.traffic.count("allreduce", sizes[0], sizes[0])
+        else:
+            self.traffic.count("allgather", sizes[0], sum(sizes))
