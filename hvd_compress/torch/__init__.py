@@ -1,0 +1,15 @@
+"""For PyTorch under Horovod.
+
+import horovod.torch as hvd
+import hvd_compress.torch as hvdc
+
+optimizer = hvdc.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(),
+compression=hvdc.Compression.topk(ratio=0.01))
+"""
+
+from hvd_compress.plan import WorkersDisagree
+from hvd_compress.torch.compression import Compression
+from hvd_compress.torch.optimizer import DistributedOptimizer
+from hvd_compress.transports import WorkerFailed
+
+__all__ = ["Compression", "DistributedOptimizer", "WorkerFailed", "WorkersDisagree"]

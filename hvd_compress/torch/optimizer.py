@@ -1,0 +1,301 @@
+"""`DistributedOptimizer`: Horovod's, with compressors that see the whole gradient and keep state."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+from torch import Tensor
+
+from hvd_compress.torch.compression import Compression, TorchCompression, as_compressor
+from hvd_compress.torch.reducer import GradientReducer
+from hvd_compress.transports.horovod_torch import HorovodTransport
+
+_created: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+
+
+class _Methods:
+    """What the optimizer's own class is extended by; `_wrapped` is that class."""
+
+    _wrapped: Any
+    _reducer: GradientReducer | None
+    _synchronized: bool
+    _should_synchronize: bool
+    _workers: int
+
+    def synchronize(self) -> None:
+        """Wait until the gradients are averaged, for instance to clip them before `step`.
+
+        Raises:
+            WorkersDisagree: in the first step, if the workers differ in version, settings or model.
+            WorkerFailed: if another worker failed; its own error is in the message.
+        """
+        if self._reducer is not None:
+            self._reducer.synchronize()
+        self._synchronized = True
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Let `step` inside this context not synchronize, after a call of `synchronize`."""
+        self._should_synchronize = False
+        try:
+            yield
+        finally:
+            self._should_synchronize = True
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Synchronize and update the parameters.
+
+        With a closure, each gradient that it computes is synchronized, and the loss that it returns is averaged over
+        the workers: so all of them take the same decisions.
+        """
+        pending = closure is None or (self._reducer is not None and self._reducer.busy)
+        if pending and self._should_synchronize:
+            if self._synchronized:
+                warnings.warn(
+                    "optimizer.step() called without optimizer.skip_synchronize() context after "
+                    "optimizer.synchronize(). This can cause training slowdown. You may want to consider using "
+                    "optimizer.skip_synchronize() context if you use optimizer.synchronize() in your code.",
+                    stacklevel=2,
+                )
+            self.synchronize()
+        self._synchronized = False
+        if closure is None or self._reducer is None:
+            return self._wrapped.step(self, closure)
+        reducer = self._reducer
+
+        def synchronized() -> Any:
+            loss = closure()
+            reducer.synchronize()
+            return reducer.mean_loss(loss)
+
+        return self._wrapped.step(self, synchronized)
+
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Reset the gradients.
+
+        Raises:
+            AssertionError: if they are on their way to the other workers.
+        """
+        if self._reducer is not None and self._reducer.busy:
+            raise AssertionError(
+                "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or "
+                "optimizer.synchronize(). This is prohibited as it can cause a race condition."
+            )
+        self._wrapped.zero_grad(self, *args, **kwargs)
+
+    def set_backward_passes_per_step(self, passes: int) -> None:
+        """Change the number of backward passes whose gradients a step accumulates."""
+        check_passes(passes)
+        if self._reducer is not None:
+            self._reducer.set_passes(passes)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse: the workers have agreed on the parameters."""
+        raise NotImplementedError(
+            "parameters cannot be added to a DistributedOptimizer, they would not be averaged; "
+            "add them to the optimizer that it wraps and wrap it anew"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's state and, under "compression", the compressors'.
+
+        Residuals are each worker's own: for an exact resumption every worker saves and loads its own state.
+        """
+        state = self._wrapped.state_dict(self)
+        if self._reducer is not None:
+            state["compression"] = self._reducer.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; gradients under way are dropped.
+
+        Another worker's state may be loaded: its residual is left out, with a warning.
+
+        Raises:
+            ValueError: if the state belongs to another compression or model.
+        """
+        rest = dict(state_dict)
+        compression = rest.pop("compression", None)
+        if self._reducer is not None and not self._reducer.load_state_dict(compression):
+            warnings.warn(
+                "the state was saved by another rank: this rank's residual begins at zero. "
+                "For an exact resumption every rank saves and loads its own state.",
+                stacklevel=2,
+            )
+        self._synchronized = False
+        self._should_synchronize = True
+        self._wrapped.load_state_dict(self, rest)
+
+    def compression_stats(self) -> dict[str, Any]:
+        """Return what this worker sent since construction, counted at the collectives.
+
+        Keys: ``steps``; ``bytes_sent`` and ``bytes_received`` (the buffers handed to and got from the collectives);
+        ``dense_bytes`` (what fp32 gradients would have been); ``ratio`` (dense_bytes / bytes_sent);
+        ``compression_seconds`` and ``communication_seconds`` (in compressors, and in waiting for collectives);
+        ``residual_norm`` (Euclidean, of all residuals); ``collectives`` (calls and bytes of each kind: "agreement" is
+        the comparison of settings in the first step). All zero with a single worker, who sends nothing.
+        """
+        if self._reducer is not None:
+            return self._reducer.stats()
+        empty = dict.fromkeys(("steps", "bytes_sent", "bytes_received", "dense_bytes"), 0)
+        seconds = {"compression_seconds": 0.0, "communication_seconds": 0.0}
+        return {**empty, "ratio": 1.0, **seconds, "residual_norm": 0.0, "collectives": {}}
+
+
+def DistributedOptimizer(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, Tensor]] | None = None,
+    compression: TorchCompression | str = Compression.none,
+    backward_passes_per_step: int = 1,
+    op: int = hvd.Average,
+    gradient_predivide_factor: float = 1.0,
+    groups: int | list[list[Tensor]] | None = None,
+    sparse_as_dense: bool = False,
+    process_set: Any = hvd.global_process_set,
+    *,
+    bucket_bytes: int = 25 * 2**20,
+    dense_below: int = 1024,
+    seed: int = 0,
+) -> Any:
+    """Wrap an optimizer so that its gradients are averaged over Horovod's processes, compressed.
+
+    The arguments up to `process_set` are those of ``horovod.torch.DistributedOptimizer`` and mean the same. The
+    result is an instance of the optimizer's own class, and shares its parameters and state. With a single process
+    nothing is sent, and gradients stay as they are.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``.
+        named_parameters: usually ``model.named_parameters()``; all workers must have the same in the same order.
+        compression: ``hvd_compress.torch.Compression.topk(ratio=0.01)``, or a spec such as ``"topk(ratio=0.01)"``.
+        backward_passes_per_step: passes whose gradients are accumulated before they are exchanged.
+        op: ``hvd.Average`` or ``hvd.Sum``.
+        gradient_predivide_factor: with ``hvd.Average``, divides before the sum and multiplies after the mean.
+        groups: the number of buckets to divide the parameters into, or lists of those that share a bucket.
+        sparse_as_dense: exchange sparse gradients as dense ones.
+        process_set: the Horovod processes to average over; the others' gradients stay as they are.
+        bucket_bytes: largest size of a bucket of gradients, in bytes, at least 1; methods of the whole gradient have
+            one bucket.
+        dense_below: parameters with fewer coordinates than this, and those with one axis, are sent uncompressed.
+        seed: of the compressors' random numbers, the same on all workers.
+
+    Raises:
+        ValueError: if an argument's value is not allowed, or a parameter has no name, or two have the same.
+        TypeError: if `compression` is none, or a parameter is not of a real floating dtype.
+    """
+    if op not in (hvd.Average, hvd.Sum):
+        raise ValueError(
+            f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}), got {op}: compressed gradients can "
+            "be averaged and summed; for others use horovod.torch.DistributedOptimizer"
+        )
+    if gradient_predivide_factor != 1.0 and op != hvd.Average:
+        raise ValueError("gradient_predivide_factor not supported with op != Average")
+    if not gradient_predivide_factor > 0:
+        raise ValueError(f"gradient_predivide_factor must be above 0; got {gradient_predivide_factor}")
+    check_passes(backward_passes_per_step)
+    if bucket_bytes < 1:
+        raise ValueError(f"bucket_bytes must be at least 1; got {bucket_bytes}")
+    if dense_below < 0:
+        raise ValueError(f"dense_below must be at least 0; got {dense_below}")
+    compressor = as_compressor(compression)
+    parameters = _check_parameters(optimizer, named_parameters)
+    grouped = _number_groups(parameters, groups)
+    if grouped and compressor.whole_gradient:
+        raise ValueError("groups cannot be used with a method that needs the whole gradient at once")
+
+    wrapped = type(optimizer)
+    # Horovod's `broadcast_optimizer_state` tells a distributed optimizer by the module of its class.
+    members = {**vars(_Methods), "_wrapped": wrapped, "__module__": hvd.DistributedOptimizer.__module__}
+    for name in ("__dict__", "__weakref__"):
+        members.pop(name, None)
+    result: Any = object.__new__(type(wrapped.__name__, (wrapped,), members))
+    result.__dict__.update(optimizer.__dict__)
+    result._synchronized, result._should_synchronize = False, True
+    result._reducer = None
+    if process_set.included() and process_set.size() > 1:
+        prefix = f"hvd_compress.{process_set.process_set_id}.{next(_created[process_set.process_set_id])}"
+        transport = HorovodTransport(process_set, prefix)
+        result._reducer = GradientReducer(
+            parameters,
+            compressor,
+            transport,
+            scale_before=1.0 / gradient_predivide_factor,
+            scale_after=gradient_predivide_factor if op == hvd.Average else float(transport.workers),
+            passes=backward_passes_per_step,
+            groups=grouped,
+            sparse_as_dense=sparse_as_dense,
+            bucket_bytes=bucket_bytes,
+            dense_below=dense_below,
+            seed=seed,
+            prefix=prefix,
+        )
+    return result
+
+
+def check_passes(passes: int) -> None:
+    """Raise ValueError unless there is at least one pass."""
+    if passes < 1:
+        raise ValueError(f"backward_passes_per_step must be > 0; got {passes}")
+
+
+def _check_parameters(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, Tensor]] | None
+) -> list[tuple[str, Tensor]]:
+    """Return (name, parameter) of those that the optimizer has and that require gradients."""
+    if named_parameters is None:
+        named = [
+            (f"allreduce.noname.{i}.{j}", p)
+            for i, group in enumerate(optimizer.param_groups)
+            for j, p in enumerate(group["params"])
+        ]
+    else:
+        named = list(named_parameters)
+    if any(not isinstance(item, tuple) for item in named):
+        raise ValueError(
+            "named_parameters should be a sequence of tuples (name, parameter), usually produced by "
+            "model.named_parameters()."
+        )
+    names = [name for name, _ in named]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ValueError(f"Parameter names in named_parameters must be unique. Found duplicates: {', '.join(twice)}")
+    optimized = {p: tuple(p.shape) for group in optimizer.param_groups for p in group["params"]}
+    unnamed = [shape for p, shape in optimized.items() if p not in {p for _, p in named}]
+    if unnamed:
+        raise ValueError(
+            "named_parameters was specified, but one or more model parameters were not named. Their shapes: "
+            + ", ".join(map(str, unnamed))
+        )
+    chosen = [(name, p) for name, p in named if p in optimized and p.requires_grad]
+    for name, p in chosen:
+        if not p.dtype.is_floating_point:
+            raise TypeError(f"gradients must be of a real floating dtype; {name} is of {p.dtype}")
+    return chosen
+
+
+def _number_groups(parameters: list[tuple[str, Tensor]], groups: int | list[list[Tensor]] | None) -> dict[str, int]:
+    """Return the number of its group for each parameter that is in one."""
+    if not groups:
+        return {}
+    if isinstance(groups, int):
+        if groups < 0:
+            raise ValueError("groups should be a non-negative integer or a list of list of torch.Tensor.")
+        share = -(-len(parameters) // groups)
+        return {name: i // share for i, (name, _) in enumerate(parameters)}
+    names = {p: name for name, p in parameters}
+    numbers: dict[str, int] = {}
+    for number, group in enumerate(groups):
+        for p in group:
+            if not isinstance(p, Tensor):
+                raise ValueError("groups must consist of torch.Tensor.")
+            if p in names and names[p] in numbers:
+                raise ValueError("A parameter can only appear once in groups.")
+            if p in names:
+                numbers[names[p]] = number
+    return numbers

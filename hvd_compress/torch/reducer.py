@@ -1,0 +1,358 @@
+"""From the gradients of a backward pass to their compressed means: hooks, buckets, and exchanges in flight."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvd_compress.compressors import AllReduce, Compressor, spec
+from hvd_compress.exchange import Exchange
+from hvd_compress.ops.torch import TorchOps
+from hvd_compress.plan import Bucket, Gradient, check_agreement, make_plan
+from hvd_compress.torch.sparse import SparseExchange
+from hvd_compress.transports.horovod_torch import HorovodTransport
+from hvd_compress.version import __version__
+
+
+class _BucketExchange(Exchange):
+    """The exchange of one bucket, with the buffer that its gradients are collected in."""
+
+    def __init__(self, bucket: Bucket, parameters: dict[str, Tensor], transport: Any, prefix: str, seed: int) -> None:
+        device = torch.device(bucket.device)
+        super().__init__(
+            bucket.compressor,
+            bucket.layout,
+            TorchOps(device),
+            transport,
+            name=f"{prefix}.{bucket.name}",
+            seed=seed,
+        )
+        self.places = [(parameters[place.name], place) for place in bucket.layout.parameters]
+        self.vector = torch.zeros(bucket.layout.size, dtype=getattr(torch, bucket.dtype), device=device)
+        self.missing = len(self.places)
+
+
+class GradientReducer:
+    """Averages gradients over a transport's workers while the backward pass goes on.
+
+    The first `synchronize` compares what the workers say of themselves and plans the buckets: by then it is known
+    which gradients are sparse. From the second backward pass on, a bucket is launched as soon as its last gradient is
+    there, and communication overlaps with the rest of the pass.
+
+    Args:
+        parameters: (name, parameter) of all that require gradients, in the model's order.
+        compressor: what to exchange them with.
+        transport: who carries the collectives.
+        scale_before, scale_after: factors on the gradients before, and on the means after.
+        passes: backward passes to a step.
+        groups: for each parameter's name the number of its group; those not named are grouped by size.
+        sparse_as_dense: exchange sparse gradients as dense ones.
+        bucket_bytes, dense_below: see `hvd_compress.plan.make_plan`.
+        seed: of all random numbers.
+        prefix: begins the names of all collectives; the same on all workers.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[tuple[str, Tensor]],
+        compressor: Compressor,
+        transport: HorovodTransport,
+        *,
+        scale_before: float,
+        scale_after: float,
+        passes: int,
+        groups: dict[str, int],
+        sparse_as_dense: bool,
+        bucket_bytes: int,
+        dense_below: int,
+        seed: int,
+        prefix: str,
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.compressor, self.transport = compressor, transport
+        self.scale_before, self.scale_after = scale_before, scale_after
+        self.passes, self.groups, self.sparse_as_dense = passes, groups, sparse_as_dense
+        self.bucket_bytes, self.dense_below, self.seed, self.prefix = bucket_bytes, dense_below, seed, prefix
+        self.steps = 0
+        self.exchanges: list[_BucketExchange] = []
+        self.sparse: dict[str, SparseExchange] = {}
+        self.sparse_dims: dict[str, int] = {}
+        self.planned = False
+        self._exchange_of: dict[Tensor, _BucketExchange] = {}
+        self._left = dict.fromkeys(self.parameters.values(), passes)
+        self._arrived: set[Tensor] = set()
+        self._loaded: dict[str, Any] | None = None
+        self._hooks = [p.register_post_accumulate_grad_hook(self._gradient_ready) for p in self._left]
+
+    # --- during the backward pass
+
+    @property
+    def busy(self) -> bool:
+        """Whether gradients are on their way."""
+        return any(exchange.launched for exchange in self._all)
+
+    @property
+    def _all(self) -> list[_BucketExchange | SparseExchange]:
+        return [*self.exchanges, *self.sparse.values()]
+
+    def set_passes(self, passes: int) -> None:
+        """Change the number of backward passes to a step."""
+        self.passes = passes
+        self._left = dict.fromkeys(self._left, passes)
+
+    def _gradient_ready(self, parameter: Tensor) -> None:
+        try:
+            if self._left[parameter] <= 0:
+                raise AssertionError(
+                    "Gradients were computed more than backward_passes_per_step times before call to step(). "
+                    "Increase backward_passes_per_step to accumulate gradients locally."
+                )
+            self._left[parameter] -= 1
+            exchange = self._exchange_of.get(parameter)
+            if self._left[parameter] or exchange is None:
+                return  # more passes to come; or no plan yet, or sparse: `synchronize` sends it
+            self._collect(exchange, parameter)
+            if exchange.missing == 0:
+                self._launch(exchange)
+                for other in self.exchanges:
+                    if other.ready():
+                        other.advance()
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    def _collect(self, exchange: _BucketExchange, parameter: Tensor) -> None:
+        """Copy a gradient to its place in the bucket."""
+        place = next(place for member, place in exchange.places if member is parameter)
+        self._arrived.add(parameter)
+        exchange.missing -= 1
+        target = exchange.vector[place.slice].view(place.shape)
+        gradient = parameter.grad
+        if gradient is None:
+            target.zero_()
+            return
+        if gradient.is_sparse:
+            if not self.sparse_as_dense:
+                raise ValueError(
+                    f"the gradient of {place.name} is sparse, and in the first step it was dense on every worker; "
+                    "pass sparse_as_dense=True"
+                )
+            gradient = gradient.to_dense()
+        target.copy_(gradient)
+
+    def _launch(self, exchange: _BucketExchange) -> None:
+        vector = exchange.vector
+        exchange.launch(vector if self.scale_before == 1 else vector * self.scale_before)
+
+    # --- at the end of it
+
+    def synchronize(self) -> None:
+        """Wait for all gradients and put their means into the parameters' ``grad``.
+
+        Raises:
+            WorkersDisagree: in the first step, if the workers differ in version, settings or model.
+            WorkerFailed: if another worker failed; its own error is in the message.
+        """
+        try:
+            if not self.planned:
+                self._make_plan()
+            for name, sparse in self.sparse.items():
+                gradient = self.parameters[name].grad
+                sparse.launch(gradient if gradient is None or self.scale_before == 1 else gradient * self.scale_before)
+            for exchange in self.exchanges:
+                if not exchange.launched:
+                    for parameter, _ in exchange.places:
+                        if parameter not in self._arrived:
+                            self._collect(exchange, parameter)
+                    self._launch(exchange)
+            # All workers go through the queue in the same order, so that none waits for what another has yet to start.
+            queue = deque(e for e in self._all if not e.finished)
+            while queue:
+                pending = queue.popleft()
+                pending.advance()
+                if not pending.finished:
+                    queue.append(pending)
+        except Exception as error:
+            self._fail(error)
+            raise
+        self._finish()
+
+    def _finish(self) -> None:
+        # The means are equal on all workers, and so is what they decide here.
+        finite = all(exchange.ops.all_finite(exchange.mean) for exchange in self.exchanges)
+        for exchange in self.exchanges:
+            mean = exchange.commit() if finite else exchange.rollback()
+            if self.scale_after != 1:
+                mean = mean * self.scale_after
+            for parameter, place in exchange.places:
+                self._give(parameter, place.name, mean[place.slice].view(place.shape))
+        for name, sparse in self.sparse.items():
+            mean = sparse.commit()
+            self.parameters[name].grad = mean if self.scale_after == 1 else mean * self.scale_after
+        self.steps += 1
+        self._reset()
+
+    def _give(self, parameter: Tensor, name: str, mean: Tensor) -> None:
+        mean = mean.to(parameter.dtype)
+        if name in self.sparse_dims:
+            parameter.grad = mean.to_sparse(self.sparse_dims[name])
+        elif parameter.grad is None:
+            parameter.grad = mean
+        else:
+            parameter.grad.set_(mean)  # type: ignore[call-overload]  # undeclared, and what Horovod does
+
+    def _reset(self) -> None:
+        self._arrived.clear()
+        self._left = dict.fromkeys(self._left, self.passes)
+        for exchange in self.exchanges:
+            exchange.missing = len(exchange.places)
+
+    def mean_loss(self, loss: Any) -> Any:
+        """Return the mean of a closure's losses; what is no tensor is returned as it is."""
+        if not isinstance(loss, Tensor):
+            return loss
+        handle = self.transport.start(AllReduce(loss.detach()), f"{self.prefix}.loss")
+        mean: Tensor = self.transport.wait(handle)
+        return mean
+
+    def _fail(self, error: Exception) -> None:
+        self.transport.fail(error, [exchange.next_name for exchange in self._all if not exchange.finished])
+        for exchange in self._all:
+            exchange.abandon()
+        self._reset()
+
+    # --- before the first exchange
+
+    def _make_plan(self) -> None:
+        sparse_dims = {
+            name: p.grad.sparse_dim() for name, p in self.parameters.items() if p.grad is not None and p.grad.is_sparse
+        }
+        description = {
+            "version": __version__,
+            "compression": spec(self.compressor),
+            "seed": self.seed,
+            "parameters": [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in self.parameters.items()],
+            "backward_passes_per_step": self.passes,
+            "scaling of gradients": (self.scale_before, self.scale_after),
+            "groups": sorted(self.groups.items()),
+            "sparse_as_dense": self.sparse_as_dense,
+            "bucket_bytes": self.bucket_bytes,
+            "dense_below": self.dense_below,
+        }
+        answers = self.transport.gather_object((description, sparse_dims), f"{self.prefix}.agreement")
+        check_agreement([answer[0] for answer in answers])
+        for _, dims in answers:
+            self.sparse_dims |= dims
+        apart = set() if self.sparse_as_dense else set(self.sparse_dims)
+        gradients = [
+            Gradient(
+                name,
+                tuple(p.shape),
+                # Horovod sums no bfloat16.
+                {torch.float16: "float16", torch.float64: "float64"}.get(p.dtype, "float32"),
+                str(p.device),
+                self.groups.get(name),
+            )
+            for name, p in self.parameters.items()
+            if name not in apart
+        ]
+        buckets = make_plan(gradients, self.compressor, bucket_bytes=self.bucket_bytes, dense_below=self.dense_below)
+        self.exchanges = [
+            _BucketExchange(bucket, self.parameters, self.transport, self.prefix, self.seed) for bucket in buckets
+        ]
+        self._exchange_of = {p: exchange for exchange in self.exchanges for p, _ in exchange.places}
+        self.sparse = {
+            name: SparseExchange(f"{self.prefix}.sparse.{name}", self.parameters[name], dim, self.transport)
+            for name, dim in self.sparse_dims.items()
+            if name in apart
+        }
+        self.planned = True
+        if self._loaded is not None:
+            self._load(self._loaded)
+            self._loaded = None
+
+    # --- checkpoints and statistics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the compressors' state: tensors, numbers and names only."""
+        if not self.planned:
+            return self._loaded or {"compression": spec(self.compressor), "steps": 0, "buckets": []}
+        return {
+            "compression": spec(self.compressor),
+            "steps": self.steps,
+            "buckets": [
+                {
+                    "parameters": [p.name for p in exchange.layout.parameters],
+                    "state": exchange.state.state_dict(),
+                }
+                for exchange in self.exchanges
+            ],
+        }
+
+    def load_state_dict(self, saved: dict[str, Any] | None) -> bool:
+        """Take over a saved state (None: begin anew) and drop what is under way; return False if it was another rank's.
+
+        Raises:
+            ValueError: if it belongs to another compression.
+        """
+        if saved is not None and saved["compression"] != spec(self.compressor):
+            raise ValueError(
+                f"the state was saved with compression {saved['compression']}, and this optimizer has "
+                f"{spec(self.compressor)}; to begin with an empty state, delete its entry 'compression'"
+            )
+        for exchange in self.exchanges:
+            exchange.abandon()
+        self._reset()
+        self.steps = saved["steps"] if saved is not None else 0
+        if self.planned and saved is not None:
+            self._load(saved)
+        elif self.planned:
+            for exchange in self.exchanges:
+                exchange.state.reset()
+        else:
+            self._loaded = saved
+        buckets = saved["buckets"] if saved is not None else []
+        return all(b["state"]["rank"] == self.transport.rank or not b["state"]["local"] for b in buckets)
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        if not saved["buckets"]:
+            return
+        found = [bucket["parameters"] for bucket in saved["buckets"]]
+        here = [[p.name for p in exchange.layout.parameters] for exchange in self.exchanges]
+        if found != here:
+            raise ValueError(
+                f"the state was saved for the buckets {found}, and here they are {here}: the model, bucket_bytes, "
+                "dense_below and groups must be those of the run that saved it"
+            )
+        for exchange, bucket in zip(self.exchanges, saved["buckets"], strict=True):
+            exchange.state.load_state_dict(_to_device(bucket["state"], exchange.vector.device))
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was sent and how long it took, since construction (see `DistributedOptimizer`)."""
+        dense = 4 * sum(p.numel() for p in self.parameters.values()) * self.steps
+        squares = [
+            exchange.ops.norm(exchange.state.local["residual"]) ** 2
+            for exchange in self.exchanges
+            if "residual" in exchange.state.local
+        ]
+        sent = self.transport.traffic.sent
+        return {
+            "steps": self.steps,
+            "bytes_sent": sent,
+            "bytes_received": self.transport.traffic.received,
+            "dense_bytes": dense,
+            "ratio": dense / sent if sent else 1.0,
+            "compression_seconds": sum(e.compression_seconds for e in self._all),
+            "communication_seconds": sum(e.waiting_seconds for e in self._all),
+            "residual_norm": sum(squares) ** 0.5,
+            "collectives": {kind: dict(entry) for kind, entry in self.transport.traffic.collectives.items()},
+        }
+
+
+def _to_device(saved: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    moved = {store: {name: tensor.to(device) for name, tensor in saved[store].items()} for store in ("shared", "local")}
+    return {**saved, **moved}
