@@ -1,0 +1,116 @@
+"""Train the digits with several compressors on two processes; print a table and draw accuracy against bytes sent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+SPECS = ("none", "fp16", "topk(ratio=0.01)", "qsgd(bits=4)", "powersgd(rank=2)")
+TRAIN = Path(__file__).parent / "torch" / "train.py"
+
+
+def run(compression: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Start one training under horovodrun and return the JSON object that it ends with."""
+    command = ["horovodrun", "-np", str(args.processes), sys.executable, str(TRAIN), "--compression", compression]
+    command += ["--seed", str(seed), "--epochs", str(args.epochs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.findall(r'\{"accuracy".*\}', done.stdout)
+    if done.returncode or not found:
+        sys.exit(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(found[-1])
+    return result
+
+
+def percent(values: list[float]) -> tuple[float, float]:
+    """Return mean and standard deviation, in percent."""
+    return 100 * statistics.mean(values), 100 * (statistics.stdev(values) if len(values) > 1 else 0.0)
+
+
+def table(results: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> Table:
+    """Return one row a compressor: means over the seeds."""
+    title = (
+        f"digits, MLP, {args.epochs} epochs, {args.processes} processes, {args.seeds} seeds (mean ± standard deviation)"
+    )
+    rows = Table(title=title)
+    rows.add_column("compression")
+    for column in ("accuracy", "sent by each worker", "fewer bytes", "seconds", "in compression", "in communication"):
+        rows.add_column(column, justify="right")
+    for compression, runs in results.items():
+        mean, deviation = percent([r["accuracy"] for r in runs])
+        sent = statistics.mean(r["bytes_sent"] for r in runs)
+        seconds = [
+            f"{statistics.mean(r[key] for r in runs):.2f}"
+            for key in ("seconds", "compression_seconds", "communication_seconds")
+        ]
+        ratio = statistics.mean(r["dense_bytes"] for r in runs) / sent
+        rows.add_row(compression, f"{mean:.1f} ± {deviation:.1f} %", f"{sent / 1e6:.2f} MB", f"{ratio:.1f} x", *seconds)
+    return rows
+
+
+def draw(results: dict[str, list[dict[str, Any]]], args: argparse.Namespace, path: Path) -> None:
+    """Draw accuracy against bytes sent."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), constrained_layout=True)
+    for compression, runs in results.items():
+        mean, deviation = percent([r["accuracy"] for r in runs])
+        sent = statistics.mean(r["bytes_sent"] for r in runs)
+        axes.errorbar(sent, mean, yerr=deviation, fmt="o", capsize=4, markersize=8, label=compression)
+    axes.set_xscale("log")
+    axes.set_ylim(90, 100)
+    axes.set_xlabel("bytes sent by each worker in the whole training (log scale)")
+    axes.set_ylabel("accuracy on the test set, %")
+    parameters = next(iter(results.values()))[0]["parameters"]
+    axes.set_title(
+        f"The same accuracy for fewer bytes: {args.processes} processes under horovodrun,\n"
+        f"scikit-learn's digits, MLP of {parameters:,} parameters, {args.epochs} epochs; "
+        f"mean and standard deviation of {args.seeds} seeds",
+        fontsize=10,
+    )
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(title="compression")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Run the demonstration."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2, help="processes to train on")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings with each compressor")
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder for demo.png and demo.json")
+    args = parser.parse_args()
+    for name in ("processes", "epochs", "seeds"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")
+    results: dict[str, list[dict[str, Any]]] = {compression: [] for compression in SPECS}
+    with tqdm(total=len(SPECS) * args.seeds, unit="training") as progress:
+        for seed in range(args.seeds):
+            for compression in SPECS:
+                progress.set_description(compression)
+                results[compression].append(run(compression, seed, args))
+                progress.update()
+    Console(width=120).print(table(results, args))
+    draw(results, args, args.output / "demo.png")
+    (args.output / "demo.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"picture: {args.output / 'demo.png'}   figures: {args.output / 'demo.json'}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
