@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -69,12 +70,15 @@ def draw(results: dict[str, list[dict[str, Any]]], args: argparse.Namespace, pat
         sent = statistics.mean(r["bytes_sent"] for r in runs)
         axes.errorbar(sent, mean, yerr=deviation, fmt="o", capsize=4, markersize=8, label=compression)
     axes.set_xscale("log")
-    axes.set_ylim(90, 100)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(min(90, axes.get_ylim()[0]), 100)
     axes.set_xlabel("bytes sent by each worker in the whole training (log scale)")
     axes.set_ylabel("accuracy on the test set, %")
     parameters = next(iter(results.values()))[0]["parameters"]
     axes.set_title(
-        f"The same accuracy for fewer bytes: {args.processes} processes under horovodrun,\n"
+        f"Accuracy against bytes sent: {args.processes} processes under horovodrun,\n"
         f"scikit-learn's digits, MLP of {parameters:,} parameters, {args.epochs} epochs; "
         f"mean and standard deviation of {args.seeds} seeds",
         fontsize=10,

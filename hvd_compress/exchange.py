@@ -36,7 +36,7 @@ class Exchange:
             raise ValueError(f"{name}: {layout.size} coordinates in one vector; fewer than 2^32 are allowed")
         self.compressor, self.layout, self.ops, self.transport = compressor, layout, ops, transport
         self.name = name
-        self.state = State(layout, rank=transport.rank, workers=transport.workers, seed=seed, name=name)
+        self.state = State(layout, rank=transport.rank, workers=transport.workers, seed=seed)
         self.mean: Array | None = None
         self.compression_seconds = self.waiting_seconds = 0.0
         self._generator: Exchanging | None = None
@@ -91,6 +91,9 @@ class Exchange:
             self.mean = stop.value.mean
             self._generator = self._handle = None
             return
+        except BaseException:
+            self._generator = self._handle = None
+            raise
         finally:
             self.compression_seconds += time.perf_counter() - began
         self._handle = self.transport.start(collective, f"{self.name}.{self._round}")

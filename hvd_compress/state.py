@@ -31,6 +31,11 @@ class Store(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len({**self._kept, **self._written})
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What the last commit left."""
+        return dict(self._kept)
+
     def commit(self) -> None:
         """Keep what was written."""
         self._kept.update(self._written)
@@ -47,18 +52,19 @@ class State:
     Attributes:
         layout: the parameters in the vector.
         rank, workers: who this worker is, and of how many.
-        step: number of committed steps; with the seed it determines every random number.
+        step: number of committed steps; with the seed and the parameters' names it determines every random number.
         shared: arrays that are equal on all workers (PowerSGD's warm start, say).
         local: this worker's own arrays (its residual, say): another worker must not load them.
     """
 
-    def __init__(self, layout: Layout, *, rank: int = 0, workers: int = 1, seed: int = 0, name: str = "") -> None:
+    def __init__(self, layout: Layout, *, rank: int = 0, workers: int = 1, seed: int = 0) -> None:
         self.layout = layout
         self.rank, self.workers = rank, workers
         self.step = 0
         self.shared, self.local = Store(), Store()
-        self._shared_key = make_key(seed, name)
-        self._local_key = make_key(seed, name, rank)
+        names = [parameter.name for parameter in layout.parameters]
+        self._shared_key = make_key(seed, names)
+        self._local_key = make_key(seed, names, rank)
 
     def own_stream(self) -> Stream:
         """Random numbers of this worker and step, independent of the other workers'."""
@@ -85,8 +91,8 @@ class State:
         self.shared, self.local = Store(), Store()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` takes: the step and copies of no array (they are never changed in place)."""
-        return {"step": self.step, "rank": self.rank, "shared": dict(self.shared), "local": dict(self.local)}
+        """Return what `load_state_dict` takes: the last committed state; its arrays are never changed."""
+        return {"step": self.step, "rank": self.rank, "shared": self.shared.kept, "local": self.local.kept}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> bool:
         """Replace the state by a saved one; return whether this worker's own arrays came with it.

@@ -42,7 +42,7 @@ class QSGD(GatherCompressor):
         size = state.layout.size
         rows = ops.blocks(vector, self.block)
         norms = ops.row_max_abs(rows) if self.norm == "max" else ops.row_norm(rows)
-        scaled = ops.flatten(rows * ops.column(self.levels / ops.where(norms > 0, norms, ops.ones_like(norms))))
+        scaled = ops.flatten(rows / ops.column(ops.where(norms > 0, norms, ops.ones_like(norms))) * self.levels)
         level = ops.floor(scaled[:size] + ops.uniform(size, state.own_stream())) + self.levels
         level = ops.cast(ops.clip(level, 0, 2 * self.levels), "int32")
         # A vector of NaN has norms of NaN; whatever its levels then are, it decodes to NaN.

@@ -91,7 +91,7 @@ class Ops(Protocol):
         """Return the largest magnitude of each row; NaN where a row has one."""
 
     def row_norm(self, rows: Array) -> Array:
-        """Return the Euclidean norm of each row."""
+        """Return the Euclidean norm of each row, computed in float64."""
 
     # --- selection
 

@@ -80,7 +80,7 @@ class NumpyOps:
         return np.abs(rows).max(axis=1, initial=0)
 
     def row_norm(self, rows: Array) -> Array:
-        return np.linalg.norm(rows, axis=1)
+        return np.linalg.norm(rows.astype(np.float64), axis=1).astype(np.float32)
 
     def top_k(self, vector: Array, count: int) -> Array:
         if count >= vector.shape[0]:

@@ -85,7 +85,7 @@ class TorchOps:
         return rows.abs().amax(dim=1)
 
     def row_norm(self, rows: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(rows, dim=1)
+        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).float()
 
     def top_k(self, vector: Tensor, count: int) -> Tensor:
         if self.device.type == "cpu":

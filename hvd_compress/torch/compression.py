@@ -129,7 +129,7 @@ class BoundCompression:
         if op not in (hvd.Average, hvd.Sum):
             raise ValueError(f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}); got {op}")
         self.compressor, self.parameters = compressor, parameters
-        self.transport = HorovodTransport(name="hvd_compress.bound")
+        self.transport = HorovodTransport(explains=False)  # the others may wait in Horovod's optimizer
         self._factor = self.transport.workers if op == hvd.Sum else 1
         self._exchanges: dict[str, Exchange] = {}
         for name, p in parameters.items():
@@ -139,7 +139,7 @@ class BoundCompression:
             chosen = choose(Gradient(name, tuple(p.shape), "float32"), compressor, dense_below)
             alone = chosen.collectives == ("allreduce",)
             carrier = _CountingCarrier(self.transport) if alone else self.transport
-            self._exchanges[name] = _tensor_exchange(f"hvd_compress.bound.{name}", p, chosen, carrier, seed)
+            self._exchanges[name] = _tensor_exchange(name, p, chosen, carrier, seed)
         self._names = {p: name for name, p in parameters.items()}
         self._order = list(reversed(parameters.values()))
         self._next = 0
@@ -244,9 +244,9 @@ class BoundCompression:
         )
 
     def _fail(self, error: Exception) -> None:
-        unfinished = [e for e in self._exchanges.values() if not e.finished]
-        own = [e.next_name for e in unfinished if e.transport is self.transport]
-        horovods = [name for name, e in self._exchanges.items() if not e.launched or e in unfinished]
+        exchanges = self._exchanges.items()
+        own = [e.next_name for _, e in exchanges if not e.finished and e.transport is self.transport]
+        horovods = [name for name, e in exchanges if not e.launched]
         self.transport.fail(error, [*own, *horovods])
         for exchange in self._exchanges.values():
             exchange.abandon()
@@ -266,7 +266,8 @@ class _CountingCarrier(_Carrier):
 
 def _tensor_exchange(name: str, tensor: Tensor, compressor: Compressor, transport: Any, seed: int) -> Exchange:
     layout = Layout.of([(name, tuple(tensor.shape))])
-    return Exchange(compressor, layout, TorchOps(tensor.device), transport, name=name, seed=seed)
+    collectives = f"hvd_compress.bound.{name}"
+    return Exchange(compressor, layout, TorchOps(tensor.device), transport, name=collectives, seed=seed)
 
 
 def _flat(tensor: Tensor, compressor: Compressor) -> Tensor:

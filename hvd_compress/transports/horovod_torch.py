@@ -33,9 +33,13 @@ class HorovodTransport:
     Args:
         process_set: the Horovod processes that take part.
         name: distinguishes this transport's messages about failures from others'.
+        explains: whether all workers wait here when one fails, so that its error can be told to the others.
     """
 
-    def __init__(self, process_set: Any = hvd.global_process_set, name: str = "hvd_compress") -> None:
+    def __init__(
+        self, process_set: Any = hvd.global_process_set, name: str = "hvd_compress", *, explains: bool = True
+    ) -> None:
+        self.explains = explains
         self.process_set = process_set
         self.name = name
         self.rank, self.workers = process_set.rank(), process_set.size()
@@ -106,6 +110,8 @@ class HorovodTransport:
 
     def _explain(self, error: BaseException | None) -> str:
         """Exchange the workers' errors; return them as text, or nothing if that takes too long."""
+        if not self.explains:
+            return ""
         text = f"{type(error).__name__}: {error}" if error is not None else None
         handle = self._begin_gather(text, f"{self.name}.failure")
         deadline = time.monotonic() + EXPLAIN_SECONDS

@@ -1,0 +1,90 @@
+"""The simulated workers, Horovod and mpi4py agree, on the result and on the bytes."""
+
+import horovod.torch as hvd
+import numpy as np
+import pytest
+import torch
+
+from hvd_compress import AllGather, AllReduce, Exchange, Layout, Simulation, methods, parse
+from hvd_compress.ops.torch import TorchOps
+from hvd_compress.transports import WorkerFailed
+from hvd_compress.transports.horovod_torch import HorovodTransport
+
+LAYOUT = Layout.of([("a", (30, 20)), ("b", (7,)), ("c", (16, 3, 3, 3))])
+SPECS = [*methods(), "topk(ratio=0.1, values=fp16)", "topk(ratio=0.02, scope=model)", "qsgd(bits=3, norm=l2)"]
+
+
+def transport(kind, ops):
+    if kind == "horovod":
+        return HorovodTransport(name="test")
+    if not hvd.mpi_enabled():
+        pytest.skip("under Gloo there are no MPI ranks")
+    from hvd_compress.transports.mpi import MPITransport
+
+    return MPITransport(ops=ops)
+
+
+@pytest.mark.parametrize("kind", ["horovod", "mpi"])
+@pytest.mark.parametrize("spec", SPECS)
+def test_real_ranks_give_what_simulated_ones_give(spec, kind):
+    compressor = parse(spec)
+    simulation = Simulation(compressor, LAYOUT, hvd.size(), ops=TorchOps())
+    exchange = Exchange(compressor, LAYOUT, TorchOps(), transport(kind, TorchOps()), seed=0)
+    for step in range(3):
+        vectors = [
+            torch.from_numpy(np.random.default_rng([step, rank]).standard_normal(LAYOUT.size).astype(np.float32))
+            for rank in range(hvd.size())
+        ]
+        expected = simulation.reduce(vectors)[hvd.rank()].mean
+        got = exchange.reduce(vectors[hvd.rank()])
+        tolerance = 2e-3 if spec == "fp16" else 1e-5
+        assert torch.allclose(got, expected, rtol=tolerance, atol=tolerance)
+    counted = {kind: e["sent"] for kind, e in exchange.transport.traffic.collectives.items() if kind != "agreement"}
+    assert counted == {kind: e["sent"] for kind, e in simulation.traffic.collectives.items()}
+    assert 8 * sum(counted.values()) == 3 * compressor.payload_bits(LAYOUT)
+
+
+@pytest.mark.parametrize("kind", ["horovod", "mpi"])
+def test_collectives(kind):
+    t = transport(kind, TorchOps())
+    rank, size = hvd.rank(), hvd.size()
+
+    def run(collective, name):
+        return t.wait(t.start(collective, name))
+
+    x = torch.arange(5.0) * (rank + 1)
+    total = sum(range(1, size + 1))
+    assert torch.equal(run(AllReduce(x, "sum"), "sum"), torch.arange(5.0) * total)
+    assert torch.allclose(run(AllReduce(x, "mean"), "mean"), torch.arange(5.0) * total / size)
+    assert torch.equal(run(AllReduce(x, "max"), "max"), torch.arange(5.0) * size)
+    assert torch.equal(run(AllReduce(x.half(), "sum"), "half"), torch.arange(5.0).half() * total)
+    payload = torch.full((3,), rank, dtype=torch.uint8)
+    gathered = run(AllGather(payload), "fixed")
+    assert [p.tolist() for p in gathered] == [[r] * 3 for r in range(size)]
+    payload = torch.full((rank,), rank, dtype=torch.uint8)
+    gathered = run(AllGather(payload, varying=True), "varying")
+    assert [p.tolist() for p in gathered] == [[r] * r for r in range(size)]
+    assert torch.equal(x, torch.arange(5.0) * (rank + 1))
+
+
+def test_mpi_ranks_whose_arrays_differ_in_length_raise_together():
+    t = transport("mpi", TorchOps())
+    with pytest.raises(ValueError, match=r"differ in their bytes \(rank 0: 4, rank 1: 8"):
+        t.start(AllReduce(torch.zeros(hvd.rank() + 1)), "x")
+
+
+def test_mpi_failure_is_told():
+    t = transport("mpi", TorchOps())
+    if hvd.rank() == 1:
+        t.fail(ZeroDivisionError("a bug"), [])
+    else:
+        with pytest.raises(WorkerFailed, match="rank 1 failed with ZeroDivisionError: a bug"):
+            t.start(AllReduce(torch.zeros(3)), "x")
+
+
+def test_integer_vectors_are_refused():
+    exchange = Exchange(parse("topk"), Layout.flat(5), TorchOps(), HorovodTransport(name="test"))
+    with pytest.raises(TypeError, match=r"floating dtype; got torch\.int32"):
+        exchange.launch(torch.zeros(5, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"shape \(5,\) is expected; got \(4,\)"):
+        exchange.launch(torch.zeros(4))

@@ -1,0 +1,280 @@
+"""What every compressor must do. A new one is held to it by being registered."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvd_compress import Compressor, ErrorFeedback, GatherCompressor, Layout, Simulation, make, methods, parse, spec
+from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.ops.torch import TorchOps
+
+NUMPY, TORCH = NumpyOps(), TorchOps()
+LAYOUT = Layout.of([("a", (30, 20)), ("b", (7,)), ("empty", (0, 3)), ("c", (16, 3, 3, 3)), ("scalar", ())])
+
+
+def variants(name: str) -> list[Compressor]:
+    """The method with its defaults, with each choice of each setting, and with each feedback that it allows."""
+    found = []
+    fields = dataclasses.fields(methods()[name])
+    settings = [{}]
+    for item in fields:
+        values = item.metadata.get("choices") or ((True, False) if item.type == "bool" else ())
+        settings += [{item.name: value} for value in values]
+        low, high = item.metadata.get("low"), item.metadata.get("high")
+        settings += [{item.name: value} for value in (low, high) if value is not None]
+    for chosen in settings:
+        for feedback in (None, "ef", "none"):
+            try:
+                compressor = make(name, feedback=feedback, **chosen)
+            except ValueError:
+                continue
+            if compressor not in found:
+                found.append(compressor)
+    return found
+
+
+VARIANTS = [compressor for name in methods() for compressor in variants(name)]
+every = pytest.mark.parametrize("compressor", VARIANTS, ids=spec)
+
+
+def inner(compressor: Compressor) -> Compressor:
+    return compressor.inner if isinstance(compressor, ErrorFeedback) else compressor
+
+
+def gaussian(*seed: int, size: int = LAYOUT.size) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+
+
+def tolerance(compressor: Compressor) -> float:
+    return 4e-3 if compressor.name == "fp16" or inner(compressor).name == "fp16" else 2e-5
+
+
+def close(compressor: Compressor, a: np.ndarray, b: np.ndarray) -> bool:
+    scale = max(np.abs(b).max(initial=0), 1e-30)
+    return bool(np.abs(a - b).max(initial=0) <= tolerance(compressor) * scale)
+
+
+@every
+def test_spec_and_object_are_the_same(compressor):
+    assert parse(spec(compressor)) == compressor
+    assert hash(parse(spec(compressor))) == hash(compressor)
+
+
+@every
+@pytest.mark.parametrize("workers", [1, 2, 4, 64])
+def test_every_worker_ends_up_with_the_mean_of_what_was_sent(compressor, workers):
+    simulation = Simulation(compressor, LAYOUT, workers)
+    for step in range(2):
+        results = simulation.reduce([gaussian(step, rank) for rank in range(workers)])
+        sent = np.mean([result.sent().astype(np.float64) for result in results], axis=0)
+        assert close(compressor, results[0].mean, sent)
+        assert all(np.array_equal(result.mean, results[0].mean) for result in results)
+        assert results[0].mean.dtype == np.float32
+        assert results[0].mean.shape == (LAYOUT.size,)
+
+
+shapes = st.lists(st.lists(st.integers(0, 9), min_size=0, max_size=3).map(tuple), min_size=1, max_size=4)
+
+
+@every
+@given(shapes=shapes, seed=st.integers(0, 2**32 - 1))
+def test_bytes_are_exactly_those_promised(compressor, shapes, seed):
+    layout = Layout.of([(str(i), shape) for i, shape in enumerate(shapes)])
+    if not layout.size:
+        return
+    simulation = Simulation(compressor, layout, 2, seed=seed)
+    simulation.reduce([gaussian(seed, rank, size=layout.size) for rank in range(2)])
+    assert 8 * simulation.traffic.sent == compressor.payload_bits(layout)
+
+
+@every
+def test_collectives_are_those_declared(compressor):
+    simulation = Simulation(compressor, LAYOUT, 2)
+    simulation.reduce([gaussian(0), gaussian(1)])
+    counted = {kind: entry["calls"] for kind, entry in simulation.traffic.collectives.items()}
+    declared = list(compressor.collectives)
+    assert counted == {kind: declared.count(kind) for kind in set(declared)}
+
+
+@every
+def test_numpy_and_torch_send_the_same(compressor):
+    ours, theirs = Simulation(compressor, LAYOUT, 3), Simulation(compressor, LAYOUT, 3, ops=TORCH)
+    for step in range(3):
+        vectors = [gaussian(step, rank) for rank in range(3)]
+        means = [
+            ours.reduce(vectors)[0].mean,
+            theirs.reduce([torch.from_numpy(vector) for vector in vectors])[0].mean.numpy(),
+        ]
+        assert close(compressor, *means)
+        for numpys, torches in zip(ours.payloads, theirs.payloads, strict=True):
+            for a, b in zip(numpys, torches, strict=True):
+                assert a.dtype == b.numpy().dtype
+                if a.dtype == np.uint8:
+                    assert np.array_equal(a, b.numpy())
+                else:
+                    assert close(compressor, a.astype(np.float32), b.numpy().astype(np.float32))
+
+
+@every
+@pytest.mark.parametrize("ops", [NUMPY, TORCH], ids=lambda ops: ops.name)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_values_reach_every_worker_and_leave_no_trace(compressor, ops, bad):
+    simulation = Simulation(compressor, LAYOUT, 3, ops=ops)
+    good = [ops.from_numpy(gaussian(rank)) for rank in range(3)]
+    simulation.reduce(good)
+    before = [copy.deepcopy(state.state_dict()) for state in simulation.states]
+    for place in (0, LAYOUT.size // 2, LAYOUT.size - 1):
+        poisoned = gaussian(7)
+        poisoned[place] = bad
+        results = simulation.reduce([good[0], ops.from_numpy(poisoned), good[2]])
+        assert not any(ops.all_finite(result.mean) for result in results)
+    for state, old in zip(simulation.states, before, strict=True):
+        new = state.state_dict()
+        assert new["step"] == old["step"] == 1
+        for store in ("shared", "local"):
+            assert new[store].keys() == old[store].keys()
+            assert all(np.array_equal(new[store][name], old[store][name]) for name in old[store])
+
+
+@every
+@pytest.mark.parametrize("ops", [NUMPY, TORCH], ids=lambda ops: ops.name)
+def test_the_input_is_not_modified(compressor, ops):
+    simulation = Simulation(compressor, LAYOUT, 2, ops=ops)
+    for _ in range(2):
+        vectors = [gaussian(rank) for rank in range(2)]
+        results = simulation.reduce([ops.from_numpy(vector.copy()) for vector in vectors])
+        kept = [ops.from_numpy(vector) for vector in vectors]
+        simulation.reduce(kept)
+        assert all(np.array_equal(ops.to_numpy(vector), gaussian(rank)) for rank, vector in enumerate(kept))
+        results[0].sent()
+
+
+@every
+def test_runs_repeat_and_resume_exactly(compressor):
+    def run(simulation, steps):
+        return [simulation.reduce([gaussian(step, rank) for rank in range(2)])[0].mean for step in steps]
+
+    whole = run(Simulation(compressor, LAYOUT, 2), range(6))
+    first = Simulation(compressor, LAYOUT, 2)
+    begun = run(first, range(3))
+    resumed = Simulation(compressor, LAYOUT, 2)
+    for state, other in zip(resumed.states, first.states, strict=True):
+        assert state.load_state_dict(other.state_dict())
+    for got, expected in zip(begun + run(resumed, range(3, 6)), whole, strict=True):
+        assert np.array_equal(got, expected)
+
+
+@every
+def test_zeros_and_extreme_values(compressor):
+    for vector in (
+        np.zeros(LAYOUT.size, np.float32),
+        np.full(LAYOUT.size, 1e-42, np.float32),
+        np.eye(1, LAYOUT.size, dtype=np.float32)[0],
+    ):
+        result = Simulation(compressor, LAYOUT, 2).reduce([vector, vector])[0]
+        assert np.isfinite(result.mean).all()
+        if not vector.any():
+            assert not result.mean.any()
+    if inner(compressor).name != "fp16":
+        vector = np.full(LAYOUT.size, 1e30, np.float32)
+        assert np.isfinite(Simulation(compressor, LAYOUT, 2).reduce([vector, -vector])[0].mean).all()
+
+
+@every
+def test_one_coordinate(compressor):
+    result = Simulation(compressor, 1, 2).reduce([np.float32([2.0]), np.float32([4.0])])[0]
+    assert result.mean.shape == (1,)
+    assert np.isfinite(result.mean).all()
+
+
+@every
+def test_unbiased_means_that_the_average_is_the_vector(compressor):
+    if not compressor.unbiased:
+        pytest.skip("biased")
+    layout, vector, steps = Layout.of([("m", (6, 5))]), gaussian(3, size=30), 3000
+    simulation = Simulation(compressor, layout, 1)
+    decoded = np.array([simulation.reduce([vector])[0].mean for _ in range(steps)], np.float64)
+    error = np.abs(decoded.mean(axis=0) - vector)
+    deviation = decoded.std(axis=0) / np.sqrt(steps)
+    assert (error <= 5 * deviation + 1e-5).all()
+
+
+@every
+def test_biased_means_a_contraction(compressor):
+    method = inner(compressor)
+    if method.unbiased:
+        pytest.skip("unbiased")
+    for seed in range(5):
+        vector = gaussian(seed)
+        result = Simulation(method, LAYOUT, 1).reduce([vector])[0]
+        assert np.sum((vector - result.sent()) ** 2) <= np.sum(vector**2)
+
+
+@every
+def test_error_feedback_loses_nothing(compressor):
+    if not isinstance(compressor, ErrorFeedback):
+        pytest.skip("without feedback")
+    simulation = Simulation(compressor, LAYOUT, 2)
+    given_, sent = np.zeros((2, LAYOUT.size)), np.zeros((2, LAYOUT.size))
+    for step in range(8):
+        vectors = [gaussian(step, rank) for rank in range(2)]
+        results = simulation.reduce(vectors)
+        given_ += vectors
+        sent += [result.sent() for result in results]
+    residual = np.array([state.local["residual"] for state in simulation.states])
+    assert np.allclose(given_, sent + residual, atol=1e-3 * np.abs(given_).max())
+
+
+@every
+@given(data=st.data())
+def test_hostile_payloads_are_refused_or_decoded_within_bounds(compressor, data):
+    method = inner(compressor)
+    if not isinstance(method, GatherCompressor):
+        return
+    layout = Layout.of([("a", (9, 5)), ("b", (3,))])
+    expected = method.payload_bits(layout) // 8
+    length = data.draw(st.sampled_from([expected] * 4 + [0, expected - 1, expected + 1]))
+    payload = np.frombuffer(data.draw(st.binary(min_size=length, max_size=length)), np.uint8).copy()
+    for ops in (NUMPY, TORCH):
+        try:
+            vector = method.decode(ops, ops.from_numpy(payload), layout)
+        except ValueError:
+            continue
+        assert length == expected
+        assert vector.shape == (layout.size,)
+
+
+@every
+def test_flipped_bits_never_crash(compressor):
+    method = inner(compressor)
+    if not isinstance(method, GatherCompressor):
+        pytest.skip("sends no payload of its own")
+    simulation = Simulation(method, LAYOUT, 1)
+    simulation.reduce([gaussian(0)])
+    payload = simulation.payloads[0][0]
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(200):
+        broken = payload.copy()
+        broken[random.integers(len(broken))] ^= np.uint8(1 << random.integers(8))
+        try:
+            assert method.decode(NUMPY, broken, LAYOUT).shape == (LAYOUT.size,)
+        except ValueError:
+            refused += 1
+    assert refused < 200
+
+
+@every
+def test_dtypes_and_shapes_that_do_not_fit_raise_before_any_state_changes(compressor):
+    simulation = Simulation(compressor, LAYOUT, 2)
+    good = gaussian(0)
+    for bad, error in ((good[1:], ValueError), (good.astype(np.int32), TypeError), (good[:, None], ValueError)):
+        with pytest.raises(error, match="worker 1: "):
+            simulation.reduce([good, bad])
+    assert simulation.states[0].step == 0
+    assert not simulation.states[0].local

@@ -1,0 +1,74 @@
+"""Specs: what is wrong is named, and what is allowed is listed."""
+
+import pytest
+
+from hvd_compress import ErrorFeedback, make, methods, parse, spec
+from hvd_compress.compressors.lowrank import PowerSGD
+from hvd_compress.compressors.quantize import QSGD
+from hvd_compress.compressors.sparsify import RandomK, TopK
+
+GOOD = [
+    ("topk", ErrorFeedback(TopK())),
+    ("topk()", ErrorFeedback(TopK())),
+    (" topk( 0.5 ) ", ErrorFeedback(TopK(0.5))),
+    ("topk(ratio=0.5, values=fp16)", ErrorFeedback(TopK(0.5, "fp16"))),
+    ("topk(ratio=0.5, values='fp16')", ErrorFeedback(TopK(0.5, "fp16"))),
+    ("topk(0.5, feedback=none)", TopK(0.5)),
+    ("topk(ratio=1)", ErrorFeedback(TopK(1))),
+    ("qsgd(2)", QSGD(2)),
+    ("qsgd(feedback=ef)", ErrorFeedback(QSGD())),
+    ("powersgd(rank=4, warm_start=False)", ErrorFeedback(PowerSGD(4, False))),
+    ("randomk", ErrorFeedback(RandomK())),
+    ("randomk(scaled=True)", RandomK(scaled=True)),
+]
+
+
+@pytest.mark.parametrize(("text", "compressor"), GOOD)
+def test_good_specs(text, compressor):
+    assert parse(text) == compressor
+    assert parse(spec(compressor)) == compressor
+
+
+def test_shortest_spec():
+    assert spec(parse("topk(ratio=0.01, values=fp32)")) == "topk"
+    assert spec(parse("qsgd(bits=2, feedback=ef)")) == "qsgd(bits=2, feedback=ef)"
+
+
+BAD = [
+    ("topq", ValueError, "unknown compressor 'topq'; known are: fp16, none, powersgd, qsgd, randomk, topk"),
+    ("topk(ration=0.1)", ValueError, "topk: unknown setting 'ration'; known are: ratio, values, scope, feedback"),
+    ("topk(ratio=0)", ValueError, r"topk: ratio must be in \(0, 1\]; got 0"),
+    ("topk(ratio=1.0001)", ValueError, r"topk: ratio must be in \(0, 1\]; got 1.0001"),
+    ("topk(ratio=-0.1)", ValueError, r"topk: ratio must be in \(0, 1\]; got -0.1"),
+    ("topk(ratio=much)", TypeError, "topk: ratio must be of type float; got 'much'"),
+    ("topk(ratio=True)", TypeError, "topk: ratio must be of type float; got True"),
+    ("topk(values=fp8)", ValueError, "topk: values must be one of fp32, fp16; got 'fp8'"),
+    ("topk(0.1, ratio=0.1)", ValueError, "topk: ratio is given twice"),
+    ("topk(1, 2, 3, 4)", ValueError, r"topk: takes 3 settings \(ratio, values, scope\); got 4"),
+    ("none(1)", ValueError, r"none: takes 0 settings \(none\); got 1"),
+    ("topk(feedback=ef22)", ValueError, "topk: feedback must be one of none, ef; got 'ef22'"),
+    ("qsgd(bits=1)", ValueError, r"qsgd: bits must be in \[2, 8\]; got 1"),
+    ("qsgd(bits=4.0)", TypeError, "qsgd: bits must be of type int; got 4.0"),
+    ("powersgd(rank=0)", ValueError, r"powersgd: rank must be in \[1, inf\); got 0"),
+    ("powersgd(warm_start=1)", TypeError, "powersgd: warm_start must be of type bool; got 1"),
+    ("randomk(scaled=True, feedback=ef)", ValueError, "randomk: scaled=True allows no feedback, got feedback=ef"),
+    ("", ValueError, "is no compression spec"),
+    ("topk(", ValueError, "is no compression spec"),
+    ("topk(0.1", ValueError, "is no compression spec"),
+    ("topk.x(1)", ValueError, "is no compression spec"),
+    ("__import__('os')", ValueError, "unknown compressor '__import__'"),
+    ("topk(ratio=open('x'))", ValueError, "is neither a number nor a word"),
+    ("topk(**{})", ValueError, "settings are written name=value"),
+]
+
+
+@pytest.mark.parametrize(("text", "error", "message"), BAD, ids=[text for text, _, _ in BAD])
+def test_bad_specs(text, error, message):
+    with pytest.raises(error, match=message):
+        parse(text)
+
+
+def test_names_of_methods_are_those_of_their_classes():
+    for name, cls in methods().items():
+        assert cls.name == name
+        assert make(name) is not None
