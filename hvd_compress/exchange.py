@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from hvd_compress.agreement import check_agreement, describe
 from hvd_compress.compressors.base import Compressor, Exchanging
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops
@@ -37,7 +38,9 @@ class Exchange:
         self.compressor, self.layout, self.ops, self.transport = compressor, layout, ops, transport
         self.name = name
         self.state = State(layout, rank=transport.rank, workers=transport.workers, seed=seed)
+        self.seed = seed
         self.mean: Array | None = None
+        self._agreed = False
         self.compression_seconds = self.waiting_seconds = 0.0
         self._generator: Exchanging | None = None
         self._handle: Any = None
@@ -54,13 +57,7 @@ class Exchange:
         return self.mean is not None
 
     def launch(self, vector: Array) -> None:
-        """Begin a step: compress the vector, shape (layout.size,), and start the first collective.
-
-        Raises:
-            ValueError: if the vector has another shape.
-            TypeError: if it is not of a floating dtype.
-        """
-        check_vector(self.name, vector, self.layout)
+        """Begin a step: compress the vector, shape (layout.size,), and start the first collective."""
         if not self.layout.size:
             self.mean = vector
             return
@@ -126,8 +123,22 @@ class Exchange:
         return mean
 
     def reduce(self, vector: Array) -> Array:
-        """Do a whole step and return the mean; the state advances only if the mean is finite."""
+        """Do a whole step and return the mean; the state advances only if the mean is finite.
+
+        All workers call it. The first time they compare version, compression, seed and layout.
+
+        Raises:
+            ValueError: if the vector has another shape than (layout.size,).
+            TypeError: if it is not of a floating dtype.
+            WorkersDisagree: if the workers were not given the same.
+            WorkerFailed: if another worker failed; its own error is in the message.
+        """
         try:
+            check_vector(self.name, vector, self.layout)
+            if not self._agreed:
+                mine = describe(self.compressor, self.seed, self.layout)
+                check_agreement(self.transport.gather_object(mine, f"{self.name}.agreement"))
+                self._agreed = True
             self.launch(vector)
             while not self.finished:
                 self.advance()

@@ -1,12 +1,11 @@
-"""Which parameters travel together, under which compressor; and whether all workers mean the same."""
+"""Which parameters travel together, and under which compressor."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hvd_compress.compressors import Compressor, parse, spec
 from hvd_compress.layout import Layout
@@ -114,35 +113,3 @@ def make_plan(
         )
         for number, (chosen, members) in enumerate(closed)
     ]
-
-
-class WorkersDisagree(ValueError):
-    """The workers were not started with the same version, settings or model."""
-
-
-def check_agreement(descriptions: Sequence[Mapping[str, Any]]) -> None:
-    """Compare what each worker says of itself.
-
-    Args:
-        descriptions: one mapping a worker, in the order of ranks; a list in it is compared item by item.
-
-    Raises:
-        WorkersDisagree: naming what differs, the ranks, and what each has.
-    """
-    for key in descriptions[0]:
-        values: list[Any] = [description.get(key) for description in descriptions]
-        if all(value == values[0] for value in values):
-            continue
-        what = key
-        if all(isinstance(value, list) for value in values):
-            longest = max(len(value) for value in values)
-            padded = [[*value, *["nothing"] * (longest - len(value))] for value in values]
-            first = next(i for i in range(longest) if any(value[i] != padded[0][i] for value in padded))
-            values, what = [value[first] for value in padded], f"{key}, number {first + 1}"
-        ranks: dict[str, list[int]] = {}
-        for rank, value in enumerate(values):
-            ranks.setdefault(str(value), []).append(rank)
-        listed = "; ".join(
-            f"rank{'s' if len(who) > 1 else ''} {', '.join(map(str, who))}: {value}" for value, who in ranks.items()
-        )
-        raise WorkersDisagree(f"the workers disagree on {what}: {listed}")

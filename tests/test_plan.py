@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hvd_compress import Layout, State, parse
-from hvd_compress.plan import PLAIN, Gradient, WorkersDisagree, check_agreement, make_plan
+from hvd_compress.agreement import WorkersDisagree, check_agreement
+from hvd_compress.plan import PLAIN, Gradient, make_plan
 from hvd_compress.transports import split_gathered, split_varying
 
 

@@ -73,6 +73,7 @@ class Compressor:
 
     Class attributes:
         name: what specs call it.
+        wire: the wire format in a few words.
         collectives: what `reduce` yields, in order: "allreduce" or "allgather".
         unbiased: whether the decoded vector's expectation is the vector.
         stateful: whether it reads anything of `State` but the layout (steps, random numbers, arrays).
@@ -82,6 +83,7 @@ class Compressor:
     """
 
     name: ClassVar[str]
+    wire: ClassVar[str]
     collectives: ClassVar[tuple[str, ...]]
     unbiased: ClassVar[bool] = False
     stateful: ClassVar[bool] = True

@@ -16,6 +16,7 @@ class NoCompression(Compressor):
     """Send the gradient as it is, in one AllReduce."""
 
     name: ClassVar[str] = "none"
+    wire: ClassVar[str] = "the gradient's own floats"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
     unbiased: ClassVar[bool] = True
     stateful: ClassVar[bool] = False
@@ -40,6 +41,7 @@ class HalfPrecision(Compressor):
     """
 
     name: ClassVar[str] = "fp16"
+    wire: ClassVar[str] = "float16"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
     stateful: ClassVar[bool] = False
     small_too: ClassVar[bool] = True

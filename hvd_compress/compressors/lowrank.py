@@ -25,6 +25,7 @@ class PowerSGD(Compressor):
     """
 
     name: ClassVar[str] = "powersgd"
+    wire: ClassVar[str] = "left factors, then right factors (fp32)"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce", "allreduce")
 
     rank: int = setting(2, low=1)

@@ -26,6 +26,7 @@ class QSGD(GatherCompressor):
     """
 
     name: ClassVar[str] = "qsgd"
+    wire: ClassVar[str] = "norm of each block (fp32), packed levels (2 to 8 bits)"
     unbiased: ClassVar[bool] = True
 
     bits: int = setting(4, low=2, high=8)

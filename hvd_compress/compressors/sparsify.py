@@ -41,6 +41,7 @@ class TopK(GatherCompressor):
     """
 
     name: ClassVar[str] = "topk"
+    wire: ClassVar[str] = "values (fp32 or fp16), indices (Elias-Fano or bitmap)"
 
     ratio: float = setting(0.01, above=0, high=1)
     values: str = setting("fp32", choices=("fp32", "fp16"))
@@ -107,6 +108,7 @@ class RandomK(Compressor):
     """
 
     name: ClassVar[str] = "randomk"
+    wire: ClassVar[str] = "values (fp32); the indices follow from the seed"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
 
     ratio: float = setting(0.01, above=0, high=1)

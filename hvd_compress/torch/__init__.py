@@ -7,7 +7,7 @@ optimizer = hvdc.DistributedOptimizer(optimizer, named_parameters=model.named_pa
 compression=hvdc.Compression.topk(ratio=0.01))
 """
 
-from hvd_compress.plan import WorkersDisagree
+from hvd_compress.agreement import WorkersDisagree
 from hvd_compress.torch.compression import Compression
 from hvd_compress.torch.optimizer import DistributedOptimizer
 from hvd_compress.transports import WorkerFailed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor
 
+from hvd_compress.agreement import check_agreement, describe
 from hvd_compress.compressors import Compressor, make, methods, parse, spec
 from hvd_compress.compressors.base import AllReduce, Collective
 from hvd_compress.exchange import Exchange
@@ -19,6 +21,8 @@ from hvd_compress.ops.torch import TorchOps
 from hvd_compress.plan import Gradient, choose
 from hvd_compress.transports import Traffic
 from hvd_compress.transports.horovod_torch import HorovodTransport
+
+_bound = itertools.count()
 
 
 class TorchCompression:
@@ -130,6 +134,7 @@ class BoundCompression:
             raise ValueError(f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}); got {op}")
         self.compressor, self.parameters = compressor, parameters
         self.transport = HorovodTransport(explains=False)  # the others may wait in Horovod's optimizer
+        self._prefix = f"hvd_compress.bound.{next(_bound)}"
         self._factor = self.transport.workers if op == hvd.Sum else 1
         self._exchanges: dict[str, Exchange] = {}
         for name, p in parameters.items():
@@ -139,11 +144,16 @@ class BoundCompression:
             chosen = choose(Gradient(name, tuple(p.shape), "float32"), compressor, dense_below)
             alone = chosen.collectives == ("allreduce",)
             carrier = _CountingCarrier(self.transport) if alone else self.transport
-            self._exchanges[name] = _tensor_exchange(name, p, chosen, carrier, seed)
+            self._exchanges[name] = _tensor_exchange(name, p, chosen, carrier, seed, prefix=self._prefix)
         self._names = {p: name for name, p in parameters.items()}
         self._order = list(reversed(parameters.values()))
         self._next = 0
-        self._means: dict[str, Tensor] = {}
+        self._agreed = False
+        self._description = {
+            **describe(compressor, seed, Layout.of((name, tuple(p.shape)) for name, p in parameters.items())),
+            "op": op,
+            "dense_below": dense_below,
+        }
 
     def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """Begin the exchange of a gradient; return what Horovod is to sum, and a context.
@@ -151,8 +161,11 @@ class BoundCompression:
         Raises:
             LookupError: if the tensor is the gradient of no bound parameter.
             TypeError: if it is not of a real floating dtype.
+            WorkersDisagree: in the first step, if the workers' compressors differ in version, settings or parameters.
         """
         check_gradient(tensor)
+        if not self._agreed:
+            self._agree()
         name = self._names[self._find(tensor)]
         exchange = self._exchanges[name]
         if exchange.finished:
@@ -224,6 +237,11 @@ class BoundCompression:
             "collectives": {kind: dict(entry) for kind, entry in traffic.collectives.items()},
         }
 
+    def _agree(self) -> None:
+        answers = self.transport.gather_object(self._description, f"{self._prefix}.agreement")
+        check_agreement(answers)
+        self._agreed = True
+
     def _end_step(self) -> None:
         """Keep the last step's state if all its means are finite, as the optimizer saw them."""
         done = [exchange for exchange in self._exchanges.values() if exchange.finished]
@@ -264,10 +282,11 @@ class _CountingCarrier(_Carrier):
         return self.result
 
 
-def _tensor_exchange(name: str, tensor: Tensor, compressor: Compressor, transport: Any, seed: int) -> Exchange:
+def _tensor_exchange(
+    name: str, tensor: Tensor, compressor: Compressor, transport: Any, seed: int, prefix: str = "unbound"
+) -> Exchange:
     layout = Layout.of([(name, tuple(tensor.shape))])
-    collectives = f"hvd_compress.bound.{name}"
-    return Exchange(compressor, layout, TorchOps(tensor.device), transport, name=collectives, seed=seed)
+    return Exchange(compressor, layout, TorchOps(tensor.device), transport, name=f"{prefix}.{name}", seed=seed)
 
 
 def _flat(tensor: Tensor, compressor: Compressor) -> Tensor:

@@ -266,7 +266,8 @@ def _check_parameters(
     if twice:
         raise ValueError(f"Parameter names in named_parameters must be unique. Found duplicates: {', '.join(twice)}")
     optimized = {p: tuple(p.shape) for group in optimizer.param_groups for p in group["params"]}
-    unnamed = [shape for p, shape in optimized.items() if p not in {p for _, p in named}]
+    with_names = {p for _, p in named}
+    unnamed = [shape for p, shape in optimized.items() if p not in with_names]
     if unnamed:
         raise ValueError(
             "named_parameters was specified, but one or more model parameters were not named. Their shapes: "

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvd_compress.agreement import check_agreement, describe
 from hvd_compress.compressors import AllReduce, Compressor, spec
 from hvd_compress.exchange import Exchange
+from hvd_compress.layout import Layout
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.plan import Bucket, Gradient, check_agreement, make_plan
-from hvd_compress.torch.sparse import SparseExchange
+from hvd_compress.plan import Bucket, Gradient, make_plan
+from hvd_compress.torch.sparse import SparseRows, as_rows
 from hvd_compress.transports.horovod_torch import HorovodTransport
-from hvd_compress.version import __version__
 
 
 class _BucketExchange(Exchange):
@@ -31,7 +32,7 @@ class _BucketExchange(Exchange):
             name=f"{prefix}.{bucket.name}",
             seed=seed,
         )
-        self.places = [(parameters[place.name], place) for place in bucket.layout.parameters]
+        self.places = {parameters[place.name]: place for place in bucket.layout.parameters}
         self.vector = torch.zeros(bucket.layout.size, dtype=getattr(torch, bucket.dtype), device=device)
         self.missing = len(self.places)
 
@@ -79,12 +80,13 @@ class GradientReducer:
         self.bucket_bytes, self.dense_below, self.seed, self.prefix = bucket_bytes, dense_below, seed, prefix
         self.steps = 0
         self.exchanges: list[_BucketExchange] = []
-        self.sparse: dict[str, SparseExchange] = {}
+        self.sparse: dict[str, Exchange] = {}
         self.sparse_dims: dict[str, int] = {}
         self.planned = False
         self._exchange_of: dict[Tensor, _BucketExchange] = {}
         self._left = dict.fromkeys(self.parameters.values(), passes)
         self._arrived: set[Tensor] = set()
+        self._begun = False
         self._loaded: dict[str, Any] | None = None
         self._hooks = [p.register_post_accumulate_grad_hook(self._gradient_ready) for p in self._left]
 
@@ -92,11 +94,11 @@ class GradientReducer:
 
     @property
     def busy(self) -> bool:
-        """Whether gradients are on their way."""
-        return any(exchange.launched for exchange in self._all)
+        """Whether gradients were computed that are not yet synchronized."""
+        return self._begun
 
     @property
-    def _all(self) -> list[_BucketExchange | SparseExchange]:
+    def _all(self) -> list[Exchange]:
         return [*self.exchanges, *self.sparse.values()]
 
     def set_passes(self, passes: int) -> None:
@@ -112,6 +114,7 @@ class GradientReducer:
                     "Increase backward_passes_per_step to accumulate gradients locally."
                 )
             self._left[parameter] -= 1
+            self._begun = True
             exchange = self._exchange_of.get(parameter)
             if self._left[parameter] or exchange is None:
                 return  # more passes to come; or no plan yet, or sparse: `synchronize` sends it
@@ -127,7 +130,7 @@ class GradientReducer:
 
     def _collect(self, exchange: _BucketExchange, parameter: Tensor) -> None:
         """Copy a gradient to its place in the bucket."""
-        place = next(place for member, place in exchange.places if member is parameter)
+        place = exchange.places[parameter]
         self._arrived.add(parameter)
         exchange.missing -= 1
         target = exchange.vector[place.slice].view(place.shape)
@@ -161,11 +164,12 @@ class GradientReducer:
             if not self.planned:
                 self._make_plan()
             for name, sparse in self.sparse.items():
-                gradient = self.parameters[name].grad
-                sparse.launch(gradient if gradient is None or self.scale_before == 1 else gradient * self.scale_before)
+                parameter = self.parameters[name]
+                rows = as_rows(parameter.grad, parameter, self.sparse_dims[name])
+                sparse.launch(rows if self.scale_before == 1 else (rows * self.scale_before).coalesce())
             for exchange in self.exchanges:
                 if not exchange.launched:
-                    for parameter, _ in exchange.places:
+                    for parameter in exchange.places:
                         if parameter not in self._arrived:
                             self._collect(exchange, parameter)
                     self._launch(exchange)
@@ -188,7 +192,7 @@ class GradientReducer:
             mean = exchange.commit() if finite else exchange.rollback()
             if self.scale_after != 1:
                 mean = mean * self.scale_after
-            for parameter, place in exchange.places:
+            for parameter, place in exchange.places.items():
                 self._give(parameter, place.name, mean[place.slice].view(place.shape))
         for name, sparse in self.sparse.items():
             mean = sparse.commit()
@@ -207,6 +211,7 @@ class GradientReducer:
 
     def _reset(self) -> None:
         self._arrived.clear()
+        self._begun = False
         self._left = dict.fromkeys(self._left, self.passes)
         for exchange in self.exchanges:
             exchange.missing = len(exchange.places)
@@ -231,11 +236,10 @@ class GradientReducer:
         sparse_dims = {
             name: p.grad.sparse_dim() for name, p in self.parameters.items() if p.grad is not None and p.grad.is_sparse
         }
+        layout = Layout.of((name, tuple(p.shape)) for name, p in self.parameters.items())
         description = {
-            "version": __version__,
-            "compression": spec(self.compressor),
-            "seed": self.seed,
-            "parameters": [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in self.parameters.items()],
+            **describe(self.compressor, self.seed, layout),
+            "dtypes": [f"{name} {p.dtype}" for name, p in self.parameters.items()],
             "backward_passes_per_step": self.passes,
             "scaling of gradients": (self.scale_before, self.scale_after),
             "groups": sorted(self.groups.items()),
@@ -264,10 +268,16 @@ class GradientReducer:
         self.exchanges = [
             _BucketExchange(bucket, self.parameters, self.transport, self.prefix, self.seed) for bucket in buckets
         ]
-        self._exchange_of = {p: exchange for exchange in self.exchanges for p, _ in exchange.places}
+        self._exchange_of = {p: exchange for exchange in self.exchanges for p in exchange.places}
         self.sparse = {
-            name: SparseExchange(f"{self.prefix}.sparse.{name}", self.parameters[name], dim, self.transport)
-            for name, dim in self.sparse_dims.items()
+            name: Exchange(
+                SparseRows(),
+                Layout.of([(name, tuple(self.parameters[name].shape))]),
+                TorchOps(self.parameters[name].device),
+                self.transport,
+                name=f"{self.prefix}.sparse.{name}",
+            )
+            for name in self.sparse_dims
             if name in apart
         }
         self.planned = True

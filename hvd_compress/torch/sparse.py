@@ -1,88 +1,57 @@
-"""Sparse gradients (of embeddings) as Horovod sends them: all rows of all workers, gathered and averaged."""
+"""Sparse gradients (of embeddings) as Horovod sends them: the rows of all workers, gathered and averaged."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from hvd_compress.compressors.base import AllGather
-from hvd_compress.ops.torch import TorchOps
-from hvd_compress.transports import Transport
+from hvd_compress.compressors import AllGather, Compressor, Exchanging, Reduced
+from hvd_compress.ops import Ops
+from hvd_compress.state import State
 
 
-class SparseExchange:
-    """The mean of one sparse gradient; the same verbs as `hvd_compress.exchange.Exchange`.
+@dataclass(frozen=True)
+class SparseRows(Compressor):
+    """Gather coalesced sparse gradients; a payload is the indices (int64) and then the values.
 
-    A payload is the coalesced indices (int64) and then the values.
+    The vector that it exchanges is a sparse tensor of the one parameter in the layout.
     """
 
-    compression_seconds = waiting_seconds = 0.0
+    name: ClassVar[str] = "sparse_rows"
+    wire: ClassVar[str] = "indices (int64), values"
+    collectives: ClassVar[tuple[str, ...]] = ("allgather",)
+    unbiased: ClassVar[bool] = True
+    stateful: ClassVar[bool] = False
 
-    def __init__(self, name: str, parameter: Tensor, sparse_dim: int, transport: Transport) -> None:
-        self.name, self.shape, self.dtype = name, parameter.shape, parameter.dtype
-        self.sparse_dim, self.transport = sparse_dim, transport
-        self.ops = TorchOps(parameter.device)
-        self.mean: Tensor | None = None
-        self._handle: object = None
-
-    @property
-    def launched(self) -> bool:
-        """Whether a step is under way or finished."""
-        return self._handle is not None or self.mean is not None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the mean is there."""
-        return self.mean is not None
-
-    @property
-    def next_name(self) -> str:
-        """The name under which the other workers would start the next collective."""
-        return f"{self.name}.{int(self.launched)}"
-
-    def launch(self, gradient: Tensor | None) -> None:
-        """Start gathering; a gradient that this worker lacks counts as zero, a dense one is made sparse."""
-        if gradient is None:
-            indices = torch.zeros(self.sparse_dim, 0, dtype=torch.int64, device=self.ops.device)
-            values = torch.zeros(0, dtype=self.dtype, device=self.ops.device)
-        else:
-            gradient = gradient if gradient.is_sparse else gradient.to_sparse(self.sparse_dim)
-            gradient = gradient.coalesce()
-            indices, values = gradient.indices(), gradient.values()
-        payload = torch.cat([self.ops.to_bytes(part.reshape(-1)) for part in (indices, values)])
-        self._handle = self.transport.start(AllGather(payload, varying=True), f"{self.name}.0")
-
-    def ready(self) -> bool:
-        """Tell whether `advance` would not have to wait."""
-        return not self.finished and self.transport.done(self._handle)
-
-    def advance(self) -> None:
-        """Wait for the payloads and average them."""
-        payloads = self.transport.wait(self._handle)
-        dense_shape = self.shape[self.sparse_dim :]
-        entry = 8 * self.sparse_dim + self.dtype.itemsize * dense_shape.numel()
+    def reduce(self, ops: Ops, vector: Tensor, state: State) -> Exchanging:
+        """Average the gathered rows; the mean is a coalesced sparse tensor."""
+        axes, shape, dtype = vector.sparse_dim(), vector.shape, vector.dtype
+        parts = (vector.indices().reshape(-1), vector.values().reshape(-1))
+        payloads = yield AllGather(torch.cat([ops.to_bytes(part) for part in parts]), varying=True)
+        row = shape[axes:].numel() * dtype.itemsize
         indices, values = [], []
         for payload in payloads:
-            count, rest = divmod(payload.shape[0], entry)
+            count, rest = divmod(payload.shape[0], 8 * axes + row)
             if rest:
-                raise ValueError(f"{self.name}: {payload.shape[0]} bytes came in, no multiple of {entry}")
-            cut = 8 * self.sparse_dim * count
-            indices.append(self.ops.from_bytes(payload[:cut], "int64").reshape(self.sparse_dim, count))
-            kind = str(self.dtype).removeprefix("torch.")
-            values.append(self.ops.from_bytes(payload[cut:], kind).reshape(count, *dense_shape))
-        self.mean = torch.sparse_coo_tensor(  # checked: indices from outside the shape raise
-            torch.cat(indices, dim=1), torch.cat(values) / len(payloads), self.shape, check_invariants=True
+                raise ValueError(f"{payload.shape[0]} bytes came in, not a number of rows of {8 * axes + row} bytes")
+            cut = 8 * axes * count
+            indices.append(ops.from_bytes(payload[:cut], "int64").reshape(axes, count))
+            plain = ops.from_bytes(payload[cut:], str(dtype).removeprefix("torch."))
+            values.append(plain.reshape(count, *shape[axes:]))
+        mean = torch.sparse_coo_tensor(  # indices outside the shape raise
+            torch.cat(indices, dim=1), torch.cat(values) / len(payloads), shape, check_invariants=True
         ).coalesce()
-        self._handle = None
+        return Reduced(mean=mean, sent=lambda: vector)
 
-    def commit(self) -> Tensor:
-        """End the step and return the mean, coalesced; there is no state to keep."""
-        assert self.mean is not None
-        mean, self.mean = self.mean, None
-        return mean
 
-    rollback = commit
-
-    def abandon(self) -> None:
-        """Drop the step under way."""
-        self._handle = self.mean = None
+def as_rows(gradient: Tensor | None, parameter: Tensor, sparse_dim: int) -> Tensor:
+    """Return a parameter's gradient as a coalesced sparse tensor; one that is missing is one of no rows."""
+    if gradient is None:
+        shape = (0, *parameter.shape[sparse_dim:])
+        values = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+        indices = torch.zeros(sparse_dim, 0, dtype=torch.int64, device=parameter.device)
+        gradient = torch.sparse_coo_tensor(indices, values, parameter.shape)
+    return (gradient if gradient.is_sparse else gradient.to_sparse(sparse_dim)).coalesce()

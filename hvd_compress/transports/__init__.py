@@ -64,6 +64,9 @@ class Transport(Protocol):
             WorkerFailed: if another worker called `fail`.
         """
 
+    def gather_object(self, item: Any, name: str) -> list[Any]:
+        """Return every worker's object (picklable), in the order of ranks."""
+
     def fail(self, error: BaseException, names: Sequence[str]) -> None:
         """Tell the other workers, who wait or will wait for collectives of these names, that this one cannot go on."""
 

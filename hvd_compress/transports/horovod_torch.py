@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import horovod.torch as hvd
@@ -82,14 +84,17 @@ class HorovodTransport:
     def fail(self, error: BaseException, names: Sequence[str]) -> None:
         """Make the other workers' collectives of these names fail, and tell them why.
 
-        Horovod refuses, on every worker, a collective whose dtype or kind differs between workers. No compressor sums
-        int32 scalars of shape (1, 1, 1, 1, 1), so submitting one under a name makes whatever the others submit fail.
+        Horovod refuses, on every worker, a collective whose dtype differs between workers. No compressor sends int32 of
+        five axes, so submitting that makes whatever the others submit fail. Horovod keeps sums and gathers of one name
+        apart, so it is submitted as both; the one that nobody else submits waits in vain, and harms nobody.
         """
         if isinstance(error, WorkerFailed) or self.workers == 1:
             return
         odd = torch.zeros(1, 1, 1, 1, 1, dtype=torch.int32)
         for name in names:
-            hvd.allreduce_async(odd, name=name, op=hvd.Sum, process_set=self.process_set)
+            for submit in (partial(hvd.allreduce_async, op=hvd.Sum), hvd.allgather_async):
+                with suppress(ValueError):  # it waits there since an earlier failure
+                    submit(odd, name=name, process_set=self.process_set)
         self._explain(error)
 
     def gather_object(self, item: Any, name: str) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -86,9 +85,8 @@ class MPITransport:
 
     def _explain(self, error: BaseException | None) -> str:
         text = f"{type(error).__name__}: {error}" if error is not None else None
-        texts = self.comm.allgather(pickle.dumps(text))
-        failed = [(rank, pickle.loads(text)) for rank, text in enumerate(texts)]
-        return "; ".join(f"rank {rank} failed with {text}" for rank, text in failed if text is not None)
+        texts = self.comm.allgather(text)
+        return "; ".join(f"rank {rank} failed with {text}" for rank, text in enumerate(texts) if text is not None)
 
     def done(self, handle: Handle) -> bool:
         """Tell whether `wait` would return at once."""
@@ -107,6 +105,11 @@ class MPITransport:
         self.traffic.count("allgather", own.nbytes, gathered.nbytes)
         ends = np.cumsum(lengths.astype(np.int64))
         return [self.ops.from_numpy(part) for part in np.split(gathered, ends[:-1])]
+
+    def gather_object(self, item: Any, name: str) -> list[Any]:
+        """Return every worker's object (picklable), in the order of ranks; counted as an agreement."""
+        self._agree(np.uint64(0))
+        return self.comm.allgather(item)
 
     def fail(self, error: BaseException, names: Sequence[str]) -> None:
         """Let the other workers' next collective raise `WorkerFailed`."""

@@ -58,9 +58,25 @@ def test_ranks_that_disagree_on_the_order_of_parameters():
         train(model, optimizer, 1)
 
 
+def test_ranks_that_disagree_on_the_dtype():
+    model = nn.Linear(8, 50).to(torch.float64 if first_rank() else torch.float32)
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters())
+    model(torch.ones(1, 8, dtype=model.weight.dtype)).sum().backward()
+    with pytest.raises(hvdc.WorkersDisagree, match=r"dtypes, number 1: rank 0: weight torch.float64; .*float32"):
+        optimizer.step()
+
+
+def test_ranks_that_disagree_under_horovods_own_optimizer():
+    model = small_cnn()
+    bound = hvdc.Compression.topk(ratio=0.02 if first_rank() else 0.1).bind(model.named_parameters())
+    optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), compression=bound)
+    with pytest.raises(hvdc.WorkersDisagree, match=r"compression: rank 0: topk\(ratio=0.02\); ranks? 1.*ratio=0.1"):
+        train(model, optimizer, 1)
+
+
 def test_ranks_that_disagree_on_the_version(monkeypatch):
     if first_rank():
-        monkeypatch.setattr("hvd_compress.torch.reducer.__version__", "0.0.0")
+        monkeypatch.setattr("hvd_compress.agreement.__version__", "0.0.0")
     model = small_cnn()
     optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters())
     with pytest.raises(hvdc.WorkersDisagree, match=r"version: rank 0: 0\.0\.0; ranks? 1"):
@@ -108,7 +124,7 @@ def test_an_exception_in_a_compressor_surfaces_on_every_rank(at, bucket_bytes):
 def test_an_exception_in_a_bound_compressor_surfaces_on_every_rank():
     from hvd_compress.torch.compression import TorchCompression
 
-    model = small_cnn()
+    model = nn.Sequential(small_cnn())  # names of its own: Horovod keeps what waits in vain
     bound = TorchCompression(Failing()).bind(model.named_parameters())
     optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), compression=bound)
     expected = ZeroDivisionError if hvd.rank() == 1 else Exception

@@ -151,8 +151,11 @@ def test_step_after_synchronize_without_skip_warns():
 def test_zero_grad_between_backward_and_step_is_refused():
     model = small_cnn()
     optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters())
-    train(model, optimizer, 1)
     images, labels = batch(1)
+    nn.functional.cross_entropy(model(images), labels).backward()
+    with pytest.raises(AssertionError, match="race condition"):
+        optimizer.zero_grad()
+    optimizer.step()
     optimizer.zero_grad()
     nn.functional.cross_entropy(model(images), labels).backward()
     with pytest.raises(AssertionError, match="race condition"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hvd_compress import AllGather, AllReduce, Exchange, Layout, Simulation, methods, parse
+from hvd_compress.agreement import WorkersDisagree
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.transports import WorkerFailed
 from hvd_compress.transports.horovod_torch import HorovodTransport
@@ -82,9 +83,18 @@ def test_mpi_failure_is_told():
             t.start(AllReduce(torch.zeros(3)), "x")
 
 
-def test_integer_vectors_are_refused():
-    exchange = Exchange(parse("topk"), Layout.flat(5), TorchOps(), HorovodTransport(name="test"))
-    with pytest.raises(TypeError, match=r"floating dtype; got torch\.int32"):
-        exchange.launch(torch.zeros(5, dtype=torch.int32))
-    with pytest.raises(ValueError, match=r"shape \(5,\) is expected; got \(4,\)"):
-        exchange.launch(torch.zeros(4))
+@pytest.mark.parametrize("kind", ["horovod", "mpi"])
+def test_vectors_of_the_wrong_kind_on_one_rank(kind):
+    exchange = Exchange(parse("topk"), Layout.flat(5), TorchOps(), transport(kind, TorchOps()), name=f"wrong.{kind}")
+    exchange.reduce(torch.ones(5))
+    for bad, error in ((torch.zeros(5, dtype=torch.int32), TypeError), (torch.zeros(4), ValueError)):
+        with pytest.raises(error if hvd.rank() == 0 else WorkerFailed, match=r"torch\.int32|got \(4,\)"):
+            exchange.reduce(bad if hvd.rank() == 0 else torch.ones(5))
+
+
+@pytest.mark.parametrize("kind", ["horovod", "mpi"])
+def test_workers_that_disagree(kind):
+    spec = "qsgd" if hvd.rank() == 0 else "topk"
+    exchange = Exchange(parse(spec), Layout.flat(50), TorchOps(), transport(kind, TorchOps()), name=f"differ.{kind}")
+    with pytest.raises(WorkersDisagree, match=r"compression: rank 0: qsgd; ranks? 1.*: topk"):
+        exchange.reduce(torch.ones(50))

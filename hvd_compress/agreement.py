@@ -1,0 +1,52 @@
+"""Whether all workers mean the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hvd_compress.compressors import Compressor, spec
+from hvd_compress.layout import Layout
+from hvd_compress.version import __version__
+
+
+def describe(compressor: Compressor, seed: int, layout: Layout) -> dict[str, Any]:
+    """Return what must be the same on all workers: a mapping for `check_agreement`."""
+    return {
+        "version": __version__,
+        "compression": spec(compressor),
+        "seed": seed,
+        "parameters": [f"{p.name} {p.shape}" for p in layout.parameters],
+    }
+
+
+class WorkersDisagree(ValueError):
+    """The workers were not started with the same version, settings or model."""
+
+
+def check_agreement(descriptions: Sequence[Mapping[str, Any]]) -> None:
+    """Compare what each worker says of itself.
+
+    Args:
+        descriptions: one mapping a worker, in the order of ranks; a list in it is compared item by item.
+
+    Raises:
+        WorkersDisagree: naming what differs, the ranks, and what each has.
+    """
+    for key in descriptions[0]:
+        values: list[Any] = [description.get(key) for description in descriptions]
+        if all(value == values[0] for value in values):
+            continue
+        what = key
+        if all(isinstance(value, list) for value in values):
+            longest = max(len(value) for value in values)
+            padded = [[*value, *["nothing"] * (longest - len(value))] for value in values]
+            first = next(i for i in range(longest) if any(value[i] != padded[0][i] for value in padded))
+            values, what = [value[first] for value in padded], f"{key}, number {first + 1}"
+        ranks: dict[str, list[int]] = {}
+        for rank, value in enumerate(values):
+            ranks.setdefault(str(value), []).append(rank)
+        listed = "; ".join(
+            f"rank{'s' if len(who) > 1 else ''} {', '.join(map(str, who))}: {value}" for value, who in ranks.items()
+        )
+        raise WorkersDisagree(f"the workers disagree on {what}: {listed}")

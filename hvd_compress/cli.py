@@ -1,0 +1,63 @@
+"""The command `hvd-compress`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from hvd_compress.compressors import methods, parse, spec
+from hvd_compress.layout import Layout
+from hvd_compress.version import __version__
+
+
+def list_compressors(specs: list[str], rows: int, columns: int) -> None:
+    """Print a table of compressors, with the bytes that each sends for one matrix."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    layout = Layout.of([("matrix", (rows, columns))])
+    table = Table(box=box.MARKDOWN, title=f"one parameter of {rows} x {columns}: {4 * layout.size} bytes in fp32")
+    for column in ("compressor", "wire format", "collectives", "unbiased", "feedback"):
+        table.add_column(column, overflow="fold")
+    table.add_column("bytes a step", justify="right")
+    table.add_column("ratio", justify="right")
+    for text in specs or list(methods()):
+        compressor = parse(text)
+        inner = getattr(compressor, "inner", compressor)
+        sent = compressor.payload_bits(layout) // 8
+        table.add_row(
+            spec(compressor),
+            inner.wire,
+            " + ".join(compressor.collectives),
+            "yes" if inner.unbiased else "no",
+            "none" if inner is compressor else "ef",
+            str(sent),
+            f"{4 * layout.size / sent:.1f}",
+        )
+    Console(width=180 if not sys.stdout.isatty() else None).print(table)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="hvd-compress", description="Compressed gradients for Horovod and mpi4py.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    lister = commands.add_parser(
+        "list",
+        help="list the compressors, and the bytes that each sends",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    lister.add_argument("specs", nargs="*", metavar="SPEC", help="the compressors (if none: all, with their defaults)")
+    lister.add_argument("--rows", type=int, default=1000, help="rows of the matrix that is sent")
+    lister.add_argument("--columns", type=int, default=1000, help="columns of the matrix that is sent")
+    args = parser.parse_args()
+    for name in ("rows", "columns"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")
+    try:
+        list_compressors(args.specs, args.rows, args.columns)
+    except ModuleNotFoundError as error:
+        parser.error(f"{error}; install it with: pip install 'hvd-compress[bench]'")
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
