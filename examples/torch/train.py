@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import horovod.torch as hvd
 import torch
@@ -81,7 +82,7 @@ def train(args: argparse.Namespace, data: datasets.Dataset) -> dict[str, object]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
     began = time.perf_counter()
     model.train()
-    with tqdm(total=total, unit="step", disable=hvd.rank() != 0, desc=args.compression) as progress:
+    with progress_bar(total, args.compression) as progress:
         for _ in range(args.epochs):
             own = torch.randperm(len(images), generator=order_of)[hvd.rank() :: hvd.size()]
             for step in range(steps_per_epoch):
@@ -114,6 +115,28 @@ def train(args: argparse.Namespace, data: datasets.Dataset) -> dict[str, object]
         "seed": args.seed,
         "test_examples": len(data.test_labels),
     }
+
+
+class Lines:
+    """A stream on which a progress bar adds lines rather than redraws one."""
+
+    def write(self, text: str) -> None:
+        """Write a line, if there is anything in it."""
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        """Write what is left."""
+        sys.stderr.flush()
+
+
+def progress_bar(total: int, title: str) -> tqdm[NoReturn]:
+    """Return a progress bar on rank 0: one that redraws itself, or under a launcher a line every few seconds.
+
+    Open MPI 5 forwards whole lines only: what redraws itself would be seen at the end, all at once.
+    """
+    lines = {"file": Lines(), "mininterval": 3.0} if hvd.size() > 1 else {}
+    return tqdm(total=total, unit="step", disable=hvd.rank() != 0, desc=title, **lines)
 
 
 @torch.no_grad()
