@@ -1,10 +1,17 @@
 """The package as it is imported and installed."""
 
+import __future__
+
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import test_conformance as conformance
+
 import hvd_compress
+from hvd_compress import methods, parse, spec
+from hvd_compress.compressors import base, cast
 from hvd_compress.torch.compression import Compression
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +28,44 @@ def test_algorithms_import_neither_framework_nor_transport():
         for line in path.read_text().splitlines():
             if line.startswith(("import ", "from ")):
                 assert not any(word in line for word in ("torch", "horovod", "mpi", "transports", "numpy")), line
+
+
+def test_the_worked_example_of_the_architecture_is_a_compressor(monkeypatch):
+    code = re.search(r"```python\n(@dataclass.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)[1]
+    namespace = {**vars(cast), **vars(base)}
+    exec(compile(code, "architecture.md", "exec", flags=__future__.annotations.compiler_flag), namespace)
+    monkeypatch.setitem(sys.modules[parse.__module__]._METHODS, "bf16", namespace["BFloat16"])
+    for compressor in conformance.variants("bf16"):
+        conformance.test_spec_and_object_are_the_same(compressor)
+        conformance.test_every_worker_ends_up_with_the_mean_of_what_was_sent(compressor, 4)
+        conformance.test_bytes_are_exactly_those_promised(compressor)
+        conformance.test_numpy_and_torch_send_the_same(compressor)
+        conformance.test_non_finite_values_reach_every_worker_and_leave_no_trace(
+            compressor, conformance.TORCH, float("inf")
+        )
+        conformance.test_biased_means_a_contraction(compressor)
+        conformance.test_hostile_payloads_are_refused_or_decoded_within_bounds(compressor)
+    assert spec(parse("bf16")) == "bf16"
+
+
+def test_readme_has_every_compressor_with_its_bytes():
+    readme = (ROOT / "README.md").read_text()
+    done = subprocess.run(["hvd-compress", "list"], capture_output=True, text=True, check=True)
+    for name in methods():
+        listed = next(line for line in done.stdout.splitlines() if line.startswith(f"| {name} "))
+        wire, sent = (listed.split("|")[i].strip() for i in (2, 6))
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` | {wire} |"))
+        assert f"| {sent} |" in row
+
+
+def test_list_refuses_what_is_wrong():
+    for args, message in (
+        (["topq"], "unknown compressor 'topq'; known are"),
+        (["--rows", "0"], "--rows must be at least 1; got 0"),
+    ):
+        done = subprocess.run(["hvd-compress", "list", *args], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
 
 
 def test_all_names_exist():
