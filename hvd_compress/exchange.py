@@ -33,8 +33,8 @@ class Exchange:
         name: str = "exchange",
         seed: int = 0,
     ) -> None:
-        if layout.size >= 1 << 32:
-            raise ValueError(f"{name}: {layout.size} coordinates in one vector; fewer than 2^32 are allowed")
+        if layout.size >= 1 << 31:
+            raise ValueError(f"{name}: {layout.size} coordinates in one vector; fewer than 2^31 are allowed")
         self.compressor, self.layout, self.ops, self.transport = compressor, layout, ops, transport
         self.name = name
         self.state = State(layout, rank=transport.rank, workers=transport.workers, seed=seed)

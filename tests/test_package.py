@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import test_conformance as conformance
 
 import hvd_compress
@@ -21,6 +22,19 @@ def test_importing_it_imports_no_framework():
     code = "import sys, hvd_compress; print({'torch', 'tensorflow', 'horovod', 'mpi4py'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
+def test_it_installs_and_simulates_without_a_framework(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", str(ROOT)], check=True, timeout=250)
+    code = (
+        "import numpy as np; from hvd_compress import Simulation, parse; x = np.ones(100, np.float32); "
+        "print(Simulation(parse('topk(ratio=0.1)'), 100, 2).reduce([x, x])[0].mean.sum())"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "10.0"
 
 
 def test_algorithms_import_neither_framework_nor_transport():

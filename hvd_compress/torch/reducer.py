@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -88,7 +89,10 @@ class GradientReducer:
         self._arrived: set[Tensor] = set()
         self._begun = False
         self._loaded: dict[str, Any] | None = None
-        self._hooks = [p.register_post_accumulate_grad_hook(self._gradient_ready) for p in self._left]
+        # Weakly: once the optimizer is gone, another may take over its parameters.
+        ready = weakref.WeakMethod(self._gradient_ready)
+        for p in self._left:
+            p.register_post_accumulate_grad_hook(lambda p: method(p) if (method := ready()) else None)
 
     # --- during the backward pass
 

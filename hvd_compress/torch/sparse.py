@@ -53,5 +53,5 @@ def as_rows(gradient: Tensor | None, parameter: Tensor, sparse_dim: int) -> Tens
         shape = (0, *parameter.shape[sparse_dim:])
         values = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
         indices = torch.zeros(sparse_dim, 0, dtype=torch.int64, device=parameter.device)
-        gradient = torch.sparse_coo_tensor(indices, values, parameter.shape)
+        gradient = torch.sparse_coo_tensor(indices, values, parameter.shape, check_invariants=False)
     return (gradient if gradient.is_sparse else gradient.to_sparse(sparse_dim)).coalesce()

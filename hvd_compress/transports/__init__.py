@@ -65,7 +65,7 @@ class Transport(Protocol):
         """
 
     def gather_object(self, item: Any, name: str) -> list[Any]:
-        """Return every worker's object (picklable), in the order of ranks."""
+        """Return every worker's object (what JSON can hold), in the order of ranks; counted as an agreement."""
 
     def fail(self, error: BaseException, names: Sequence[str]) -> None:
         """Tell the other workers, who wait or will wait for collectives of these names, that this one cannot go on."""

@@ -107,7 +107,7 @@ class MPITransport:
         return [self.ops.from_numpy(part) for part in np.split(gathered, ends[:-1])]
 
     def gather_object(self, item: Any, name: str) -> list[Any]:
-        """Return every worker's object (picklable), in the order of ranks; counted as an agreement."""
+        """Return every worker's object, in the order of ranks; counted as an agreement."""
         self._agree(np.uint64(0))
         return self.comm.allgather(item)
 

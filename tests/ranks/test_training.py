@@ -1,5 +1,7 @@
 """The optimizer against Horovod's own, and its arguments."""
 
+import gc
+
 import horovod.torch as hvd
 import pytest
 import torch
@@ -302,6 +304,14 @@ def test_wrapped_class_and_its_schedulers():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
     with pytest.raises(NotImplementedError, match="wrap it anew"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+
+
+def test_an_optimizer_takes_over_the_parameters_of_one_that_is_gone():
+    model = small_cnn()
+    train(model, hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="qsgd"), 3)
+    gc.collect()
+    train(model, hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="powersgd"), 3)
+    assert same_on_all_ranks(flat(model))
 
 
 def test_two_optimizers_side_by_side():
