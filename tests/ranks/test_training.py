@@ -287,6 +287,21 @@ def test_process_set_of_some_ranks():
     hvd.remove_process_set(half)
 
 
+def test_communication_begins_during_the_backward_pass():
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="powersgd", bucket_bytes=1)
+    train(model, optimizer, 1)
+    launched = []
+    model[0].weight.register_hook(lambda g: launched.append([e.launched for e in optimizer._reducer.exchanges]))
+    images, labels = batch(1)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(images), labels).backward()
+    assert sum(launched[0]) >= len(launched[0]) - 2  # all but the first layer's weight and bias
+    assert all(e.launched for e in optimizer._reducer.exchanges)
+    optimizer.step()
+    assert not any(e.launched for e in optimizer._reducer.exchanges)
+
+
 def test_broadcast_optimizer_state_needs_no_step_of_all_ranks():
     model = small_cnn()
     optimizer = hvdc.DistributedOptimizer(sgd(model, lr=0.1 * (1 + hvd.rank())), model.named_parameters())
