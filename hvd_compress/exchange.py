@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hvd_compress.agreement import check_agreement, describe
@@ -147,6 +148,27 @@ class Exchange:
             self.abandon()
             raise
         return self.commit() if self.ops.all_finite(self.mean) else self.rollback()
+
+
+POLL_SECONDS = 5e-5
+
+
+def advance_until(finished: Callable[[], bool], exchanges: Sequence[Exchange]) -> float:
+    """Advance whichever exchanges are ready until a condition holds; return the seconds spent in waiting.
+
+    To wait for one of several exchanges could be to wait for a worker who waits for another of them: what one worker
+    asks for first need not be what another has started. So none is waited for alone.
+    """
+    waited = 0.0
+    while not finished():
+        ready = [exchange for exchange in exchanges if exchange.ready()]
+        for exchange in ready:
+            exchange.advance()
+        if not ready:
+            began = time.perf_counter()
+            time.sleep(POLL_SECONDS)
+            waited += time.perf_counter() - began
+    return waited
 
 
 def check_vector(name: str, vector: Array, layout: Layout) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from hvd_compress.agreement import check_agreement, describe
 from hvd_compress.compressors import AllReduce, Collective, Compressor, spec
-from hvd_compress.exchange import Exchange
+from hvd_compress.exchange import Exchange, advance_until
 from hvd_compress.layout import Layout
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.plan import Gradient, choose
@@ -76,6 +75,8 @@ class BoundCompression:
             t = self.transport
             carrier = Carrier(t.rank, t.workers, t.traffic) if alone else t
             self._exchanges[name] = tensor_exchange(name, p, chosen, carrier, seed, prefix=self._prefix)
+        self._own = [e for e in self._exchanges.values() if e.transport is self.transport]
+        self.waiting_seconds = 0.0
         self._names = {p: name for name, p in parameters.items()}
         self._order = list(reversed(parameters.values()))
         self._next = 0
@@ -122,12 +123,7 @@ class BoundCompression:
             if isinstance(exchange.transport, Carrier):
                 exchange.transport.result = tensor / self._factor if self._factor != 1 else tensor
                 exchange.advance()
-            while not exchange.finished:
-                ready = [e for e in self._exchanges.values() if e.transport is self.transport and e.ready()]
-                for other in ready:
-                    other.advance()
-                if not ready:
-                    time.sleep(5e-5)
+            self.waiting_seconds += advance_until(lambda: exchange.finished, self._own)
         except Exception as error:
             self._fail(error)
             raise
@@ -159,12 +155,16 @@ class BoundCompression:
             exchange.state.load_state_dict(saved["parameters"][name])
 
     def compression_stats(self) -> dict[str, Any]:
-        """Return what this worker sent: see ``DistributedOptimizer.compression_stats``."""
+        """Return what this worker sent, with some of the keys of ``DistributedOptimizer.compression_stats``.
+
+        Horovod's own time for what it carries is not in ``communication_seconds``.
+        """
         traffic = self.transport.traffic
         return {
             "bytes_sent": traffic.sent,
             "bytes_received": traffic.received,
             "compression_seconds": sum(e.compression_seconds for e in self._exchanges.values()),
+            "communication_seconds": self.waiting_seconds + sum(e.waiting_seconds for e in self._own),
             "collectives": {kind: dict(entry) for kind, entry in traffic.collectives.items()},
         }
 
@@ -194,7 +194,7 @@ class BoundCompression:
 
     def _fail(self, error: Exception) -> None:
         exchanges = self._exchanges.items()
-        own = [e.next_name for _, e in exchanges if not e.finished and e.transport is self.transport]
+        own = [e.next_name for e in self._own if not e.finished]
         horovods = [name for name, e in exchanges if not e.launched]
         self.transport.fail(error, [*own, *horovods])
         for exchange in self._exchanges.values():

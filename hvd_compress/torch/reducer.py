@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from hvd_compress.agreement import check_agreement, describe
 from hvd_compress.compressors import AllReduce, Compressor, spec
-from hvd_compress.exchange import Exchange
+from hvd_compress.exchange import Exchange, advance_until
 from hvd_compress.layout import Layout
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.plan import Bucket, Gradient, make_plan
@@ -80,6 +79,7 @@ class GradientReducer:
         self.passes, self.groups, self.sparse_as_dense = passes, groups, sparse_as_dense
         self.bucket_bytes, self.dense_below, self.seed, self.prefix = bucket_bytes, dense_below, seed, prefix
         self.steps = 0
+        self.waiting_seconds = 0.0
         self.exchanges: list[_BucketExchange] = []
         self.sparse: dict[str, Exchange] = {}
         self.sparse_dims: dict[str, int] = {}
@@ -177,13 +177,7 @@ class GradientReducer:
                         if parameter not in self._arrived:
                             self._collect(exchange, parameter)
                     self._launch(exchange)
-            # All workers go through the queue in the same order, so that none waits for what another has yet to start.
-            queue = deque(e for e in self._all if not e.finished)
-            while queue:
-                pending = queue.popleft()
-                pending.advance()
-                if not pending.finished:
-                    queue.append(pending)
+            self.waiting_seconds += advance_until(lambda: all(e.finished for e in self._all), self._all)
         except Exception as error:
             self._fail(error)
             raise
@@ -361,7 +355,7 @@ class GradientReducer:
             "dense_bytes": dense,
             "ratio": dense / sent if sent else 1.0,
             "compression_seconds": sum(e.compression_seconds for e in self._all),
-            "communication_seconds": sum(e.waiting_seconds for e in self._all),
+            "communication_seconds": self.waiting_seconds + sum(e.waiting_seconds for e in self._all),
             "residual_norm": sum(squares) ** 0.5,
             "collectives": {kind: dict(entry) for kind, entry in self.transport.traffic.collectives.items()},
         }

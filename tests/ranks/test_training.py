@@ -1,6 +1,9 @@
 """The optimizer against Horovod's own, and its arguments."""
 
 import gc
+import time
+from dataclasses import dataclass
+from typing import ClassVar
 
 import horovod.torch as hvd
 import pytest
@@ -9,7 +12,7 @@ from conftest import batch, flat, repeats, same_on_all_ranks, sgd, small_cnn, tr
 from torch import nn
 
 import hvd_compress.torch as hvdc
-from hvd_compress import methods
+from hvd_compress import AllReduce, Compressor, Reduced, methods
 
 SPECS = ["none", "fp16", "topk(ratio=0.05)", "topk(ratio=0.05, values=fp16, scope=model)", "randomk(ratio=0.1)"]
 SPECS += ["qsgd", "powersgd"]
@@ -300,6 +303,39 @@ def test_communication_begins_during_the_backward_pass():
     assert all(e.launched for e in optimizer._reducer.exchanges)
     optimizer.step()
     assert not any(e.launched for e in optimizer._reducer.exchanges)
+
+
+@dataclass(frozen=True)
+class ManyRounds(Compressor):
+    """Averages five times over, and takes its time on some ranks and rounds."""
+
+    name: ClassVar[str] = "many_rounds"
+    collectives: ClassVar[tuple[str, ...]] = ("allreduce",) * 5
+    unbiased: ClassVar[bool] = True
+
+    def reduce(self, ops, vector, state):
+        mean = vector
+        for number in range(5):
+            time.sleep(0.002 * ((state.rank + number + vector.shape[0]) % 3))
+            mean = yield AllReduce(mean)
+        return Reduced(mean=mean, sent=lambda: vector)
+
+    def payload_bits(self, layout):
+        return 0
+
+
+def test_methods_of_many_rounds_in_many_buckets():
+    model = nn.Sequential(*[nn.Linear(40, 40) for _ in range(5)])
+    optimizer = hvdc.DistributedOptimizer(
+        sgd(model), model.named_parameters(), compression=ManyRounds(), bucket_bytes=1
+    )
+    for step in range(5):
+        optimizer.zero_grad()
+        torch.manual_seed(10 * step + hvd.rank())
+        model(torch.randn(2, 40)).square().sum().backward()
+        time.sleep(0.01 * ((hvd.rank() + step) % 2))
+        optimizer.step()
+    assert same_on_all_ranks(flat(model))
 
 
 def test_broadcast_optimizer_state_needs_no_step_of_all_ranks():
