@@ -12,6 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 HOROVOD=0.28.1
 VENV=${VENV:-.venv}
 PATCHES=patches/horovod-$HOROVOD
+[ -t 2 ] && quiet= || quiet=-q  # pip's own progress bars on a terminal
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 say() { printf '\033[1msetup:\033[0m %s\n' "$*" >&2; }
@@ -30,12 +31,15 @@ find_python() {
     return 1
 }
 
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+
 missing_packages() {  # Debian's names of what is not there
-    local python
+    local python version
     if python=$(find_python); then
-        "$python" -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv
+        version=$(version_of "$python")
+        "$python" -c 'import venv, ensurepip' 2>/dev/null || echo "python$version-venv"
         "$python" -c 'import os, sysconfig, sys
-sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || echo python3-dev
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || echo "python$version-dev"
     elif [ -z "${PYTHON:-}" ]; then
         echo python3 python3-venv python3-dev
     fi
@@ -55,7 +59,7 @@ if [ -n "$needed" ]; then
     fi
 fi
 python=$(find_python) || die "no Python 3.10, 3.11 or 3.12 found${PYTHON:+ under PYTHON=$PYTHON}. Install one, or name it: make setup PYTHON=/path/to/python3.11"
-version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+version=$(version_of "$python")
 pins=requirements/python$version.txt
 
 # --- nothing to do? -------------------------------------------------------------------------------
@@ -71,14 +75,14 @@ free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
 # --- the environment ------------------------------------------------------------------------------
 
 rm -f "$stamp"
-if ! [ -x "$VENV/bin/python" ] || [ "$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$version" ]; then
+if ! [ -x "$VENV/bin/python" ] || [ "$(version_of "$VENV/bin/python")" != "$version" ]; then
     say "creating $VENV with Python $version"
     "$python" -m venv --clear "$VENV" || die "could not create $VENV; see the message above."
 fi
 VENV=$(cd "$VENV" && pwd)
 export PATH=$VENV/bin:$PATH
 say "installing PyTorch, TensorFlow, Open MPI and tools from $pins"
-pip install -q -r "$pins" \
+pip install $quiet -r "$pins" \
     || die "pip could not install $pins. Check the connection to your package index (pip's message is above), then run the same command again."
 
 # --- Horovod: the built wheel from the cache, or built now ----------------------------------------
