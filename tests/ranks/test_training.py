@@ -20,7 +20,7 @@ SPECS += ["qsgd", "powersgd"]
 
 def close_or_equal(ours, theirs):
     """Bit-identical on two ranks; with more, the order of the sum may differ."""
-    return torch.equal(ours, theirs) if hvd.size() == 2 else torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    return torch.equal(ours, theirs) if hvd.size() == 2 else torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
