@@ -121,7 +121,8 @@ build_horovod() {
         elif [ $(((SECONDS - started) % 30)) = 0 ]; then say "  $line after $((SECONDS - started)) s"; fi
     done
     [ ! -t 2 ] || printf '\n' >&2
-    wait $pid || { tail -n 30 "$log" >&2; die "Horovod did not build. The last lines are above, all of them in $log; 'c++: fatal error: Killed' there means too little memory (it needs about 2 GiB a core)."; }
+    wait $pid || { grep -E -A 4 -m 6 'error:|CMake Error' "$log" >&2 || tail -n 30 "$log" >&2
+        die "Horovod did not build. The errors are above, everything in $log; 'c++: fatal error: Killed' there means too little memory (it needs about 2 GiB a core)."; }
     (cd "$work/wheel" && wheel unpack -d unpacked horovod-*.whl && find unpacked -name '*.so' -exec strip --strip-unneeded {} + \
         && rm horovod-*.whl && wheel pack -d . unpacked/*) >>"$log" 2>&1 || die "the built wheel could not be stripped; see $log."
     mkdir -p "$cache" && cp "$work"/wheel/horovod-*.whl "$cache/" || die "cannot write to $cache; set XDG_CACHE_HOME to a folder that you can write to."
