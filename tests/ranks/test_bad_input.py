@@ -6,7 +6,7 @@ from typing import ClassVar
 import horovod.torch as hvd
 import pytest
 import torch
-from conftest import batch, flat, same_on_all_ranks, sgd, small_cnn, train
+from conftest import batch, flat, repeats, same_on_all_ranks, sgd, small_cnn, train
 from torch import nn
 
 import hvd_compress.torch as hvdc
@@ -360,7 +360,7 @@ def test_ratio_one_is_sent_plain():
     theirs, ours = small_cnn(), small_cnn()
     expected = train(theirs, hvdc.DistributedOptimizer(sgd(theirs), theirs.named_parameters()), 3)
     optimizer = hvdc.DistributedOptimizer(sgd(ours), ours.named_parameters(), compression="topk(ratio=1)")
-    assert torch.equal(train(ours, optimizer, 3), expected)
+    assert repeats(train(ours, optimizer, 3), expected)
     assert "allgather" not in optimizer.compression_stats()["collectives"]
 
 
