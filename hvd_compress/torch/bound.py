@@ -193,9 +193,8 @@ class BoundCompression:
         )
 
     def _fail(self, error: Exception) -> None:
-        exchanges = self._exchanges.items()
         own = [e.next_name for e in self._own if not e.finished]
-        horovods = [name for name, e in exchanges if not e.launched]
+        horovods = [name for name, e in self._exchanges.items() if not e.launched]
         self.transport.fail(error, [*own, *horovods])
         for exchange in self._exchanges.values():
             exchange.abandon()

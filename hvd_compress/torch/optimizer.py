@@ -13,6 +13,7 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor
 
+from hvd_compress.torch.bound import check_gradient
 from hvd_compress.torch.compression import Compression, TorchCompression, as_compressor
 from hvd_compress.torch.reducer import GradientReducer
 from hvd_compress.transports.horovod_torch import HorovodTransport
@@ -275,8 +276,7 @@ def _check_parameters(
         )
     chosen = [(name, p) for name, p in named if p in optimized and p.requires_grad]
     for name, p in chosen:
-        if not p.dtype.is_floating_point:
-            raise TypeError(f"gradients must be of a real floating dtype; {name} is of {p.dtype}")
+        check_gradient(p, name)
     return chosen
 
 
