@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
+from typing import Any
 
-from hvd_compress.compressors import methods, parse, spec
+from hvd_compress.compressors import Compressor, Feedback, methods, parse, spec
+from hvd_compress.compressors.schedule import END
 from hvd_compress.layout import Layout
 from hvd_compress.version import __version__
 
@@ -18,24 +21,34 @@ def list_compressors(specs: list[str], rows: int, columns: int) -> None:
 
     layout = Layout.of([("matrix", (rows, columns))])
     table = Table(box=box.MARKDOWN, title=f"one parameter of {rows} x {columns}: {4 * layout.size} bytes in fp32")
-    for column in ("compressor", "wire format", "collectives", "unbiased", "feedback"):
+    for column in ("compressor", "formula", "wire format", "collectives", "unbiased", "feedback"):
         table.add_column(column, overflow="fold")
     table.add_column("bytes a step", justify="right")
-    table.add_column("ratio", justify="right")
+    table.add_column("bits a coordinate", justify="right")
+    table.add_column("paper")
     for text in specs or list(methods()):
         compressor = parse(text)
-        inner = getattr(compressor, "inner", compressor)
-        sent = compressor.payload_bits(layout) // 8
+        inner = compressor.inner if isinstance(compressor, Feedback) else compressor
+        settled = inner.at(END)
+        sent = settled.payload_bits(layout) // 8
+        at_most = "<= " if settled.varying and sent == settled.payload_bits(layout, layout.size) // 8 else ""
+        settings = (f"{item.name}={_text(getattr(inner, item.name))}" for item in fields(inner))
         table.add_row(
-            spec(compressor),
+            f"{inner.name}({', '.join(settings)})",
+            inner.formula,
             inner.wire,
             " + ".join(compressor.collectives),
             "yes" if inner.unbiased else "no",
-            "none" if inner is compressor else "ef",
-            str(sent),
-            f"{4 * layout.size / sent:.1f}",
+            compressor.name if compressor is not inner else "none",
+            f"{at_most}{sent}",
+            f"{at_most}{8 * sent / layout.size:.3g}",
+            inner.paper,
         )
-    Console(width=180 if not sys.stdout.isatty() else None).print(table)
+    Console(width=400 if not sys.stdout.isatty() else None).print(table)
+
+
+def _text(value: Any) -> str:
+    return spec(value) if isinstance(value, Compressor) else str(value)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from hvd_compress.compressors import Compressor, parse, spec
+from hvd_compress.compressors.schedule import END
 from hvd_compress.layout import Layout
 
 logger = logging.getLogger("hvd_compress")
@@ -62,8 +63,10 @@ def choose(gradient: Gradient, compressor: Compressor, dense_below: int) -> Comp
         return PLAIN
     if compressor.whole_gradient:
         return compressor
-    own_bits = compressor.payload_bits(Layout.of([(gradient.name, gradient.shape)]))
-    if compressor != PLAIN and own_bits >= 32 * gradient.size:
+    if compressor == PLAIN or compressor.varying:
+        return compressor
+    own_bits = compressor.at(END).payload_bits(Layout.of([(gradient.name, gradient.shape)]))
+    if own_bits >= 32 * gradient.size:
         return PLAIN
     return compressor
 

@@ -33,6 +33,12 @@ class NumpyOps:
     def ones_like(self, array: Array) -> Array:
         return np.ones_like(array)
 
+    def zeros_like(self, array: Array) -> Array:
+        return np.zeros_like(array)
+
+    def copy(self, array: Array) -> Array:
+        return array.copy()
+
     def cast(self, array: Array, dtype: str) -> Array:
         with np.errstate(invalid="ignore", over="ignore"):
             return array.astype(dtype, copy=False)
@@ -40,17 +46,33 @@ class NumpyOps:
     def concat(self, arrays: Sequence[Array]) -> Array:
         return np.concatenate(arrays) if arrays else self.zeros(0)
 
+    def stack(self, matrices: Sequence[Array]) -> Array:
+        return np.stack(matrices)
+
     def flatten(self, array: Array) -> Array:
         return array.reshape(-1)
 
     def transpose(self, matrix: Array) -> Array:
-        return matrix.T
+        return matrix.swapaxes(-1, -2)
+
+    def bits_of(self, array: Array) -> Array:
+        return array.view(np.int32)
+
+    def float_of(self, array: Array) -> Array:
+        return array.view(np.float32)
 
     def where(self, condition: Array, yes: Array, no: Array) -> Array:
         return np.where(condition, yes, no)
 
     def clip(self, array: Array, low: float, high: float) -> Array:
         return np.clip(array, low, high)
+
+    def add(self, total: Array, vector: Array) -> Array:
+        total += vector
+        return total
+
+    def sign(self, array: Array) -> Array:
+        return np.sign(array)
 
     def floor(self, array: Array) -> Array:
         return np.floor(array)
@@ -59,7 +81,7 @@ class NumpyOps:
         return array.max().item()
 
     def norm(self, vector: Array) -> float:
-        return float(np.linalg.norm(vector))
+        return float(np.sqrt(np.square(vector, dtype=np.float64).sum()))
 
     def all_finite(self, vector: Array) -> bool:
         with np.errstate(over="ignore", invalid="ignore"):  # the sum may overflow where no element does
@@ -82,6 +104,9 @@ class NumpyOps:
     def row_norm(self, rows: Array) -> Array:
         return np.linalg.norm(rows.astype(np.float64), axis=1).astype(np.float32)
 
+    def row_sum(self, rows: Array) -> Array:
+        return rows.sum(axis=1, dtype=np.float64).astype(np.float32)
+
     def top_k(self, vector: Array, count: int) -> Array:
         if count >= vector.shape[0]:
             return self.arange(vector.shape[0])
@@ -92,11 +117,23 @@ class NumpyOps:
         equal = np.flatnonzero(magnitude == least)[: count - above.shape[0]]
         return np.sort(np.concatenate([above, equal]))
 
+    def above(self, vector: Array, threshold: float) -> Array:
+        return np.flatnonzero(~(np.abs(vector) < threshold))
+
+    def sum_abs_below(self, vector: Array, bound: float) -> tuple[float, int]:
+        magnitude = np.abs(vector)
+        below = magnitude < bound
+        return float(magnitude[below].sum(dtype=np.float64)), int(vector.shape[0] - below.sum())
+
     def take(self, vector: Array, indices: Array) -> Array:
         return vector[indices]
 
     def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
         total[indices] += values
+        return total
+
+    def scatter_zero(self, total: Array, indices: Array) -> Array:
+        total[indices] = 0
         return total
 
     def ascending_below(self, indices: Array, size: int) -> bool:
@@ -106,6 +143,9 @@ class NumpyOps:
 
     def uniform(self, count: int, stream: Stream) -> Array:
         return (random.bits(count, stream) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+
+    def draw(self, vector: Array, scale: float, stream: Stream) -> Array:
+        return np.flatnonzero(~(self.uniform(vector.shape[0], stream) >= np.abs(vector) * scale))
 
     def distinct(self, count: int, size: int, stream: Stream) -> Array:
         return random.distinct(count, size, stream)

@@ -39,23 +39,44 @@ class TorchOps:
     def ones_like(self, array: Tensor) -> Tensor:
         return torch.ones_like(array)
 
+    def zeros_like(self, array: Tensor) -> Tensor:
+        return torch.zeros_like(array)
+
+    def copy(self, array: Tensor) -> Tensor:
+        return array.clone()
+
     def cast(self, array: Tensor, dtype: str) -> Tensor:
         return array.to(getattr(torch, dtype))
 
     def concat(self, arrays: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(arrays)) if arrays else self.zeros(0)
 
+    def stack(self, matrices: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(matrices))
+
     def flatten(self, array: Tensor) -> Tensor:
         return array.reshape(-1)
 
     def transpose(self, matrix: Tensor) -> Tensor:
-        return matrix.T
+        return matrix.mT
+
+    def bits_of(self, array: Tensor) -> Tensor:
+        return array.view(torch.int32)
+
+    def float_of(self, array: Tensor) -> Tensor:
+        return array.view(torch.float32)
 
     def where(self, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         return torch.where(condition, yes, no)
 
     def clip(self, array: Tensor, low: float, high: float) -> Tensor:
         return array.clamp(low, high)
+
+    def add(self, total: Tensor, vector: Tensor) -> Tensor:
+        return total.add_(vector)
+
+    def sign(self, array: Tensor) -> Tensor:
+        return torch.where(array.isnan(), array, array.sign())
 
     def floor(self, array: Tensor) -> Tensor:
         return array.floor()
@@ -64,7 +85,7 @@ class TorchOps:
         return array.max().item()
 
     def norm(self, vector: Tensor) -> float:
-        return float(torch.linalg.vector_norm(vector))
+        return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
     def all_finite(self, vector: Tensor) -> bool:
         # The sum may overflow where no element does.
@@ -87,6 +108,9 @@ class TorchOps:
     def row_norm(self, rows: Tensor) -> Tensor:
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).float()
 
+    def row_sum(self, rows: Tensor) -> Tensor:
+        return rows.sum(dim=1, dtype=torch.float64).float()
+
     def top_k(self, vector: Tensor, count: int) -> Tensor:
         if self.device.type == "cpu":
             return torch.from_numpy(_NUMPY.top_k(vector.numpy(), count))
@@ -100,11 +124,22 @@ class TorchOps:
         equal &= equal.cumsum(0) <= count - above.sum()
         return (above | equal).nonzero().reshape(-1)
 
+    def above(self, vector: Tensor, threshold: float) -> Tensor:
+        return (~(vector.abs() < threshold)).nonzero().reshape(-1)
+
+    def sum_abs_below(self, vector: Tensor, bound: float) -> tuple[float, int]:
+        magnitude = vector.abs()
+        below = magnitude < bound
+        return float(magnitude[below].sum(dtype=torch.float64)), vector.shape[0] - int(below.sum())
+
     def take(self, vector: Tensor, indices: Tensor) -> Tensor:
         return vector[indices]
 
     def scatter_add(self, total: Tensor, indices: Tensor, values: Tensor) -> Tensor:
         return total.index_add_(0, indices, values)
+
+    def scatter_zero(self, total: Tensor, indices: Tensor) -> Tensor:
+        return total.index_fill_(0, indices, 0)
 
     def ascending_below(self, indices: Tensor, size: int) -> bool:
         if not indices.shape[0]:
@@ -116,6 +151,9 @@ class TorchOps:
         x = torch.arange(count, dtype=torch.int32, device=self.device).add_(first)
         x = _mix_(_mix_(x).bitwise_xor_(second))
         return (x >> 8).bitwise_and_(0xFFFFFF).float().mul_(2**-24)
+
+    def draw(self, vector: Tensor, scale: float, stream: Stream) -> Tensor:
+        return (~(self.uniform(vector.shape[0], stream) >= vector.abs() * scale)).nonzero().reshape(-1)
 
     def distinct(self, count: int, size: int, stream: Stream) -> Tensor:
         return self.from_numpy(random.distinct(count, size, stream))

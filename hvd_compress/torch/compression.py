@@ -9,7 +9,7 @@ from typing import Any
 import horovod.torch as hvd
 from torch import Tensor
 
-from hvd_compress.compressors import Compressor, make, methods, parse, spec
+from hvd_compress.compressors import Compressor, Feedback, make, methods, parse, spec
 from hvd_compress.torch.bound import BoundCompression, Carrier, check_gradient, flat, tensor_exchange
 
 
@@ -105,11 +105,19 @@ def as_compressor(compression: Any) -> Compressor:
     )
 
 
+def _nested(value: Any) -> Any:
+    """Return the bare compressor if a setting's value is one of `Compression`."""
+    if not isinstance(value, TorchCompression):
+        return value
+    return value.compressor.inner if isinstance(value.compressor, Feedback) else value.compressor
+
+
 def _factory(name: str) -> Callable[..., TorchCompression]:
     cls = methods()[name]
 
     def method(*args: Any, feedback: str | None = None, **settings: Any) -> TorchCompression:
-        return TorchCompression(make(name, *args, feedback=feedback, **settings))
+        settings = {key: _nested(value) for key, value in settings.items()}
+        return TorchCompression(make(name, *map(_nested, args), feedback=feedback, **settings))
 
     method.__name__ = method.__qualname__ = name
     method.__doc__ = cls.__doc__
@@ -125,7 +133,9 @@ class Compression:
     """The compressors by name, each a function of its settings: ``Compression.topk(ratio=0.01)``.
 
     ``Compression.none`` and ``Compression.fp16`` have no settings and stand for themselves, so that this class can
-    replace Horovod's. Every function takes ``feedback`` as well: "ef", "none", or None for the method's default.
+    replace Horovod's. Every function takes ``feedback`` as well: "none", "ef", "ef21" or "momentum" (with settings if
+    need be: "momentum(momentum=0.5)"), or None for the method's default. Any number may be a schedule, such as
+    ``Linear(0.1, 0.01, steps=1000)``.
     """
 
     none = TorchCompression(make("none"))

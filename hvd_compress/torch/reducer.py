@@ -36,6 +36,14 @@ class _BucketExchange(Exchange):
         self.vector = torch.zeros(bucket.layout.size, dtype=getattr(torch, bucket.dtype), device=device)
         self.missing = len(self.places)
 
+    def commit(self) -> Tensor:
+        """As for any exchange; a vector that has become the residual is replaced by the one that was."""
+        before = self.state.local.kept.get("residual")
+        mean: Tensor = super().commit()
+        if self.state.local.get("residual") is self.vector:
+            self.vector = torch.empty_like(self.vector) if before is None else before
+        return mean
+
 
 class GradientReducer:
     """Averages gradients over a transport's workers while the backward pass goes on.
@@ -153,7 +161,7 @@ class GradientReducer:
 
     def _launch(self, exchange: _BucketExchange) -> None:
         vector = exchange.vector
-        exchange.launch(vector if self.scale_before == 1 else vector * self.scale_before)
+        exchange.launch(vector if self.scale_before == 1 else vector * self.scale_before, overwrite=True)
 
     # --- at the end of it
 
