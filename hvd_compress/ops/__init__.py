@@ -27,6 +27,13 @@ class Ops(Protocol):
 
     name: str
 
+    kernels: Any
+    """The compiled kernels on this framework's arrays, or None where there are none (see `hvd_compress.native`).
+
+    An algorithm may use a kernel that does several of the operations below in one pass, and must give the same bits
+    without.
+    """
+
     # --- making and converting
 
     def from_numpy(self, array: Any) -> Array:
@@ -101,11 +108,14 @@ class Ops(Protocol):
         Among equal magnitudes the lower index is taken; NaN counts as larger than any number.
         """
 
+    def above(self, vector: Array, threshold: float) -> Array:
+        """Return the indices of the magnitudes of at least `threshold` (as float32), int64 ascending; none of NaN."""
+
     def take(self, vector: Array, indices: Array) -> Array:
         """Return the elements at the indices."""
 
     def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
-        """Add values at distinct indices; `total` may be overwritten."""
+        """Add values at ascending distinct indices; `total` may be overwritten."""
 
     def ascending_below(self, indices: Array, size: int) -> bool:
         """Tell whether the indices are ascending, distinct and in [0, size)."""
@@ -133,7 +143,7 @@ class Ops(Protocol):
         """Undo `pack`: int32 of 0 to 30 bits."""
 
     def bitmap(self, indices: Array, size: int) -> Array:
-        """Return `size` bits, packed, with those at the indices set."""
+        """Return `size` bits, packed, with those at ascending distinct indices set."""
 
     def set_bits(self, payload: Array, size: int) -> Array:
         """Return the positions of the bits set among the first `size`, int64 ascending."""

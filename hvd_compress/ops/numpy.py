@@ -1,4 +1,4 @@
-"""The operations on NumPy arrays: the reference for the other frameworks."""
+"""The operations on NumPy arrays: the reference for the other frameworks and, without kernels, for the kernels."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from hvd_compress import random
+from hvd_compress import native, random
 from hvd_compress.random import Stream
 
 Array = np.ndarray[Any, Any]
 
 
 class NumpyOps:
-    """See `hvd_compress.ops.Ops`."""
+    """See `hvd_compress.ops.Ops`; with `kernels`, through those where there are any and they fit the arrays."""
 
     name = "numpy"
+
+    def __init__(self, kernels: bool = True) -> None:
+        self.kernels: Any = native.load() if kernels else None
+
+    def _has_kernel_for(self, array: Array, *dtypes: str) -> bool:
+        flags = array.flags
+        return bool(self.kernels and array.ndim == 1 and array.dtype in dtypes and flags.c_contiguous and flags.aligned)
 
     def from_numpy(self, array: Array) -> Array:
         return array
@@ -25,7 +32,7 @@ class NumpyOps:
         return array
 
     def zeros(self, size: int) -> Array:
-        return np.zeros(size, np.float32)
+        return self.kernels.zeros(size) if self.kernels else np.zeros(size, np.float32)
 
     def arange(self, count: int) -> Array:
         return np.arange(count, dtype=np.int64)
@@ -62,6 +69,8 @@ class NumpyOps:
         return float(np.linalg.norm(vector))
 
     def all_finite(self, vector: Array) -> bool:
+        if self._has_kernel_for(vector, "float32"):
+            return self.kernels.all_finite(vector)
         with np.errstate(over="ignore", invalid="ignore"):  # the sum may overflow where no element does
             return bool(np.isfinite(vector.sum())) or bool(np.isfinite(vector).all())
 
@@ -83,6 +92,8 @@ class NumpyOps:
         return np.linalg.norm(rows.astype(np.float64), axis=1).astype(np.float32)
 
     def top_k(self, vector: Array, count: int) -> Array:
+        if self._has_kernel_for(vector, "float32"):
+            return self.kernels.top_k(vector, count)
         if count >= vector.shape[0]:
             return self.arange(vector.shape[0])
         # As integers, the bits without the sign are in the order of the magnitudes, with NaN above all.
@@ -92,11 +103,22 @@ class NumpyOps:
         equal = np.flatnonzero(magnitude == least)[: count - above.shape[0]]
         return np.sort(np.concatenate([above, equal]))
 
+    def above(self, vector: Array, threshold: float) -> Array:
+        if self._has_kernel_for(vector, "float32"):
+            return self.kernels.above(vector, threshold)
+        return np.flatnonzero(np.abs(vector) >= threshold)
+
     def take(self, vector: Array, indices: Array) -> Array:
+        if self._has_kernel_for(vector, "float32") and self._has_kernel_for(indices, "int64"):
+            return self.kernels.take(vector, indices)
         return vector[indices]
 
     def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
-        total[indices] += values
+        fit = self._has_kernel_for(total, "float32") and self._has_kernel_for(indices, "int64")
+        if fit and self._has_kernel_for(values, "float32"):
+            self.kernels.scatter_add(total, indices, values)
+        else:
+            total[indices] += values
         return total
 
     def ascending_below(self, indices: Array, size: int) -> bool:
@@ -105,9 +127,13 @@ class NumpyOps:
         return bool((indices[1:] > indices[:-1]).all()) and bool(indices[0] >= 0) and bool(indices[-1] < size)
 
     def uniform(self, count: int, stream: Stream) -> Array:
+        if self.kernels:
+            return self.kernels.uniform(count, stream.words())
         return (random.bits(count, stream) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
     def distinct(self, count: int, size: int, stream: Stream) -> Array:
+        if self.kernels:
+            return self.kernels.distinct(count, size, stream.words())
         return random.distinct(count, size, stream)
 
     def to_bytes(self, array: Array) -> Array:
@@ -117,6 +143,8 @@ class NumpyOps:
         return np.ascontiguousarray(payload).view(dtype)
 
     def pack(self, numbers: Array, bits: int) -> Array:
+        if self._has_kernel_for(numbers, "uint8", "int32", "int64"):
+            return self.kernels.pack(numbers, bits)
         planes = [(numbers >> 8 * i & 0xFF).astype(np.uint8) for i in range(bits // 8)]
         rest = bits % 8
         if rest:
@@ -127,6 +155,8 @@ class NumpyOps:
         return np.concatenate(planes) if planes else np.zeros(0, np.uint8)
 
     def unpack(self, payload: Array, bits: int, count: int) -> Array:
+        if self._has_kernel_for(payload, "uint8"):
+            return self.kernels.unpack(payload, bits, count)
         numbers = np.zeros(count, np.int32)
         for i in range(bits // 8):
             numbers |= payload[i * count : (i + 1) * count].astype(np.int32) << 8 * i
@@ -140,11 +170,15 @@ class NumpyOps:
         return numbers
 
     def bitmap(self, indices: Array, size: int) -> Array:
+        if self._has_kernel_for(indices, "int64"):
+            return self.kernels.bitmap(indices, size)
         bits = np.zeros(size, np.uint8)
         bits[indices] = 1
         return np.packbits(bits, bitorder="little")
 
     def set_bits(self, payload: Array, size: int) -> Array:
+        if self._has_kernel_for(payload, "uint8"):
+            return self.kernels.set_bits(payload, size)
         return np.flatnonzero(np.unpackbits(payload, bitorder="little")[:size])
 
     def orthogonalize(self, matrix: Array) -> Array:
