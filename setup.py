@@ -1,3 +1,27 @@
-from setuptools import setup
+"""The part of the build that pyproject.toml cannot say: the extension with the compiled kernels."""
 
-setup()
+from glob import glob
+
+import pybind11
+from setuptools import Extension, setup
+
+FOLDER = "hvd_compress/native"
+
+setup(
+    ext_modules=[
+        Extension(
+            "hvd_compress.native._kernels",
+            sources=sorted(glob(f"{FOLDER}/*.cpp")),
+            depends=sorted(glob(f"{FOLDER}/*.hpp") + glob(f"{FOLDER}/*.inc")),
+            include_dirs=[pybind11.get_include()],
+            # No contraction: the results must be those of the other implementations to the bit.
+            # Traps and errno are nobody's concern, and without them comparisons and roundings can be vectorized.
+            extra_compile_args=[
+                *("-std=c++17", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"),
+                *("-fopenmp", "-fvisibility=hidden", "-g0"),
+            ],
+            extra_link_args=["-fopenmp"],
+            optional=True,  # without a compiler the package works, more slowly
+        )
+    ]
+)

@@ -65,7 +65,7 @@ pins=requirements/python$version.txt
 # --- nothing to do? -------------------------------------------------------------------------------
 
 stamp=$VENV/.setup-stamp
-wanted=$(cat scripts/setup.sh "$pins" "$PATCHES"/*.patch setup.py pyproject.toml | sha256sum | cut -c1-16)
+wanted=$(cat scripts/setup.sh "$pins" "$PATCHES"/*.patch setup.py pyproject.toml hvd_compress/native/*.{cpp,hpp,inc} | sha256sum | cut -c1-16)
 wanted="$wanted $(readlink -f "$python") $PWD"
 if [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 
@@ -137,7 +137,10 @@ if [ -z "$wheel" ]; then
 fi
 say "installing $(basename "$wheel") and this package"
 pip install -q --no-deps --force-reinstall "$wheel" || die "the cached wheel does not install; delete $cache and run the same command again."
+rm -f hvd_compress/native/*.so
 pip install -q --no-deps --no-build-isolation -e . || die "this package does not install; see the message above."
+python -c 'from hvd_compress.native import _kernels' \
+    || die "the kernels did not build. For the compiler's messages: $VENV/bin/pip install -v --no-deps --no-build-isolation -e ."
 
 python -c 'import horovod.torch as h, mpi4py.MPI; assert h.mpi_built() and h.gloo_built()' \
     || die "Horovod or mpi4py was installed but does not load; delete $cache and run the same command again."

@@ -1,8 +1,7 @@
-"""NumPy's and PyTorch's operations do the same, and what they say."""
+"""NumPy's and PyTorch's operations do the same, with kernels and without, and what they say."""
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,21 +11,22 @@ from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.random import Stream, make_key
 
-ALL = [NumpyOps(), TorchOps()]
-both = pytest.mark.parametrize("ops", ALL, ids=lambda ops: ops.name)
+ALL = [NumpyOps(kernels=False), NumpyOps(), TorchOps(kernels=False), TorchOps()]
+every = pytest.mark.parametrize("ops", ALL, ids=lambda ops: ops.name + ("-kernels" if ops.kernels else ""))
+REFERENCE = ALL[0]
 
 
-@both
+@every
 @given(data=st.data(), bits=st.integers(0, 30), count=st.integers(0, 50))
 def test_pack_and_unpack(ops, data, bits, count):
     numbers = np.array(data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=count, max_size=count)), np.int64)
     packed = ops.pack(ops.from_numpy(numbers), bits)
     assert packed.shape == (packed_bytes(count, bits),)
-    assert np.array_equal(ops.to_numpy(packed), NumpyOps().pack(numbers, bits))
+    assert np.array_equal(ops.to_numpy(packed), REFERENCE.pack(numbers, bits))
     assert np.array_equal(ops.to_numpy(ops.unpack(packed, bits, count)), numbers)
 
 
-@both
+@every
 @given(size=st.integers(1, 300), data=st.data())
 def test_bitmap(ops, size, data):
     indices = np.array(sorted(data.draw(st.sets(st.integers(0, size - 1)))), np.int64)
@@ -35,7 +35,7 @@ def test_bitmap(ops, size, data):
     assert np.array_equal(ops.to_numpy(ops.set_bits(packed, size)), indices)
 
 
-@both
+@every
 @given(
     values=st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, np.nan, np.inf, -np.inf, 1e-40]), min_size=1),
     data=st.data(),
@@ -49,23 +49,30 @@ def test_top_k_with_ties_and_non_finite_values(ops, values, data):
     assert got.tolist() == sorted(ranked[:count])
 
 
-def test_top_k_of_another_device_selects_the_same():
-    class Elsewhere(TorchOps):
-        """Takes the path of devices that are not the CPU, on the CPU."""
-
-        def top_k(self, vector, count):
-            self.device = torch.device("meta")
-            try:
-                return super().top_k(vector, count)
-            finally:
-                self.device = torch.device("cpu")
-
-    vector = torch.from_numpy(np.random.default_rng(0).integers(-5, 6, 1000).astype(np.float32))
-    for count in (1, 10, 333, 999):
-        assert torch.equal(Elsewhere().top_k(vector, count), TorchOps().top_k(vector, count))
+@every
+@given(
+    values=st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, np.nan, np.inf, -np.inf, 1e-40]), min_size=1),
+    threshold=st.sampled_from([0.0, 1e-40, 1.0, 2.5, 1e30, np.inf]),
+)
+def test_above(ops, values, threshold):
+    got = ops.to_numpy(ops.above(ops.from_numpy(np.array(values, np.float32)), threshold))
+    assert got.tolist() == [i for i, value in enumerate(values) if abs(value) >= np.float32(threshold)]
 
 
-@both
+@every
+@given(size=st.integers(1, 300), data=st.data())
+def test_take_and_scatter_add(ops, size, data):
+    indices = np.array(sorted(data.draw(st.sets(st.integers(0, size - 1)))), np.int64)
+    vector = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    values = ops.take(ops.from_numpy(vector), ops.from_numpy(indices))
+    assert np.array_equal(ops.to_numpy(values), vector[indices])
+    expected = vector.copy()
+    expected[indices] += vector[indices]
+    got = ops.scatter_add(ops.from_numpy(vector.copy()), ops.from_numpy(indices), values)
+    assert np.array_equal(ops.to_numpy(got), expected)
+
+
+@every
 @given(size=st.integers(1, 5000), data=st.data(), key=st.integers(0, 2**64 - 1), step=st.integers(0, 2**33))
 def test_distinct(ops, size, data, key, step):
     count = data.draw(st.integers(1, size))
@@ -91,7 +98,8 @@ def test_distinct_draws_each_index_and_each_pair_equally_often():
 @given(key=st.integers(0, 2**64 - 1), step=st.integers(0, 2**40))
 def test_uniform_is_the_same_everywhere_and_in_range(key, step):
     draws = [ops.to_numpy(ops.uniform(1000, Stream(key, step))) for ops in ALL]
-    assert np.array_equal(*draws)
+    for draw in draws[1:]:
+        assert np.array_equal(draw, draws[0])
     assert draws[0].dtype == np.float32
     assert (draws[0] >= 0).all()
     assert (draws[0] < 1).all()
@@ -109,7 +117,7 @@ def test_uniform_is_uniform_and_streams_are_independent():
         assert abs(np.corrcoef(one, other)[0, 1]) < 5 / np.sqrt(n)
 
 
-@both
+@every
 def test_scalar_and_vectorized_mixing_agree(ops):
     stream = Stream(make_key("mix"), 12345678901)
     first, second = stream.words()
@@ -117,7 +125,7 @@ def test_scalar_and_vectorized_mixing_agree(ops):
     assert np.array_equal(ops.to_numpy(ops.uniform(100, stream)) * 2**24, expected)
 
 
-@both
+@every
 def test_bytes(ops):
     for dtype in ("float32", "float16", "int64", "uint8"):
         array = np.arange(7).astype(dtype)
@@ -127,7 +135,7 @@ def test_bytes(ops):
         assert np.array_equal(ops.to_numpy(ops.from_bytes(shifted[1:], dtype)), array)
 
 
-@both
+@every
 def test_finiteness(ops):
     huge = ops.from_numpy(np.full(100, 3e38, np.float32))
     assert ops.all_finite(huge)
@@ -138,7 +146,7 @@ def test_finiteness(ops):
         assert np.isnan(ops.to_numpy(ops.poison(vector))).all()
 
 
-@both
+@every
 def test_orthogonalize(ops):
     matrix = ops.from_numpy(np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32))
     q = ops.to_numpy(ops.orthogonalize(matrix))

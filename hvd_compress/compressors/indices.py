@@ -31,6 +31,8 @@ def index_bytes(size: int, count: int) -> int:
 
 def encode_indices(ops: Ops, indices: Array, size: int) -> Array:
     """Return ascending distinct int64 indices below `size` as bytes: uint8 of shape (index_bytes(size, count),)."""
+    if ops.kernels:
+        return ops.kernels.encode_indices(indices, size)
     count = indices.shape[0]
     if count == 0 or packed_bytes(size, 1) <= _elias_fano_bytes(size, count):
         return ops.bitmap(indices, size if count else 0)
@@ -45,6 +47,8 @@ def decode_indices(ops: Ops, payload: Array, size: int, count: int) -> Array:
     Raises:
         ValueError: if the bytes do not hold `count` ascending distinct indices below `size`.
     """
+    if ops.kernels:
+        return ops.kernels.decode_indices(payload, size, count)
     if count == 0:
         return ops.arange(0)
     if packed_bytes(size, 1) <= _elias_fano_bytes(size, count):

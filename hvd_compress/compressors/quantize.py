@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,6 +27,13 @@ class Quantizer(GatherCompressor):
     block: ClassVar[int] = BY_TENSOR
     scales_each: ClassVar[int] = 1
     random: ClassVar[bool] = False
+    kind: ClassVar[str | None] = None  # of the compiled kernel that has the same formulas
+    norm: ClassVar[str] = "max"  # the scale that the kernel computes for blocks
+
+    @property
+    def levels_from(self) -> tuple[float, int, int]:
+        """The kernel's numerator, and its least and its largest level, for the kind "levels"."""
+        return 1, 0, 0
 
     def scales(self, ops: Ops, rows: Array) -> Array:
         """Return the scales of each row, float32 of shape (n, scales_each)."""
@@ -41,6 +49,8 @@ class Quantizer(GatherCompressor):
 
     def encode(self, ops: Ops, vector: Array, state: State) -> Array:
         """Compute scales and codes, and pack them."""
+        if ops.kernels and self.kind:
+            return self._encode_by_kernel(ops, vector, None, False, state)
         size, layout = state.layout.size, state.layout
         rows = self._rows(ops, vector, layout)
         uniform = [None] * len(rows)
@@ -54,6 +64,8 @@ class Quantizer(GatherCompressor):
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
         """Unpack the codes and return what they stand for."""
         check_length(self.name, payload, self.payload_bits(layout) // 8)
+        if ops.kernels and self.kind:
+            return self._decode_by_kernel(ops, [payload], layout)
         cut = 4 * self.scales_each * self._groups(layout)
         scales = ops.from_bytes(payload[:cut], "float32")
         codes = self._rows(ops, ops.unpack(payload[cut:], self.bits, layout.size), layout)
@@ -64,6 +76,60 @@ class Quantizer(GatherCompressor):
             values.append(ops.flatten(self.values(ops, r, own)))
             start = end
         return ops.concat(values)[: layout.size]
+
+    def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
+        """Add `factor` times the decoded payload to `total`."""
+        if not (ops.kernels and self.kind):
+            return super().accumulate(ops, total, payload, layout, factor)
+        check_length(self.name, payload, self.payload_bits(layout) // 8)
+        return self._decode_by_kernel(ops, [payload], layout, factor=factor, total=total)
+
+    def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
+        """Return the mean of the decoded payloads, or the sign of it if the method votes."""
+        if ops.kernels and self.kind:
+            for payload in payloads:
+                check_length(self.name, payload, self.payload_bits(layout) // 8)
+            return self._decode_by_kernel(ops, payloads, layout, factor=1 / len(payloads), vote=self.votes)
+        mean = super().combine(ops, payloads, layout)
+        return ops.sign(mean) if self.votes else mean
+
+    def encode_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State) -> tuple[Array, Array]:
+        """Return the payload of vector + residual, and what it does not carry, in one pass if there is a kernel."""
+        if ops.kernels and self.kind:
+            return self._encode_by_kernel(ops, vector, residual, True, state), vector
+        return super().encode_rest(ops, vector, residual, state)
+
+    def _encode_by_kernel(self, ops: Ops, vector: Array, residual: Array | None, rest: bool, state: State) -> Array:
+        layout, scales = state.layout, self.norm if self.scales_each else None
+        if self.scales_each and self.block <= 0:
+            if residual is not None:
+                vector, residual = ops.add(vector, residual), None
+            scales = ops.concat([ops.flatten(self.scales(ops, r)) for r in self._rows(ops, vector, layout)])
+        words = state.own_stream(self.name).words()
+        return ops.kernels.quantize(vector, residual, rest, self._code, self._division(layout), scales, words)
+
+    def _decode_by_kernel(
+        self,
+        ops: Ops,
+        payloads: Sequence[Array],
+        layout: Layout,
+        *,
+        factor: float = 1.0,
+        vote: bool = False,
+        total: Array | None = None,
+    ) -> Array:
+        division = self._division(layout)
+        return ops.kernels.dequantize(list(payloads), self._code, division, layout.size, factor, vote, total)
+
+    @property
+    def _code(self) -> tuple[str | None, int, float, int, int, int]:
+        return (self.kind, self.bits, *self.levels_from, self.scales_each)
+
+    def _division(self, layout: Layout) -> int | list[int]:
+        """Return the block, or the groups' lengths."""
+        if self.block > 0:
+            return self.block
+        return [layout.size] if self.block == WHOLE else [p.size for p in layout.parameters if p.size]
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 a scale, and `bits` a coordinate, in whole bytes for every eight."""
@@ -115,9 +181,10 @@ class QSGD(Quantizer):
     wire: ClassVar[str] = "norm of each block (fp32), packed levels (2 to 8 bits)"
     unbiased: ClassVar[bool] = True
     random: ClassVar[bool] = True
+    kind: ClassVar[str] = "levels"
 
     bits: int = setting(4, low=2, high=8)  # type: ignore[misc]
-    norm: str = setting("max", choices=("max", "l2"))
+    norm: str = setting("max", choices=("max", "l2"))  # type: ignore[misc]
     block: int = setting(2048, low=1)  # type: ignore[misc]
 
     @property
@@ -129,6 +196,11 @@ class QSGD(Quantizer):
     def levels(self) -> int:
         """Number of levels above zero, s."""
         return (1 << (self.bits - 1)) - 1
+
+    @property
+    def levels_from(self) -> tuple[float, int, int]:
+        """s, -s and s."""
+        return self.levels, -self.levels, self.levels
 
     def scales(self, ops: Ops, rows: Array) -> Array:
         """Return the norms."""
@@ -161,6 +233,7 @@ class TernGrad(Quantizer):
     contraction: ClassVar[bool] = False
     bits: ClassVar[int] = 2
     random: ClassVar[bool] = True
+    kind: ClassVar[str] = "levels"
 
     clip: float = setting(2.5, low=0)
 
@@ -173,6 +246,11 @@ class TernGrad(Quantizer):
     def default_feedback(self) -> str:
         """None: the error can be larger than the vector."""
         return "none"
+
+    @property
+    def levels_from(self) -> tuple[float, int, int]:
+        """1, -1 and 1."""
+        return 1, -1, 1
 
     def scales(self, ops: Ops, rows: Array) -> Array:
         """Return the largest magnitude, or where clipping begins."""
@@ -207,6 +285,7 @@ class LowPrecision(Quantizer):
     wire: ClassVar[str] = "delta of each tensor (fp32), packed grid points (2 to 12 bits)"
     unbiased: ClassVar[bool] = True
     random: ClassVar[bool] = True
+    kind: ClassVar[str] = "levels"
 
     bits: int = setting(8, low=2, high=12)  # type: ignore[misc]
 
@@ -214,6 +293,12 @@ class LowPrecision(Quantizer):
     def contraction(self) -> bool:  # type: ignore[override]
         """True for more than one grid point above zero."""
         return self.bits > 2
+
+    @property
+    def levels_from(self) -> tuple[float, int, int]:
+        """1, and the ends of the grid."""
+        half = 1 << self.bits - 1
+        return 1, -half, half - 1
 
     def scales(self, ops: Ops, rows: Array) -> Array:
         """Return delta."""
@@ -246,6 +331,7 @@ class Natural(Quantizer):
     block: ClassVar[int] = WHOLE
     scales_each: ClassVar[int] = 0
     random: ClassVar[bool] = True
+    kind: ClassVar[str] = "natural"
 
     def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
         """Return the exponent, and the sign above it."""
@@ -280,6 +366,7 @@ class Int8(Quantizer):
     wire: ClassVar[str] = "largest magnitude of each block (fp32), 8 bits each"
     bits: ClassVar[int] = 8
     small_too: ClassVar[bool] = True
+    kind: ClassVar[str] = "dynamic"
 
     block: int = setting(2048, low=1)  # type: ignore[misc]
 
@@ -327,6 +414,7 @@ class BFloat16(Quantizer):
     scales_each: ClassVar[int] = 0
     stateful: ClassVar[bool] = False
     small_too: ClassVar[bool] = True
+    kind: ClassVar[str] = "bfloat"
 
     @property
     def default_feedback(self) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from hvd_compress.compressors.base import Exchanging, setting
 from hvd_compress.compressors.quantize import WHOLE, Quantizer
-from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops
 from hvd_compress.state import State
 
@@ -17,6 +15,7 @@ class Sign(Quantizer):
     """What the sign methods have in common: the code is 1 where the coordinate is not negative."""
 
     bits: ClassVar[int] = 1
+    kind: ClassVar[str] = "sign"
 
     def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
         """Return 1 or 0."""
@@ -41,7 +40,8 @@ class EFSignSGD(Sign):
 
     def scales(self, ops: Ops, rows: Array) -> Array:
         """Return the mean magnitudes."""
-        return ops.column(ops.row_sum(abs(rows)) / rows.shape[1])
+        up, down, _ = ops.row_sides(rows)
+        return ops.column(ops.cast((up - down) / rows.shape[1], "float32"))
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,10 @@ class OneBit(Sign):
 
     def scales(self, ops: Ops, rows: Array) -> Array:
         """Return the mean of the coordinates from zero up, and of those below."""
-        up = ops.cast(rows >= 0, "float32")
-        count = ops.row_sum(up)
-        none = ops.zeros_like(rows)
-        above = ops.row_sum(ops.where(rows >= 0, rows, none)) / ops.where(count > 0, count, ops.ones_like(count))
+        up, down, count = ops.row_sides(rows)
         rest = rows.shape[1] - count
-        # Written so that NaN, which is on neither side, comes out as NaN.
-        below = ops.row_sum(ops.where(rows >= 0, none, rows)) / ops.where(rest > 0, rest, ops.ones_like(rest))
-        return ops.concat([above, below]).reshape(1, 2)
+        means = (up / ops.where(count > 0, count, count + 1), down / ops.where(rest > 0, rest, rest + 1))
+        return ops.transpose(ops.stack([ops.cast(mean, "float32") for mean in means]))
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
         """Return the mean of the coordinate's side."""
@@ -104,10 +100,6 @@ class SignSGD(Sign):
     def scales(self, ops: Ops, rows: Array) -> Array:
         """Return 1, or NaN for a vector of NaN."""
         return rows[:1, :1] * 0 + 1
-
-    def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
-        """Return the sign of the sum."""
-        return ops.sign(super().combine(ops, payloads, layout))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,13 @@ class Ops(Protocol):
 
     name: str
 
+    kernels: Any
+    """The compiled kernels on this framework's arrays, or None where there are none (see `hvd_compress.native`).
+
+    An algorithm may use a kernel that does several of the operations below in one pass, and must give the same bits
+    without.
+    """
+
     # --- making and converting
 
     def from_numpy(self, array: Any) -> Array:
@@ -114,8 +121,8 @@ class Ops(Protocol):
     def row_norm(self, rows: Array) -> Array:
         """Return the Euclidean norm of each row, computed in float64."""
 
-    def row_sum(self, rows: Array) -> Array:
-        """Return the sum of each row, float32, computed in float64."""
+    def row_sides(self, rows: Array) -> tuple[Array, Array, Array]:
+        """Return each row's sum of what is at least zero, sum of all else, and number of the former, in float64."""
 
     # --- selection
 
@@ -135,7 +142,7 @@ class Ops(Protocol):
         """Return the elements at the indices."""
 
     def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
-        """Add values at distinct indices; `total` may be overwritten."""
+        """Add values at ascending distinct indices; `total` may be overwritten."""
 
     def scatter_zero(self, total: Array, indices: Array) -> Array:
         """Set the elements at distinct indices to zero; `total` may be overwritten."""
@@ -169,7 +176,7 @@ class Ops(Protocol):
         """Undo `pack`: int32 of 0 to 30 bits."""
 
     def bitmap(self, indices: Array, size: int) -> Array:
-        """Return `size` bits, packed, with those at the indices set."""
+        """Return `size` bits, packed, with those at ascending distinct indices set."""
 
     def set_bits(self, payload: Array, size: int) -> Array:
         """Return the positions of the bits set among the first `size`, int64 ascending."""

@@ -1,4 +1,4 @@
-"""The operations on NumPy arrays: the reference for the other frameworks."""
+"""The operations on NumPy arrays: the reference for the other frameworks and, without kernels, for the kernels."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from hvd_compress import random
+from hvd_compress import native, random
 from hvd_compress.random import Stream
 
 Array = np.ndarray[Any, Any]
 
 
 class NumpyOps:
-    """See `hvd_compress.ops.Ops`."""
+    """See `hvd_compress.ops.Ops`; with `kernels`, through those where there are any and they fit the arrays."""
 
     name = "numpy"
+
+    def __init__(self, kernels: bool = True) -> None:
+        self.kernels: Any = native.load() if kernels else None
+
+    def _has_kernel_for(self, array: Array, *dtypes: str) -> bool:
+        flags = array.flags
+        return bool(self.kernels and array.ndim == 1 and array.dtype in dtypes and flags.c_contiguous and flags.aligned)
 
     def from_numpy(self, array: Array) -> Array:
         return array
@@ -25,7 +32,7 @@ class NumpyOps:
         return array
 
     def zeros(self, size: int) -> Array:
-        return np.zeros(size, np.float32)
+        return self.kernels.zeros(size) if self.kernels else np.zeros(size, np.float32)
 
     def arange(self, count: int) -> Array:
         return np.arange(count, dtype=np.int64)
@@ -84,6 +91,8 @@ class NumpyOps:
         return float(np.sqrt(np.square(vector, dtype=np.float64).sum()))
 
     def all_finite(self, vector: Array) -> bool:
+        if self._has_kernel_for(vector, "float32"):
+            return self.kernels.all_finite(vector)
         with np.errstate(over="ignore", invalid="ignore"):  # the sum may overflow where no element does
             return bool(np.isfinite(vector.sum())) or bool(np.isfinite(vector).all())
 
@@ -99,15 +108,26 @@ class NumpyOps:
         return vector[:, None]
 
     def row_max_abs(self, rows: Array) -> Array:
+        if self._has_kernel_for(rows.reshape(-1), "float32"):
+            return self.kernels.group_max_abs(rows.reshape(-1), _lengths(rows))
         return np.abs(rows).max(axis=1, initial=0)
 
     def row_norm(self, rows: Array) -> Array:
+        if self._has_kernel_for(rows.reshape(-1), "float32"):
+            return np.sqrt(self.kernels.group_sum(rows.reshape(-1), _lengths(rows), "square")).astype(np.float32)
         return np.linalg.norm(rows.astype(np.float64), axis=1).astype(np.float32)
 
-    def row_sum(self, rows: Array) -> Array:
-        return rows.sum(axis=1, dtype=np.float64).astype(np.float32)
+    def row_sides(self, rows: Array) -> tuple[Array, Array, Array]:
+        if self._has_kernel_for(rows.reshape(-1), "float32"):
+            up, down, count = self.kernels.group_sides(rows.reshape(-1), _lengths(rows)).reshape(-1, 3).T
+            return up, down, count
+        positive, wide = rows >= 0, rows.astype(np.float64)
+        up, down = np.where(positive, wide, 0).sum(axis=1), np.where(positive, 0, wide).sum(axis=1)
+        return up, down, positive.sum(axis=1).astype(np.float64)
 
     def top_k(self, vector: Array, count: int) -> Array:
+        if self._has_kernel_for(vector, "float32"):
+            return self.kernels.top_k(vector, count)
         if count >= vector.shape[0]:
             return self.arange(vector.shape[0])
         # As integers, the bits without the sign are in the order of the magnitudes, with NaN above all.
@@ -118,7 +138,9 @@ class NumpyOps:
         return np.sort(np.concatenate([above, equal]))
 
     def above(self, vector: Array, threshold: float) -> Array:
-        return np.flatnonzero(~(np.abs(vector) < threshold))
+        if self._has_kernel_for(vector, "float32"):
+            return self.kernels.above(vector, threshold)
+        return np.flatnonzero(~(np.abs(vector) < np.float32(threshold)))
 
     def sum_abs_below(self, vector: Array, bound: float) -> tuple[float, int]:
         magnitude = np.abs(vector)
@@ -126,10 +148,16 @@ class NumpyOps:
         return float(magnitude[below].sum(dtype=np.float64)), int(vector.shape[0] - below.sum())
 
     def take(self, vector: Array, indices: Array) -> Array:
+        if self._has_kernel_for(vector, "float32") and self._has_kernel_for(indices, "int64"):
+            return self.kernels.take(vector, indices)
         return vector[indices]
 
     def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
-        total[indices] += values
+        fit = self._has_kernel_for(total, "float32") and self._has_kernel_for(indices, "int64")
+        if fit and self._has_kernel_for(values, "float32"):
+            self.kernels.scatter_add(total, indices, values)
+        else:
+            total[indices] += values
         return total
 
     def scatter_zero(self, total: Array, indices: Array) -> Array:
@@ -142,12 +170,16 @@ class NumpyOps:
         return bool((indices[1:] > indices[:-1]).all()) and bool(indices[0] >= 0) and bool(indices[-1] < size)
 
     def uniform(self, count: int, stream: Stream) -> Array:
+        if self.kernels:
+            return self.kernels.uniform(count, stream.words())
         return (random.bits(count, stream) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
     def draw(self, vector: Array, scale: float, stream: Stream) -> Array:
         return np.flatnonzero(~(self.uniform(vector.shape[0], stream) >= np.abs(vector) * scale))
 
     def distinct(self, count: int, size: int, stream: Stream) -> Array:
+        if self.kernels:
+            return self.kernels.distinct(count, size, stream.words())
         return random.distinct(count, size, stream)
 
     def to_bytes(self, array: Array) -> Array:
@@ -157,6 +189,8 @@ class NumpyOps:
         return np.ascontiguousarray(payload).view(dtype)
 
     def pack(self, numbers: Array, bits: int) -> Array:
+        if self._has_kernel_for(numbers, "uint8", "int32", "int64"):
+            return self.kernels.pack(numbers, bits)
         planes = [(numbers >> 8 * i & 0xFF).astype(np.uint8) for i in range(bits // 8)]
         rest = bits % 8
         if rest:
@@ -167,6 +201,8 @@ class NumpyOps:
         return np.concatenate(planes) if planes else np.zeros(0, np.uint8)
 
     def unpack(self, payload: Array, bits: int, count: int) -> Array:
+        if self._has_kernel_for(payload, "uint8"):
+            return self.kernels.unpack(payload, bits, count)
         numbers = np.zeros(count, np.int32)
         for i in range(bits // 8):
             numbers |= payload[i * count : (i + 1) * count].astype(np.int32) << 8 * i
@@ -180,12 +216,20 @@ class NumpyOps:
         return numbers
 
     def bitmap(self, indices: Array, size: int) -> Array:
+        if self._has_kernel_for(indices, "int64"):
+            return self.kernels.bitmap(indices, size)
         bits = np.zeros(size, np.uint8)
         bits[indices] = 1
         return np.packbits(bits, bitorder="little")
 
     def set_bits(self, payload: Array, size: int) -> Array:
+        if self._has_kernel_for(payload, "uint8"):
+            return self.kernels.set_bits(payload, size)
         return np.flatnonzero(np.unpackbits(payload, bitorder="little")[:size])
 
     def orthogonalize(self, matrix: Array) -> Array:
         return np.linalg.qr(matrix)[0]
+
+
+def _lengths(rows: Array) -> Array:
+    return np.full(rows.shape[0], rows.shape[1], np.int64)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hvd_compress import random
+from hvd_compress import native, random
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.random import Stream
 
-_NUMPY = NumpyOps()
-
 
 class TorchOps:
-    """See `hvd_compress.ops.Ops`; what it makes lies on `device`."""
+    """See `hvd_compress.ops.Ops`; what it makes lies on `device`.
+
+    On the CPU, with `kernels` and where there are any, NumPy's operations and their kernels do the work, on the
+    tensors' memory. Everywhere else PyTorch's do.
+    """
 
     name = "torch"
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str = "cpu", kernels: bool = True) -> None:
         self.device = torch.device(device)
+        module = native.load() if kernels and self.device.type == "cpu" else None
+        self.kernels: Any = OnTensors(module) if module else None
+        self._numpy: Any = OnTensors(NumpyOps()) if module else None
 
     def from_numpy(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -31,7 +37,7 @@ class TorchOps:
         return array.cpu().numpy()
 
     def zeros(self, size: int) -> Tensor:
-        return torch.zeros(size, device=self.device)
+        return self._numpy.zeros(size) if self._numpy else torch.zeros(size, device=self.device)
 
     def arange(self, count: int) -> Tensor:
         return torch.arange(count, device=self.device)
@@ -88,6 +94,8 @@ class TorchOps:
         return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
     def all_finite(self, vector: Tensor) -> bool:
+        if self._numpy:
+            return self._numpy.all_finite(vector)
         # The sum may overflow where no element does.
         return bool(vector.sum().isfinite()) or bool(vector.isfinite().all())
 
@@ -103,17 +111,24 @@ class TorchOps:
         return vector[:, None]
 
     def row_max_abs(self, rows: Tensor) -> Tensor:
-        return rows.abs().amax(dim=1)
+        return self._numpy.row_max_abs(rows) if self._numpy else rows.abs().amax(dim=1)
 
     def row_norm(self, rows: Tensor) -> Tensor:
+        if self._numpy:
+            return self._numpy.row_norm(rows)
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).float()
 
-    def row_sum(self, rows: Tensor) -> Tensor:
-        return rows.sum(dim=1, dtype=torch.float64).float()
+    def row_sides(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self._numpy:
+            up, down, count = self._numpy.row_sides(rows)
+            return up, down, count
+        positive, wide = rows >= 0, rows.double()
+        up, down = torch.where(positive, wide, 0.0).sum(dim=1), torch.where(positive, 0.0, wide).sum(dim=1)
+        return up, down, positive.sum(dim=1).double()
 
     def top_k(self, vector: Tensor, count: int) -> Tensor:
-        if self.device.type == "cpu":
-            return torch.from_numpy(_NUMPY.top_k(vector.numpy(), count))
+        if self._numpy:
+            return self._numpy.top_k(vector, count)
         if count >= vector.shape[0]:
             return self.arange(vector.shape[0])
         magnitude = vector.view(torch.int32) & 0x7FFFFFFF
@@ -125,6 +140,8 @@ class TorchOps:
         return (above | equal).nonzero().reshape(-1)
 
     def above(self, vector: Tensor, threshold: float) -> Tensor:
+        if self._numpy:
+            return self._numpy.above(vector, threshold)
         return (~(vector.abs() < threshold)).nonzero().reshape(-1)
 
     def sum_abs_below(self, vector: Tensor, bound: float) -> tuple[float, int]:
@@ -133,9 +150,13 @@ class TorchOps:
         return float(magnitude[below].sum(dtype=torch.float64)), vector.shape[0] - int(below.sum())
 
     def take(self, vector: Tensor, indices: Tensor) -> Tensor:
+        if self._numpy:
+            return self._numpy.take(vector, indices)
         return vector[indices]
 
     def scatter_add(self, total: Tensor, indices: Tensor, values: Tensor) -> Tensor:
+        if self._numpy:
+            return self._numpy.scatter_add(total, indices, values)
         return total.index_add_(0, indices, values)
 
     def scatter_zero(self, total: Tensor, indices: Tensor) -> Tensor:
@@ -147,6 +168,8 @@ class TorchOps:
         return bool((indices[1:] > indices[:-1]).all() & (indices[0] >= 0) & (indices[-1] < size))
 
     def uniform(self, count: int, stream: Stream) -> Tensor:
+        if self._numpy:
+            return self._numpy.uniform(count, stream)
         first, second = (_signed(word) for word in stream.words())
         x = torch.arange(count, dtype=torch.int32, device=self.device).add_(first)
         x = _mix_(_mix_(x).bitwise_xor_(second))
@@ -156,10 +179,12 @@ class TorchOps:
         return (~(self.uniform(vector.shape[0], stream) >= vector.abs() * scale)).nonzero().reshape(-1)
 
     def distinct(self, count: int, size: int, stream: Stream) -> Tensor:
+        if self._numpy:
+            return self._numpy.distinct(count, size, stream)
         return self.from_numpy(random.distinct(count, size, stream))
 
     def to_bytes(self, array: Tensor) -> Tensor:
-        return array.contiguous().view(torch.uint8)
+        return array.contiguous().view(torch.uint8) if array.shape[0] else torch.zeros(0, dtype=torch.uint8)
 
     def from_bytes(self, payload: Tensor, dtype: str) -> Tensor:
         kind = getattr(torch, dtype)
@@ -168,6 +193,8 @@ class TorchOps:
         return payload.view(kind)
 
     def pack(self, numbers: Tensor, bits: int) -> Tensor:
+        if self._numpy:
+            return self._numpy.pack(numbers, bits)
         planes = [(numbers >> 8 * i & 0xFF).to(torch.uint8) for i in range(bits // 8)]
         rest = bits % 8
         if rest:
@@ -178,6 +205,8 @@ class TorchOps:
         return torch.cat(planes) if planes else torch.zeros(0, dtype=torch.uint8, device=self.device)
 
     def unpack(self, payload: Tensor, bits: int, count: int) -> Tensor:
+        if self._numpy:
+            return self._numpy.unpack(payload, bits, count)
         numbers = torch.zeros(count, dtype=torch.int32, device=self.device)
         for i in range(bits // 8):
             numbers |= payload[i * count : (i + 1) * count].int() << 8 * i
@@ -191,16 +220,52 @@ class TorchOps:
         return numbers
 
     def bitmap(self, indices: Tensor, size: int) -> Tensor:
+        if self._numpy:
+            return self._numpy.bitmap(indices, size)
         bits = torch.zeros(size, dtype=torch.uint8, device=self.device)
         bits[indices] = 1
         return self.pack(bits, 1)
 
     def set_bits(self, payload: Tensor, size: int) -> Tensor:
+        if self._numpy:
+            return self._numpy.set_bits(payload, size)
         shifts = torch.arange(8, dtype=torch.uint8, device=self.device)
         return (payload[:, None] >> shifts & 1).reshape(-1)[:size].nonzero().reshape(-1)
 
     def orthogonalize(self, matrix: Tensor) -> Tensor:
         return torch.linalg.qr(matrix)[0]
+
+
+class OnTensors:
+    """The functions of a module or an object, on CPU tensors in place of NumPy's arrays.
+
+    No data is copied: tensors and arrays share their memory. Tuples and lists may hold tensors; all else stays.
+    """
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self._target, name)
+
+        @functools.wraps(function)
+        def on_tensors(*arguments: Any) -> Any:
+            return _to_tensors(function(*map(_to_arrays, arguments)))
+
+        setattr(self, name, on_tensors)
+        return on_tensors
+
+
+def _to_arrays(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().numpy()
+    return [_to_arrays(item) for item in value] if type(value) in (tuple, list) else value
+
+
+def _to_tensors(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    return [_to_tensors(item) for item in value] if type(value) in (tuple, list) else value
 
 
 def _signed(word: int) -> int:

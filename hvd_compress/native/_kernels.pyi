@@ -1,0 +1,107 @@
+"""The compiled kernels. Each gives the bits of its counterpart in `hvd_compress.ops.numpy`, which it is tested against.
+
+Arrays are one-dimensional, contiguous and aligned, of exactly the dtype that is named; TypeError or ValueError
+otherwise. Results do not depend on the number of threads or the level of SIMD. A `stream` is the two words of
+`hvd_compress.random.Stream.words()`. Nothing changes its arguments but what is named `total` or `to`.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+# --- settings of the process
+
+def simd_levels() -> list[str]:
+    """Return the levels of SIMD that this processor has, of "portable", "avx2", "avx512"; the best one is last."""
+
+def simd() -> str:
+    """Return the level in use: at first HVD_COMPRESS_SIMD, or else the best one."""
+
+def set_simd(level: str) -> None:
+    """Use another level; ValueError if the processor does not have it."""
+
+def threads() -> int:
+    """Return the most threads that a kernel uses: at first OpenMP's number."""
+
+def set_threads(count: int) -> None:
+    """Use at most `count` threads, from whichever thread the kernels are called."""
+
+# --- making and copying
+
+def empty(size: int) -> NDArray[np.float32]:
+    """Return an array of any content. A large array's memory, freed, is kept for the next of its size."""
+
+def zeros(size: int) -> NDArray[np.float32]:
+    """Return zeros, in memory as of `empty`."""
+
+def copy(to: NDArray[np.float32], source: NDArray[np.float32]) -> None:
+    """Copy an array to one of the same length."""
+
+def add_(total: NDArray[np.float32], vector: NDArray[np.float32]) -> None:
+    """Add a vector to a total of the same length, in place."""
+
+def all_finite(vector: NDArray[np.float32]) -> bool:
+    """Tell whether no element is NaN or infinite."""
+
+# --- groups: consecutive runs of the vector, whose int64 lengths add up to the vector's
+
+def group_max_abs(vector: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return each group's largest magnitude: 0 if it is empty, NaN if it has one."""
+
+def group_sum(
+    vector: NDArray[np.float32], lengths: NDArray[np.int64], of: Literal["x", "abs", "square"]
+) -> NDArray[np.float64]:
+    """Return each group's sum of x, |x| or x * x, in float64 and in this order.
+
+    A group is cut into pieces of 4096 elements. In a piece, element i is added to lane i % 16 of 16; the lanes are
+    added 8 and 8, 4 and 4, 2 and 2, 1 and 1; the pieces one after the other.
+    """
+
+# --- selection
+
+def top_k(vector: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Return the indices of the `count` largest magnitudes, ascending; of equal ones the first, NaN above all."""
+
+def above(vector: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
+    """Return the indices of the magnitudes of at least `threshold`, ascending; none of NaN."""
+
+def take(vector: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the elements at the indices; ValueError if one is out of range."""
+
+def scatter_add(total: NDArray[np.float32], indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    """Add values at ascending distinct indices; ValueError, and nothing added, if they are not."""
+
+def scatter_set(total: NDArray[np.float32], indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    """Put values at ascending distinct indices; ValueError, and nothing put, if they are not."""
+
+# --- random numbers
+
+def bits(count: int, stream: tuple[int, int]) -> NDArray[np.uint32]:
+    """Return words 0 to count - 1, as `hvd_compress.random.bits`."""
+
+def uniform(count: int, stream: tuple[int, int]) -> NDArray[np.float32]:
+    """Return numbers in [0, 1) of 24 random bits."""
+
+def distinct(count: int, size: int, stream: tuple[int, int]) -> NDArray[np.int64]:
+    """Return ascending distinct numbers below `size`, as `hvd_compress.random.distinct`."""
+
+# --- bytes and bits
+
+def pack(numbers: NDArray[np.uint8] | NDArray[np.int32] | NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
+    """Pack the low 0 to 30 bits of each number."""
+
+def unpack(payload: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int32]:
+    """Undo `pack`; ValueError if the payload is of the wrong length."""
+
+def bitmap(indices: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
+    """Return `size` bits with those at the indices set; ValueError unless these ascend, are distinct and in range."""
+
+def set_bits(payload: NDArray[np.uint8], size: int) -> NDArray[np.int64]:
+    """Return the positions of the bits set among the first `size`, ascending."""
+
+def encode_indices(indices: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
+    """Return the bytes of `hvd_compress.compressors.indices.encode_indices`; ValueError as in `bitmap`."""
+
+def decode_indices(payload: NDArray[np.uint8], size: int, count: int) -> NDArray[np.int64]:
+    """Undo `encode_indices`; ValueError if the bytes do not hold `count` ascending distinct indices below `size`."""

@@ -1,0 +1,92 @@
+// What the module offers, on plain pointers: the inner loops divided among threads. Results do not depend on the number
+// of threads. What a caller could get wrong (lengths, ranges, payloads) raises std::invalid_argument.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+#include "memory.hpp"
+
+namespace hvd {
+
+// --- settings of the process
+
+std::vector<std::string> simd_levels();  // those that this processor has, the best one last
+const char* simd();
+void set_simd(const std::string& level);
+int threads();
+void set_threads(int count);
+
+// --- bitmaps and selection
+
+// Bits that were counted by parts, so that threads can write their positions side by side.
+class Positions {
+public:
+    explicit Positions(const Bits& bits);
+    int64_t count() const { return before_.back(); }
+    void write(int64_t* out) const;
+
+private:
+    Bits bits_;
+    std::vector<int64_t> before_;  // bits before each part, and their total
+};
+
+// One bit for each element of a vector.
+class Selection {
+public:
+    explicit Selection(int64_t size) : words_((size + 63) / 64), size_(size) {}
+    uint64_t* words() { return words_.get(); }
+    Bits bits() { return {reinterpret_cast<const uint8_t*>(words_.get()), size_}; }
+
+private:
+    Scratch<uint64_t> words_;
+    int64_t size_;
+};
+
+void select_top(const float* x, int64_t n, int64_t count, Selection& selection);  // 0 <= count <= n
+void select_above(const float* x, int64_t n, float threshold, Selection& selection);
+
+void take(const float* x, int64_t n, const int64_t* indices, int64_t count, float* out);
+void scatter_add(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values);
+void scatter_set(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values);
+
+// --- random numbers
+
+void words(uint32_t first, uint32_t second, int64_t count, uint32_t* out);
+void uniform(uint32_t first, uint32_t second, int64_t count, float* out);
+void distinct(uint32_t first, uint32_t second, int64_t size, int64_t count, int64_t* out);
+
+// --- packing and index codes
+
+int64_t packed_bytes(int64_t count, int bits);
+template <class T>
+void pack(const T* numbers, int64_t count, int bits, uint8_t* out);
+void unpack(const uint8_t* payload, int64_t count, int bits, int32_t* out);
+
+// The code of `count` indices below `size`, as in compressors/indices.py.
+struct IndexCode {
+    IndexCode(int64_t size, int64_t count);
+    int64_t size, count;
+    int low;             // bits that are packed, of each index
+    int64_t high_bits;   // length of the bitmap of the others
+    bool bitmap;         // or one bitmap of all, and low = 0
+    int64_t bytes() const;
+};
+
+void encode_bitmap(const int64_t* indices, int64_t count, int64_t size, uint8_t* out);
+void encode_indices(const IndexCode& code, const int64_t* indices, uint8_t* out);
+void decode_indices(const IndexCode& code, const uint8_t* payload, int64_t* out);
+
+// --- whole vectors
+
+void zero(void* data, int64_t bytes);
+void copy(void* to, const void* from, int64_t bytes);
+void add(float* total, const float* x, int64_t n);
+bool all_finite(const float* x, int64_t n);
+void group_max_abs(const float* x, int64_t n, const int64_t* lengths, int64_t groups, float* out);
+void group_sum(const float* x, int64_t n, const int64_t* lengths, int64_t groups, Sum kind, double* out);
+void group_sides(const float* x, int64_t n, const int64_t* lengths, int64_t groups, double* out);  // three a group
+
+}  // namespace hvd

@@ -1,0 +1,14 @@
+#include "kernels.hpp"
+
+#include <cmath>
+#include <type_traits>
+
+#ifdef HVD_X86
+#include <immintrin.h>
+
+#pragma GCC target("avx2,bmi,bmi2,lzcnt,popcnt")
+#define HVD_LEVEL 2
+#define HVD_NAME "avx2"
+#define HVD_TABLE AVX2
+#include "kernels.inc"
+#endif

@@ -1,0 +1,34 @@
+// Large arrays without page faults: huge pages, and a few freed blocks kept for the next array of the same size.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hvd {
+
+constexpr std::size_t LARGE = std::size_t{1} << 20;  // bytes from which a block is mapped and kept
+
+// Returns a block of at least `bytes`, aligned to 64, with any content. Throws std::bad_alloc.
+void* acquire(std::size_t bytes);
+
+// Gives back a block of `acquire` with the same `bytes`.
+void release(void* block, std::size_t bytes) noexcept;
+
+// Memory for a kernel's own use.
+template <class T>
+class Scratch {
+public:
+    explicit Scratch(int64_t count)
+        : bytes_(static_cast<std::size_t>(count) * sizeof(T)), data_(static_cast<T*>(acquire(bytes_))) {}
+    ~Scratch() { release(data_, bytes_); }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    T* get() { return data_; }
+    T& operator[](int64_t i) { return data_[i]; }
+
+private:
+    std::size_t bytes_;
+    T* data_;
+};
+
+}  // namespace hvd

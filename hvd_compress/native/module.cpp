@@ -1,0 +1,436 @@
+// The Python module: it checks the arrays that come in, makes those that go out, and releases the GIL in between.
+// `_kernels.pyi` documents the functions.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <algorithm>
+#include <memory>
+#include <tuple>
+#include <variant>
+
+#include "algorithms.hpp"
+#include "quantize.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+using Words = std::pair<uint32_t, uint32_t>;
+
+template <class T>
+struct Span {
+    T* data;
+    int64_t size;
+};
+
+template <class T>
+void check(const py::array& array, const char* name) {
+    if (!array.dtype().equal(py::dtype::of<T>())) {
+        throw py::type_error(std::string(name) + " must be of dtype " + std::string(py::str(py::dtype::of<T>())) +
+                             ", not " + std::string(py::str(array.dtype())));
+    }
+    const int flags = array.flags();
+    if (array.ndim() != 1 || !(flags & py::array::c_style) || !(flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
+        throw py::value_error(std::string(name) + " must be one-dimensional, contiguous and aligned");
+    }
+}
+
+template <class T>
+Span<const T> in(const py::array& array, const char* name) {
+    check<T>(array, name);
+    return {static_cast<const T*>(array.data()), array.size()};
+}
+
+template <class T>
+Span<T> inout(py::array& array, const char* name) {
+    check<T>(array, name);
+    if (!array.writeable()) throw py::value_error(std::string(name) + " must be writable");
+    return {static_cast<T*>(array.mutable_data()), array.size()};
+}
+
+void require(bool sound, const char* message) {
+    if (!sound) throw py::value_error(message);
+}
+
+void require_count(int64_t count) {
+    require(0 <= count && count <= int64_t{1} << 40, "a count or size must be in 0 to 2^40");
+}
+
+void require_bits(int bits) { require(0 <= bits && bits <= 30, "bits must be in 0 to 30"); }
+
+// A new array with any content; a large one gives its memory back to be used again.
+template <class T>
+py::array_t<T> make(int64_t size) {
+    const auto bytes = static_cast<std::size_t>(size) * sizeof(T);
+    if (bytes < hvd::LARGE) return py::array_t<T>(size);
+    struct Block {
+        void* data;
+        std::size_t bytes;
+    };
+    auto block = std::make_unique<Block>(Block{hvd::acquire(bytes), bytes});
+    const py::capsule owner(block.get(), [](void* pointer) {
+        const std::unique_ptr<Block> freed(static_cast<Block*>(pointer));
+        hvd::release(freed->data, freed->bytes);
+    });
+    T* data = static_cast<T*>(block.release()->data);
+    return py::array_t<T>(size, data, owner);
+}
+
+template <class F>
+auto unlocked(F f) {
+    const py::gil_scoped_release release;
+    return f();
+}
+
+py::array_t<int64_t> positions_of(const hvd::Bits& bits) {
+    const auto positions = unlocked([&] { return hvd::Positions(bits); });
+    auto result = make<int64_t>(positions.count());
+    int64_t* out = result.mutable_data();
+    unlocked([&] { positions.write(out); });
+    return result;
+}
+
+// --- making and copying
+
+py::array_t<float> empty(int64_t size) {
+    require_count(size);
+    return make<float>(size);
+}
+
+py::array_t<float> zeros(int64_t size) {
+    auto result = empty(size);
+    float* out = result.mutable_data();
+    unlocked([&] { hvd::zero(out, 4 * size); });
+    return result;
+}
+
+void copy(py::array to, const py::array& source) {
+    const auto target = inout<float>(to, "to");
+    const auto x = in<float>(source, "source");
+    require(target.size == x.size, "to and source must be of one length");
+    unlocked([&] { hvd::copy(target.data, x.data, 4 * target.size); });
+}
+
+void add_(py::array total, const py::array& vector) {
+    const auto target = inout<float>(total, "total");
+    const auto source = in<float>(vector, "vector");
+    require(target.size == source.size, "total and vector must be of one length");
+    unlocked([&] { hvd::add(target.data, source.data, target.size); });
+}
+
+bool all_finite(const py::array& vector) {
+    const auto x = in<float>(vector, "vector");
+    return unlocked([&] { return hvd::all_finite(x.data, x.size); });
+}
+
+// --- groups
+
+py::array_t<float> group_max_abs(const py::array& vector, const py::array& lengths) {
+    const auto x = in<float>(vector, "vector");
+    const auto groups = in<int64_t>(lengths, "lengths");
+    auto result = make<float>(groups.size);
+    float* out = result.mutable_data();
+    unlocked([&] { hvd::group_max_abs(x.data, x.size, groups.data, groups.size, out); });
+    return result;
+}
+
+py::array_t<double> group_sum(const py::array& vector, const py::array& lengths, const std::string& of) {
+    const auto x = in<float>(vector, "vector");
+    const auto groups = in<int64_t>(lengths, "lengths");
+    require(of == "x" || of == "abs" || of == "square", "of must be one of x, abs, square");
+    const auto kind = of == "x" ? hvd::Sum::value : of == "abs" ? hvd::Sum::magnitude : hvd::Sum::square;
+    auto result = make<double>(groups.size);
+    double* out = result.mutable_data();
+    unlocked([&] { hvd::group_sum(x.data, x.size, groups.data, groups.size, kind, out); });
+    return result;
+}
+
+py::array_t<double> group_sides(const py::array& vector, const py::array& lengths) {
+    const auto x = in<float>(vector, "vector");
+    const auto groups = in<int64_t>(lengths, "lengths");
+    auto result = make<double>(3 * groups.size);
+    double* out = result.mutable_data();
+    unlocked([&] { hvd::group_sides(x.data, x.size, groups.data, groups.size, out); });
+    return result;
+}
+
+// --- quantizers
+
+using Code = std::tuple<std::string, int, float, int, int, int>;
+using Division = std::variant<int64_t, std::vector<int64_t>>;
+
+hvd::Codec codec_of(const Code& code, const Division& groups, int64_t size) {
+    const auto& [kind, bits, numerator, low, high, scales_each] = code;
+    constexpr const char* KINDS[] = {"levels", "natural", "dynamic", "bfloat", "sign"};
+    const auto found = std::find(std::begin(KINDS), std::end(KINDS), kind);
+    require(found != std::end(KINDS), "a code must be of kind levels, natural, dynamic, bfloat or sign");
+    const auto number = static_cast<hvd::Quantizer::Kind>(found - std::begin(KINDS));
+    const bool wide = number == hvd::Quantizer::natural || number == hvd::Quantizer::bfloat;
+    require(wide ? bits == (number == hvd::Quantizer::natural ? 9 : 16) : 1 <= bits && bits <= 12, "bits do not fit the kind");
+    require(number == hvd::Quantizer::levels || wide || bits == (number == hvd::Quantizer::sign ? 1 : 8), "bits do not fit the kind");
+    require(number != hvd::Quantizer::levels || (low <= 0 && high - low < 1 << bits), "levels do not fit the bits");
+    require(0 <= scales_each && scales_each <= 2, "a group has at most two scales");
+    hvd::Groups division{size, 0, {}};
+    if (std::holds_alternative<int64_t>(groups)) {
+        division.block = std::get<int64_t>(groups);
+        require(1 <= division.block && division.block < int64_t{1} << 40, "a block must be in 1 to 2^40 - 1");
+    } else {
+        int64_t end = 0;
+        for (const int64_t length : std::get<std::vector<int64_t>>(groups)) {
+            require(0 <= length && length <= size - end, "the groups' lengths must add up to the vector's");
+            division.ends.push_back(end += length);
+        }
+        require(end == size, "the groups' lengths must add up to the vector's");
+    }
+    return {{number, bits, numerator, low, high}, std::move(division), scales_each};
+}
+
+py::array_t<uint8_t> quantize(
+    py::array& vector, const py::object& residual, bool rest, const Code& code, const Division& groups,
+    const py::object& scales, const Words& stream
+) {
+    const auto x = in<float>(vector, "vector");
+    if (rest) inout<float>(vector, "vector");
+    const auto codec = codec_of(code, groups, x.size);
+    auto payload = make<uint8_t>(codec.payload_bytes());
+    uint8_t* out = payload.mutable_data();
+    const float* add = nullptr;
+    py::array kept;
+    if (!residual.is_none()) {
+        kept = residual.cast<py::array>();
+        const auto e = in<float>(kept, "residual");
+        require(e.size == x.size && rest, "residual must be of the vector's length, and goes with rest");
+        add = e.data;
+    }
+    auto norm = hvd::Norm::none;
+    if (py::isinstance<py::str>(scales)) {
+        const auto name = scales.cast<std::string>();
+        require((name == "max" || name == "l2") && codec.scales_each == 1, "scales must be max, l2 or given");
+        require(codec.groups.block > 0, "max and l2 are for blocks");
+        norm = name == "max" ? hvd::Norm::max : hvd::Norm::l2;
+    } else if (codec.scales_each) {
+        const auto array = scales.cast<py::array>();
+        const auto values = in<float>(array, "scales");
+        require(4 * values.size == codec.scales_bytes(), "there must be as many scales as the groups have");
+        std::memcpy(out, values.data, static_cast<std::size_t>(4 * values.size));
+    }
+    float* data = const_cast<float*>(x.data);  // changed only with `rest`
+    unlocked([&] { hvd::quantize(codec, norm, data, add, rest, stream.first, stream.second, out); });
+    return payload;
+}
+
+py::array dequantize(
+    const std::vector<py::array>& payloads, const Code& code, const Division& groups, int64_t size, float factor,
+    bool vote, const py::object& total
+) {
+    require_count(size);
+    const auto codec = codec_of(code, groups, size);
+    std::vector<const uint8_t*> data;
+    for (const auto& payload : payloads) {
+        const auto bytes = in<uint8_t>(payload, "payload");
+        require(bytes.size == codec.payload_bytes(), "a payload of a wrong length came in");
+        data.push_back(bytes.data);
+    }
+    py::array result = total.is_none() ? py::array(empty(size)) : total.cast<py::array>();
+    const auto target = inout<float>(result, "total");
+    require(target.size == size, "total must be of the given size");
+    float* out = target.data;
+    unlocked([&] { hvd::dequantize(codec, data, factor, !total.is_none(), vote, out); });
+    return result;
+}
+
+// --- selection
+
+py::array_t<int64_t> top_k(const py::array& vector, int64_t count) {
+    const auto x = in<float>(vector, "vector");
+    require_count(count);
+    hvd::Selection selection(x.size);
+    unlocked([&] { hvd::select_top(x.data, x.size, std::min(count, x.size), selection); });
+    return positions_of(selection.bits());
+}
+
+py::array_t<int64_t> above(const py::array& vector, float threshold) {
+    const auto x = in<float>(vector, "vector");
+    hvd::Selection selection(x.size);
+    unlocked([&] { hvd::select_above(x.data, x.size, threshold, selection); });
+    return positions_of(selection.bits());
+}
+
+py::array_t<float> take(const py::array& vector, const py::array& indices) {
+    const auto x = in<float>(vector, "vector");
+    const auto at = in<int64_t>(indices, "indices");
+    auto result = make<float>(at.size);
+    float* out = result.mutable_data();
+    unlocked([&] { hvd::take(x.data, x.size, at.data, at.size, out); });
+    return result;
+}
+
+template <class F>
+void scatter(F f, py::array& total, const py::array& indices, const py::array& values) {
+    const auto target = inout<float>(total, "total");
+    const auto at = in<int64_t>(indices, "indices");
+    const auto source = in<float>(values, "values");
+    require(at.size == source.size, "indices and values must be of one length");
+    unlocked([&] { f(target.data, target.size, at.data, at.size, source.data); });
+}
+
+// --- random numbers
+
+py::array_t<uint32_t> bits(int64_t count, const Words& stream) {
+    require_count(count);
+    auto result = make<uint32_t>(count);
+    uint32_t* out = result.mutable_data();
+    unlocked([&] { hvd::words(stream.first, stream.second, count, out); });
+    return result;
+}
+
+py::array_t<float> uniform(int64_t count, const Words& stream) {
+    auto result = empty(count);
+    float* out = result.mutable_data();
+    unlocked([&] { hvd::uniform(stream.first, stream.second, count, out); });
+    return result;
+}
+
+py::array_t<int64_t> distinct(int64_t count, int64_t size, const Words& stream) {
+    require_count(count);
+    require(count <= size, "distinct: count must be in 0 to size");
+    auto result = make<int64_t>(count);
+    int64_t* out = result.mutable_data();
+    unlocked([&] { hvd::distinct(stream.first, stream.second, size, count, out); });
+    return result;
+}
+
+// --- bytes and bits
+
+template <class T>
+py::array_t<uint8_t> pack_as(const py::array& numbers, int bits) {
+    const auto x = in<T>(numbers, "numbers");
+    auto result = make<uint8_t>(hvd::packed_bytes(x.size, bits));
+    uint8_t* out = result.mutable_data();
+    unlocked([&] { hvd::pack(x.data, x.size, bits, out); });
+    return result;
+}
+
+py::array_t<uint8_t> pack(const py::array& numbers, int bits) {
+    require_bits(bits);
+    if (numbers.dtype().equal(py::dtype::of<uint8_t>())) return pack_as<uint8_t>(numbers, bits);
+    if (numbers.dtype().equal(py::dtype::of<int32_t>())) return pack_as<int32_t>(numbers, bits);
+    return pack_as<int64_t>(numbers, bits);
+}
+
+py::array_t<int32_t> unpack(const py::array& payload, int bits, int64_t count) {
+    const auto bytes = in<uint8_t>(payload, "payload");
+    require_bits(bits);
+    require_count(count);
+    require(bytes.size == hvd::packed_bytes(count, bits), "payload is of the wrong length");
+    auto result = make<int32_t>(count);
+    int32_t* out = result.mutable_data();
+    unlocked([&] { hvd::unpack(bytes.data, count, bits, out); });
+    return result;
+}
+
+py::array_t<uint8_t> bitmap(const py::array& indices, int64_t size) {
+    const auto at = in<int64_t>(indices, "indices");
+    require_count(size);
+    auto result = make<uint8_t>(hvd::packed_bytes(size, 1));
+    uint8_t* out = result.mutable_data();
+    unlocked([&] { hvd::encode_bitmap(at.data, at.size, size, out); });
+    return result;
+}
+
+py::array_t<int64_t> set_bits(const py::array& payload, int64_t size) {
+    const auto bytes = in<uint8_t>(payload, "payload");
+    require_count(size);
+    require(bytes.size >= hvd::packed_bytes(size, 1), "payload is too short");
+    return positions_of({bytes.data, size});
+}
+
+py::array_t<uint8_t> encode_indices(const py::array& indices, int64_t size) {
+    const auto at = in<int64_t>(indices, "indices");
+    require_count(size);
+    const hvd::IndexCode code(size, at.size);
+    auto result = make<uint8_t>(code.bytes());
+    uint8_t* out = result.mutable_data();
+    unlocked([&] { hvd::encode_indices(code, at.data, out); });
+    return result;
+}
+
+py::array_t<int64_t> decode_indices(const py::array& payload, int64_t size, int64_t count) {
+    const auto bytes = in<uint8_t>(payload, "payload");
+    require_count(size);
+    const hvd::IndexCode code(size, count);
+    require(bytes.size == code.bytes(), "the bytes of indices that came in are of the wrong length");
+    auto result = make<int64_t>(count);
+    int64_t* out = result.mutable_data();
+    unlocked([&] { hvd::decode_indices(code, bytes.data, out); });
+    return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_kernels, m) {
+    m.doc() = "Compiled kernels; see _kernels.pyi.";
+    const char* level = std::getenv("HVD_COMPRESS_SIMD");
+    try {
+        hvd::set_simd(level && *level ? level : hvd::simd_levels().back());
+    } catch (const std::invalid_argument& error) {
+        throw py::import_error(std::string("HVD_COMPRESS_SIMD: ") + error.what());
+    }
+
+    // No conversions: a copy made on the way in would cost time unseen, and what is written to it would be lost.
+    const auto array = [](const char* name) { return py::arg(name).noconvert(); };
+    m.def("simd_levels", hvd::simd_levels);
+    m.def("simd", hvd::simd);
+    m.def("set_simd", hvd::set_simd, py::arg("level"));
+    m.def("threads", hvd::threads);
+    m.def("set_threads", hvd::set_threads, py::arg("count"));
+
+    m.def("empty", empty, py::arg("size"));
+    m.def("zeros", zeros, py::arg("size"));
+    m.def("copy", copy, array("to"), array("source"));
+    m.def("add_", add_, array("total"), array("vector"));
+    m.def("all_finite", all_finite, array("vector"));
+    m.def("group_max_abs", group_max_abs, array("vector"), array("lengths"));
+    m.def("group_sides", group_sides, array("vector"), array("lengths"));
+    m.def("group_sum", group_sum, array("vector"), array("lengths"), py::arg("of"));
+
+    m.def("top_k", top_k, array("vector"), py::arg("count"));
+    m.def("above", above, array("vector"), py::arg("threshold"));
+    m.def("take", take, array("vector"), array("indices"));
+    m.def(
+        "scatter_add",
+        [](py::array total, const py::array& indices, const py::array& values) {
+            scatter(hvd::scatter_add, total, indices, values);
+        },
+        array("total"), array("indices"), array("values")
+    );
+    m.def(
+        "scatter_set",
+        [](py::array total, const py::array& indices, const py::array& values) {
+            scatter(hvd::scatter_set, total, indices, values);
+        },
+        array("total"), array("indices"), array("values")
+    );
+
+    m.def(
+        "quantize", quantize, array("vector"), py::arg("residual").none(true), py::arg("rest"), py::arg("code"),
+        py::arg("groups"), py::arg("scales").none(true), py::arg("stream")
+    );
+    m.def(
+        "dequantize", dequantize, py::arg("payloads"), py::arg("code"), py::arg("groups"), py::arg("size"),
+        py::arg("factor"), py::arg("vote"), py::arg("total").none(true)
+    );
+
+    m.def("bits", bits, py::arg("count"), py::arg("stream"));
+    m.def("uniform", uniform, py::arg("count"), py::arg("stream"));
+    m.def("distinct", distinct, py::arg("count"), py::arg("size"), py::arg("stream"));
+
+    m.def("pack", pack, array("numbers"), py::arg("bits"));
+    m.def("unpack", unpack, array("payload"), py::arg("bits"), py::arg("count"));
+    m.def("bitmap", bitmap, array("indices"), py::arg("size"));
+    m.def("set_bits", set_bits, array("payload"), py::arg("size"));
+    m.def("encode_indices", encode_indices, array("indices"), py::arg("size"));
+    m.def("decode_indices", decode_indices, array("payload"), py::arg("size"), py::arg("count"));
+}

@@ -1,0 +1,434 @@
+"""The compiled kernels give the bits of the NumPy reference, whatever the SIMD, the threads and the payloads."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvd_compress import random
+from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
+from hvd_compress.ops import packed_bytes
+from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.random import Stream
+
+module = pytest.importorskip("hvd_compress.native._kernels", reason="the kernels are not built")
+
+REFERENCE = NumpyOps(kernels=False)
+STREAM = Stream(0x123456789ABCDEF0, 42)
+SIZES = (1, 7, 63, 64, 65, 1000, 4097, 200_001)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(level, threads) for level in module.simd_levels() for threads in (1, 2, 3)],
+    ids=lambda param: "{}-{}".format(*param),
+)
+def kernels(request):
+    before = module.simd(), module.threads()
+    level, threads = request.param
+    module.set_simd(level)
+    module.set_threads(threads)
+    assert (module.simd(), module.threads()) == request.param
+    yield module
+    module.set_simd(before[0])
+    module.set_threads(before[1])
+
+
+def same(got, expected):
+    assert got.dtype == expected.dtype
+    assert got.tobytes() == expected.tobytes()
+
+
+def subset(size, count, seed=0):
+    return np.sort(np.random.default_rng(seed).choice(size, count, replace=False)).astype(np.int64)
+
+
+def vectors(size):
+    rng = np.random.default_rng(size)
+    normal = rng.standard_normal(size).astype(np.float32)
+    yield normal
+    yield np.sort(normal)
+    yield -np.sort(np.abs(normal))
+    yield normal * np.where(np.arange(size) < size // 3, 1000, 1).astype(np.float32)
+    yield (rng.standard_cauchy(size) ** 3).astype(np.float32)
+    yield rng.integers(-3, 4, size).astype(np.float32)
+    yield np.ones(size, np.float32)
+    yield np.zeros(size, np.float32)
+    yield normal * np.float32(1e-42)
+    special = normal.copy()
+    special[rng.integers(0, size, size // 5 + 1)] = np.nan
+    special[rng.integers(0, size, size // 9 + 1)] = -np.inf
+    special[rng.integers(0, size, size // 4)] = 0
+    yield special
+    yield rng.integers(-(2**31), 2**31, size).astype(np.int32).view(np.float32)  # any bits
+
+
+# --- selection
+
+
+@functools.cache
+def selections(size):
+    """Return pairs of a vector and its selections: of given counts, and above thresholds."""
+    counts = {1, max(1, size // 1000), max(1, size // 100), size // 3 or 1, size - 1 or 1, size, size + 1}
+    with np.errstate(over="ignore"):
+        thresholds = {t: np.float32(t) for t in (0.0, -1.0, 1e-42, 1.0, 2.5, 1e300, np.inf, np.nan)}
+    return [
+        (
+            vector,
+            {count: REFERENCE.top_k(vector, count) for count in counts},
+            {t: np.flatnonzero(np.abs(vector) >= least) for t, least in thresholds.items()},
+        )
+        for vector in vectors(size)
+    ]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_top_k_and_above(kernels, size):
+    for vector, largest, above in selections(size):
+        for count, expected in largest.items():
+            same(kernels.top_k(vector, count), expected)
+        for threshold, expected in above.items():
+            same(kernels.above(vector, threshold), expected)
+    assert kernels.top_k(np.zeros(size, np.float32), 0).shape == (0,)
+
+
+@pytest.mark.parametrize("shown", [0.0, 1.5, 9.0])
+@pytest.mark.parametrize("values", [2, 1 << 24])
+def test_top_k_where_the_sample_misleads(kernels, shown, values):
+    size, step = 1 << 18, 64  # 4096 elements are sampled, one of each 64
+    vector = np.random.default_rng(0).integers(1, values + 1, size).astype(np.float32) / np.float32(values) * 3
+    vector[[step * i + random.mix(i) % step for i in range(size // step)]] = shown
+    for count in (3, 2600, 100_000):
+        same(kernels.top_k(vector, count), REFERENCE.top_k(vector, count))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_take_and_scatter(kernels, size):
+    vector, other = (np.random.default_rng(seed).standard_normal(size).astype(np.float32) for seed in (0, 1))
+    indices = subset(size, size - size // 3)
+    values = kernels.take(vector, indices)
+    same(values, vector[indices])
+    for scatter, expected in ((kernels.scatter_add, other[indices] + values), (kernels.scatter_set, values)):
+        got, wanted = other.copy(), other.copy()
+        scatter(got, indices, values)
+        wanted[indices] = expected
+        same(got, wanted)
+
+
+# --- random numbers
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 2049, 200_001])
+def test_random_words(kernels, count):
+    same(kernels.bits(count, STREAM.words()), random.bits(count, STREAM))
+    same(kernels.uniform(count, STREAM.words()), REFERENCE.uniform(count, STREAM))
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [(0, 0), (0, 5), (1, 1), (2, 2), (5, 17), (200, 201), (1000, 1 << 40), (40_000, 70_001), (200_000, 20_000_003)],
+)
+def test_distinct(kernels, count, size):
+    expected = random.distinct(count, size, STREAM) if count else np.zeros(0, np.int64)
+    same(kernels.distinct(count, size, STREAM.words()), expected)
+
+
+# --- bytes and bits
+
+
+@pytest.mark.parametrize("size", [0, *SIZES])
+def test_pack(kernels, size):
+    words = random.bits(size, STREAM)
+    for bits in range(31) if size < 5000 else (0, 1, 4, 8, 21, 30):
+        for dtype in (np.uint8, np.int32, np.int64):
+            numbers = words.astype(dtype)  # of any bits: those above `bits` must not matter
+            packed = REFERENCE.pack(numbers, bits)
+            same(kernels.pack(numbers, bits), packed)
+            same(kernels.unpack(packed, bits, size), REFERENCE.unpack(packed, bits, size))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("part", [0, 0.001, 0.01, 0.2, 0.5, 0.9, 1])
+def test_indices(kernels, size, part):
+    indices = subset(size, int(part * size))
+    packed = REFERENCE.bitmap(indices, size)
+    same(kernels.bitmap(indices, size), packed)
+    same(kernels.set_bits(packed, size), indices)
+    padded = np.concatenate([packed, np.full(3, 255, np.uint8)])
+    padded[size // 8] |= 0xFF << size % 8 & 0xFF  # bits past the size, to be ignored
+    same(kernels.set_bits(padded, size), indices)
+    code = encode_indices(REFERENCE, indices, size)
+    same(kernels.encode_indices(indices, size), code)
+    same(kernels.decode_indices(code, size, len(indices)), indices)
+
+
+@given(size=st.integers(1, 3000), data=st.data())
+def test_hostile_indices_are_refused_as_by_the_reference(kernels, size, data):
+    count = data.draw(st.integers(1, size))
+    payload = encode_indices(REFERENCE, subset(size, count), size).copy()
+    for at, byte in data.draw(st.lists(st.tuples(st.integers(0, len(payload) - 1), st.integers(0, 255)), max_size=6)):
+        payload[at] = byte
+    if data.draw(st.booleans()):  # keep the number of bits, so that order and range are what is wrong
+        payload = np.random.default_rng(size).permutation(payload)
+    try:
+        expected = decode_indices(REFERENCE, payload, size, count)
+    except ValueError as refused:
+        with pytest.raises(ValueError, match=re.escape(str(refused))):
+            kernels.decode_indices(payload, size, count)
+    else:
+        same(kernels.decode_indices(payload, size, count), expected)
+
+
+def test_disorder_anywhere_is_refused(kernels):
+    size, count = 1_000_000, 120_000
+    indices = subset(size, count)
+    rng = np.random.default_rng(1)
+    for at in (0, 1, 2047, 2048, 40_000, 60_000, 80_000, count - 1, *rng.integers(0, count, 3)):
+        for wrong in (-1, size, -(2**63), 2**63 - 1, indices[at - 1]):
+            broken = indices.copy()
+            broken[at] = wrong
+            for encode in (kernels.encode_indices, kernels.bitmap):
+                with pytest.raises(ValueError, match="ascending"):
+                    encode(broken, size)
+            total = np.zeros(size, np.float32)
+            with pytest.raises(ValueError, match="ascending"):
+                kernels.scatter_add(total, broken, np.ones(count, np.float32))
+            assert not total.any()
+            if not 0 <= wrong < size:
+                with pytest.raises(ValueError, match="range"):
+                    kernels.take(total, broken)
+
+
+# --- whole vectors
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_whole_vectors(kernels, size):
+    for vector in vectors(size):
+        with np.errstate(over="ignore", invalid="ignore"):
+            assert kernels.all_finite(vector) == np.isfinite(vector).all()
+            expected = vector[::-1] + vector
+        total = vector[::-1].copy()
+        kernels.add_(total, vector)
+        finite = np.isfinite(expected)
+        same(total[finite], expected[finite])
+        assert not np.isfinite(total[~finite]).any()
+        kernels.copy(total, vector)
+        same(total, vector)
+    for at in (0, size // 2, size - 1):
+        vector = np.ones(size, np.float32)
+        vector[at] = -np.inf
+        assert not kernels.all_finite(vector)
+    same(kernels.zeros(size), np.zeros(size, np.float32))
+    assert kernels.empty(size).shape == (size,)
+
+
+def group_sum(vector, lengths):
+    """The order of sums that `_kernels.pyi` promises."""
+    sums = []
+    for group in np.split(vector.astype(np.float64), np.cumsum(lengths)[:-1]):
+        total = 0.0
+        for begin in range(0, len(group), 4096):
+            piece = group[begin : begin + 4096]
+            rows = np.concatenate([piece, np.zeros(-len(piece) % 16)]).reshape(-1, 16)
+            lanes = np.zeros(16)
+            for row in rows:
+                lanes += row
+            while len(lanes) > 1:
+                lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+            total += lanes[0]
+        sums.append(total)
+    return np.array(sums, np.float64)
+
+
+@pytest.mark.parametrize(
+    "lengths", [[5], [0], [0, 0, 3, 0], [4096, 4097, 1, 0, 4095], [1] * 1000, [100_000, 0, 7, 33, 90_000], [16] * 6000]
+)
+def test_groups(kernels, lengths):
+    lengths = np.array(lengths, np.int64)
+    vector = np.random.default_rng(0).standard_normal(lengths.sum()).astype(np.float32)
+    same(kernels.group_sum(vector, lengths, "x"), group_sum(vector, lengths))
+    same(kernels.group_sum(vector, lengths, "abs"), group_sum(np.abs(vector), lengths))
+    same(kernels.group_sum(vector, lengths, "square"), group_sum(vector.astype(np.float64) ** 2, lengths))
+    groups = np.split(vector, np.cumsum(lengths)[:-1])
+    same(kernels.group_max_abs(vector, lengths), np.array([np.abs(g).max(initial=0) for g in groups], np.float32))
+    if len(vector):
+        vector[-1] = np.nan
+        assert np.isnan(kernels.group_max_abs(vector, lengths)).sum() == 1
+        assert np.isnan(kernels.group_sum(vector, lengths, "square")).sum() == 1
+
+
+# --- what is refused
+
+
+def test_wrong_arguments_are_refused():
+    x, i, b = np.zeros(10, np.float32), np.arange(4), np.zeros(9, np.uint8)
+    unaligned = np.zeros(41, np.uint8)[1:].view(np.float32)
+    frozen = np.zeros(10, np.float32)
+    frozen.flags.writeable = False
+    words = STREAM.words()
+    for wrong in (x.astype(np.float64), x.astype(">f4"), x.view(np.int32)):
+        with pytest.raises(TypeError, match="dtype float32"):
+            module.top_k(wrong, 1)
+    for wrong in (x[::2], x.reshape(2, 5), unaligned, np.zeros((), np.float32)):
+        with pytest.raises(ValueError, match="one-dimensional, contiguous and aligned"):
+            module.all_finite(wrong)
+    for wrong in ([1.0, 2.0], None, "x"):
+        with pytest.raises(TypeError):
+            module.all_finite(wrong)
+    with pytest.raises(TypeError, match="dtype int64"):
+        module.take(x, i.astype(np.int32))
+    with pytest.raises(TypeError, match="dtype int64"):
+        module.pack(x, 3)
+    refused = {
+        "writable": [lambda: module.add_(frozen, x), lambda: module.scatter_add(frozen, i, x[:4])],
+        "one length": [
+            lambda: module.add_(x, x[1:]),
+            lambda: module.copy(x, x[1:]),
+            lambda: module.scatter_add(x, i, x),
+            lambda: module.scatter_set(x, i, x),
+        ],
+        "2\\^40": [
+            lambda: module.zeros(-1),
+            lambda: module.uniform(2**41, words),
+            lambda: module.top_k(x, -1),
+            lambda: module.unpack(b, 3, -8),
+            lambda: module.unpack(b, 0, 2**62),
+            lambda: module.set_bits(b, -1),
+            lambda: module.decode_indices(b, 2**62, 1),
+        ],
+        "bits must": [lambda: module.pack(i, 31), lambda: module.unpack(b, -1, 3)],
+        "wrong length": [
+            lambda: module.unpack(b, 8, 8),
+            lambda: module.decode_indices(b, 100, 3),
+            lambda: module.decode_indices(b, 0, 0),
+        ],
+        "too short": [lambda: module.set_bits(b, 73)],
+        "count must": [
+            lambda: module.decode_indices(b, 3, 4),
+            lambda: module.decode_indices(b, 3, -1),
+            lambda: module.encode_indices(i, 3),
+            lambda: module.distinct(4, 3, words),
+        ],
+        "no code": [lambda: module.encode_indices(i[:1], 2**31)],
+        "add up": [
+            lambda: module.group_sum(x, np.array([9]), "x"),
+            lambda: module.group_sum(x, np.array([11, -1]), "x"),
+            lambda: module.group_max_abs(x, np.array([2**62, 2**62, 2**63 - 1])),
+            lambda: module.group_max_abs(x, i[:0]),
+        ],
+        "of must": [lambda: module.group_sum(x, np.array([10]), "cube")],
+        "threads": [lambda: module.set_threads(0)],
+        "no such level": [lambda: module.set_simd("sse9")],
+    }
+    for message, calls in refused.items():
+        for call in calls:
+            with pytest.raises(ValueError, match=message):
+                call()
+    for stream in ((1,), (1, 2**32), (-1, 2), (0.5, 1)):
+        with pytest.raises((TypeError, ValueError)):
+            module.uniform(3, stream)
+
+
+def test_operations_fall_back_for_arrays_that_fit_no_kernel():
+    ops = NumpyOps()
+    x = np.arange(20, dtype=np.float32)
+    assert ops.top_k(x[::2], 2).tolist() == REFERENCE.top_k(x[::2].copy(), 2).tolist() == [8, 9]
+    assert ops.take(x.astype(np.float64), np.arange(3)).dtype == np.float64
+    assert ops.all_finite(x.astype(np.float64))
+    same(ops.pack(np.arange(8, dtype=np.int16), 3), REFERENCE.pack(np.arange(8), 3))
+    assert ops.scatter_add(x[::2], np.arange(2), x[:2])[1] == 3
+
+
+# --- memory
+
+
+def test_large_arrays_are_used_again_once_free_and_never_shared():
+    size = 3_456_789
+    arrays = [module.empty(size) for _ in range(12)]
+    pointers = [array.ctypes.data for array in arrays]
+    assert len(set(pointers)) == 12
+    for number, array in enumerate(arrays):
+        array.fill(number)
+    for number, array in enumerate(arrays):
+        assert (array == number).all()
+    view = arrays[-1][5:]
+    del array, arrays
+    assert (view == 11).all()  # a view keeps the whole
+    again = module.zeros(size)
+    assert again.ctypes.data in pointers
+    assert not again.any()
+    assert (view == 11).all()
+
+
+# --- the module in the package
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environment}
+    )
+
+
+def test_a_missing_extension_gives_one_warning_and_the_same_results():
+    code = (
+        "import sys; {} import numpy as np; from hvd_compress import Simulation, parse; "
+        "from hvd_compress.ops.numpy import NumpyOps; NumpyOps(); "
+        "x = np.random.default_rng(0).standard_normal(5000).astype(np.float32); "
+        "print([Simulation(parse(s), 5000, 2).reduce([x, -x * x])[0].mean.tobytes() "
+        "for s in ('topk', 'qsgd', 'randomk')])"
+    )
+    here = run(code.format(""))
+    without = run(code.format("sys.modules['hvd_compress.native._kernels'] = None;"))
+    assert here.stdout == without.stdout
+    assert here.stderr == ""
+    assert without.stderr.count("runs without its compiled kernels") == 1
+    assert "HVD_COMPRESS_NATIVE=0" in without.stderr
+    off = run(code.format(""), HVD_COMPRESS_NATIVE="0")
+    assert (off.stdout, off.stderr) == (here.stdout, "")
+
+
+def test_the_environment_chooses_the_level():
+    code = "from hvd_compress import native; k = native.load(); print(k and k.simd())"
+    for level in module.simd_levels():
+        assert run(code, HVD_COMPRESS_SIMD=level).stdout.strip() == level
+    wrong = run(code, HVD_COMPRESS_SIMD="sse9")
+    assert wrong.stdout.strip() == "None"
+    assert "HVD_COMPRESS_SIMD: no such level of SIMD on this processor: sse9" in wrong.stderr
+
+
+def test_the_stub_has_every_function():
+    stub = (Path(__file__).parents[1] / "hvd_compress" / "native" / "_kernels.pyi").read_text()
+    functions = {name for name in dir(module) if not name.startswith("_")}
+    assert set(re.findall(r"^def (\w+)", stub, re.MULTILINE)) == functions
+
+
+def test_kernels_on_tensors():
+    torch = pytest.importorskip("torch")
+    from hvd_compress.ops.torch import TorchOps
+
+    kernels = TorchOps().kernels
+    total = torch.zeros(5)
+    assert kernels.scatter_add(total, torch.tensor([1, 3]), torch.ones(2)) is None
+    assert total.tolist() == [0, 1, 0, 1, 0]
+    indices = kernels.top_k(total, 2)
+    assert indices.tolist() == [1, 3]
+    assert indices.dtype == torch.int64
+    assert kernels.uniform(3, STREAM.words()).tolist() == REFERENCE.uniform(3, STREAM).tolist()
+    assert TorchOps(kernels=False).kernels is None
+
+
+def test_packed_bytes_agree():
+    for bits in range(31):
+        for count in (0, 1, 8, 9, 1000):
+            assert len(module.pack(np.zeros(count, np.int64), bits)) == packed_bytes(count, bits)
+    for size in (1, 10, 999, 100_000):
+        for count in {0, 1, size // 50, size // 2, size}:
+            assert len(module.encode_indices(np.arange(count), size)) == index_bytes(size, count)
