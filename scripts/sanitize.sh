@@ -8,8 +8,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 
 flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-CFLAGS=$flags LDFLAGS=$flags python -W ignore setup.py -q build --build-lib build/sanitize --build-temp build/sanitize-objects
+CXXFLAGS=$flags LDFLAGS=$flags \
+    python -W ignore setup.py -q build --build-lib build/sanitize --build-temp build/sanitize-objects
 cd build/sanitize
+grep -q __asan_report hvd_compress/native/*.so || { echo "the kernels were built without the sanitizers" >&2; exit 1; }
 LD_PRELOAD=$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)
 export LD_PRELOAD PYTHONPATH=$PWD ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
 python -c 'import hvd_compress.native._kernels as k; assert "sanitize" in k.__file__, k.__file__'
