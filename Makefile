@@ -5,7 +5,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 
-.PHONY: help setup demo test test-slow lint format pins clean
+.PHONY: help setup demo test test-slow sanitize lint format pins clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -21,6 +21,9 @@ test: setup  ## run the tests
 
 test-slow: setup  ## run the slow tests as well
 	@python -m pytest
+
+sanitize: setup  ## test and fuzz the kernels, built with AddressSanitizer and UndefinedBehaviorSanitizer
+	@bash scripts/sanitize.sh
 
 lint: setup  ## check style and types
 	@ruff check . && ruff format --check . && mypy

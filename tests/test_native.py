@@ -368,6 +368,16 @@ def test_large_arrays_are_used_again_once_free_and_never_shared():
     assert (view == 11).all()
 
 
+def test_a_forked_child_can_use_the_kernels():
+    code = (
+        "import os; from hvd_compress.native import _kernels as k; k.set_threads(2); k.zeros(10**6)\n"
+        "child = os.fork()\n"
+        "if child: print(os.waitpid(child, 0)[1])\n"
+        "else: os._exit(int(k.all_finite(k.zeros(10**6))))"
+    )
+    assert run(code).stdout.strip() == str(1 << 8)
+
+
 # --- the module in the package
 
 

@@ -2,6 +2,8 @@
 
 #include "parallel.hpp"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -30,6 +32,10 @@ std::vector<const Kernels*> available() {
     return levels;
 }
 
+// Set in a child process: OpenMP's threads stay behind in the parent, and waiting for them would never end.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int watch_forks = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+
 void require(bool sound, const char* message) {
     if (!sound) throw std::invalid_argument(message);
 }
@@ -39,6 +45,8 @@ constexpr const char* UNSOUND =
 constexpr const char* NOT_ASCENDING = "indices must be ascending, distinct and in range";
 
 }  // namespace
+
+int parts_of(int64_t n) { return forked ? 1 : static_cast<int>(std::clamp<int64_t>(n / ENOUGH, 1, threads())); }
 
 const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
 
@@ -287,13 +295,15 @@ bool select_within(
     if (!fits || wanted < 0 || wanted > inside) return false;
     if (!wanted) return true;
     if (single) {
-        uint64_t words[CHUNK / 64];
-        uint32_t offset[CHUNK], magnitude[CHUNK];
+        uint64_t equal[CHUNK / 64];
         for (int64_t begin = 0; wanted; begin += CHUNK) {
-            Between equal{offset, magnitude, 0, CHUNK};
-            kernels().classify(x + begin, std::min(CHUNK, n - begin), interval.low, interval.high, words, equal);
-            for (int64_t i = 0; i < equal.count && wanted; ++i, --wanted) {
-                selection.words()[(begin + offset[i]) / 64] |= uint64_t{1} << offset[i] % 64;
+            const int64_t size = std::min(CHUNK, n - begin);
+            kernels().select(x + begin, size, interval.low, interval.high + 1, equal);
+            for (int64_t w = 0; w < (size + 63) / 64; ++w) {
+                uint64_t mask = equal[w];
+                while (__builtin_popcountll(mask) > wanted) mask &= ~(uint64_t{1} << (63 - __builtin_clzll(mask)));
+                wanted -= __builtin_popcountll(mask);
+                selection.words()[begin / 64 + w] |= mask;
             }
         }
         return true;

@@ -52,8 +52,8 @@ void* map(std::size_t size) {
 void* acquire(std::size_t bytes) {
     if (bytes > PTRDIFF_MAX / 2) throw std::bad_alloc();
     if (bytes < LARGE) {
-        void* data = std::aligned_alloc(64, bytes / 64 * 64 + 64);
-        if (!data) throw std::bad_alloc();
+        void* data = nullptr;
+        if (posix_memalign(&data, 64, bytes)) throw std::bad_alloc();
         return data;
     }
     const std::size_t size = mapped_size(bytes);

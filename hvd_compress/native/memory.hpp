@@ -6,7 +6,12 @@
 
 namespace hvd {
 
-constexpr std::size_t LARGE = std::size_t{1} << 20;  // bytes from which a block is mapped and kept
+// Bytes from which a block is mapped and kept. None is under AddressSanitizer, which watches over those of malloc.
+#ifdef __SANITIZE_ADDRESS__
+constexpr std::size_t LARGE = SIZE_MAX;
+#else
+constexpr std::size_t LARGE = std::size_t{1} << 20;
+#endif
 
 // Returns a block of at least `bytes`, aligned to 64, with any content. Throws std::bad_alloc.
 void* acquire(std::size_t bytes);

@@ -16,7 +16,7 @@ constexpr int64_t ENOUGH = 1 << 16;  // elements that make it worth waking a thr
 
 const Kernels& kernels();  // of the level of SIMD in use
 
-inline int parts_of(int64_t n) { return static_cast<int>(std::clamp<int64_t>(n / ENOUGH, 1, threads())); }
+int parts_of(int64_t n);  // threads for n elements
 
 // Calls f(0) to f(count - 1), each in a thread of its own if there are as many.
 template <class F>
