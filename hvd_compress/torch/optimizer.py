@@ -7,14 +7,17 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import horovod.torch as hvd
 import torch
 from torch import Tensor
 
+from hvd_compress.compressors import Compressor
+from hvd_compress.plan import Rule
 from hvd_compress.torch.bound import check_gradient
-from hvd_compress.torch.compression import Compression, TorchCompression, as_compressor
+from hvd_compress.torch.compression import Compression, TorchCompression, as_compressor, as_rules
 from hvd_compress.torch.reducer import GradientReducer
 from hvd_compress.transports.horovod_torch import HorovodTransport
 
@@ -164,6 +167,7 @@ def DistributedOptimizer(
     bucket_bytes: int = 25 * 2**20,
     dense_below: int = 1024,
     seed: int = 0,
+    rules: Iterable[Rule | tuple[str, Any]] | None = None,
 ) -> Any:
     """Wrap an optimizer so that its gradients are averaged over Horovod's processes, compressed.
 
@@ -185,10 +189,15 @@ def DistributedOptimizer(
             one bucket.
         dense_below: parameters with fewer coordinates than this, and those with one axis, are sent uncompressed.
         seed: of the compressors' random numbers, the same on all workers.
+        rules: exceptions: tuples (pattern, compression) such as ``("embed.*", "topk(ratio=0.001)")``, or
+            `hvd_compress.torch.Rule` objects, which know sizes as well. The first that matches a parameter's name and
+            size decides, whatever `dense_below` says.
 
     Raises:
-        ValueError: if an argument's value is not allowed, or a parameter has no name, or two have the same.
-        TypeError: if `compression` is none, or a parameter is not of a real floating dtype.
+        ValueError: if an argument's value is not allowed, or a parameter has no name, or two have the same, or a rule
+            matches no parameter's name.
+        TypeError: if `compression` is none, or `rules` holds anything but rules, or a parameter is not of a real
+            floating dtype.
     """
     if op not in (hvd.Average, hvd.Sum):
         raise ValueError(
@@ -204,11 +213,10 @@ def DistributedOptimizer(
         raise ValueError(f"bucket_bytes must be at least 1; got {bucket_bytes}")
     if dense_below < 0:
         raise ValueError(f"dense_below must be at least 0; got {dense_below}")
-    compressor = as_compressor(compression)
     parameters = _check_parameters(optimizer, named_parameters)
     grouped = _number_groups(parameters, groups)
-    if grouped and compressor.whole_gradient:
-        raise ValueError("groups cannot be used with a method that needs the whole gradient at once")
+    read = partial(_read_compression, names=[name for name, _ in parameters], grouped=bool(grouped))
+    compressor, checked_rules = read(compression, rules)
 
     wrapped = type(optimizer)
     # Horovod's `broadcast_optimizer_state` tells a distributed optimizer by the module of its class.
@@ -225,6 +233,7 @@ def DistributedOptimizer(
         result._reducer = GradientReducer(
             parameters,
             compressor,
+            checked_rules,
             transport,
             scale_before=1.0 / gradient_predivide_factor,
             scale_after=gradient_predivide_factor if op == hvd.Average else float(transport.workers),
@@ -237,6 +246,16 @@ def DistributedOptimizer(
             prefix=prefix,
         )
     return result
+
+
+def _read_compression(
+    compression: Any, rules: Iterable[Rule | tuple[str, Any]] | None, *, names: list[str], grouped: bool
+) -> tuple[Compressor, tuple[Rule, ...]]:
+    """Return the compressor and the rules that these arguments mean."""
+    compressor, checked = as_compressor(compression), as_rules(rules, names)
+    if grouped and any(c.whole_gradient for c in (compressor, *(rule.compression for rule in checked))):
+        raise ValueError("groups cannot be used with a method that needs the whole gradient at once")
+    return compressor, checked
 
 
 def check_passes(passes: int) -> None:

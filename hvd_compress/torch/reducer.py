@@ -14,7 +14,7 @@ from hvd_compress.compressors import AllReduce, Compressor, spec
 from hvd_compress.exchange import Exchange, advance_until
 from hvd_compress.layout import Layout
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.plan import Bucket, Gradient, make_plan
+from hvd_compress.plan import Bucket, Gradient, Rule, make_plan
 from hvd_compress.torch.sparse import SparseRows, as_rows
 from hvd_compress.transports.horovod_torch import HorovodTransport
 
@@ -47,6 +47,7 @@ class GradientReducer:
     Args:
         parameters: (name, parameter) of all that require gradients, in the model's order.
         compressor: what to exchange them with.
+        rules: exceptions, with compressors.
         transport: who carries the collectives.
         scale_before, scale_after: factors on the gradients before, and on the means after.
         passes: backward passes to a step.
@@ -61,6 +62,7 @@ class GradientReducer:
         self,
         parameters: Sequence[tuple[str, Tensor]],
         compressor: Compressor,
+        rules: Sequence[Rule],
         transport: HorovodTransport,
         *,
         scale_before: float,
@@ -74,7 +76,7 @@ class GradientReducer:
         prefix: str,
     ) -> None:
         self.parameters = dict(parameters)
-        self.compressor, self.transport = compressor, transport
+        self.compressor, self.rules, self.transport = compressor, rules, transport
         self.scale_before, self.scale_after = scale_before, scale_after
         self.passes, self.groups, self.sparse_as_dense = passes, groups, sparse_as_dense
         self.bucket_bytes, self.dense_below, self.seed, self.prefix = bucket_bytes, dense_below, seed, prefix
@@ -237,6 +239,7 @@ class GradientReducer:
         layout = Layout.of((name, tuple(p.shape)) for name, p in self.parameters.items())
         description = {
             **describe(self.compressor, self.seed, layout),
+            "rules": [str(rule) for rule in self.rules],
             "dtypes": [f"{name} {p.dtype}" for name, p in self.parameters.items()],
             "backward_passes_per_step": self.passes,
             "scaling of gradients": (self.scale_before, self.scale_after),
@@ -262,7 +265,9 @@ class GradientReducer:
             for name, p in self.parameters.items()
             if name not in apart
         ]
-        buckets = make_plan(gradients, self.compressor, bucket_bytes=self.bucket_bytes, dense_below=self.dense_below)
+        buckets = make_plan(
+            gradients, self.compressor, self.rules, bucket_bytes=self.bucket_bytes, dense_below=self.dense_below
+        )
         self.exchanges = [
             _BucketExchange(bucket, self.parameters, self.transport, self.prefix, self.seed) for bucket in buckets
         ]
@@ -285,12 +290,15 @@ class GradientReducer:
 
     # --- checkpoints and statistics
 
+    def _method(self) -> dict[str, Any]:
+        return {"compression": spec(self.compressor), "rules": [str(rule) for rule in self.rules]}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the compressors' state: tensors, numbers and names only."""
         if not self.planned:
-            return self._loaded or {"compression": spec(self.compressor), "steps": 0, "buckets": []}
+            return self._loaded or {**self._method(), "steps": 0, "buckets": []}
         return {
-            "compression": spec(self.compressor),
+            **self._method(),
             "steps": self.steps,
             "buckets": [
                 {
@@ -305,13 +313,14 @@ class GradientReducer:
         """Take over a saved state (None: begin anew) and drop what is under way; return False if it was another rank's.
 
         Raises:
-            ValueError: if it belongs to another compression.
+            ValueError: if it belongs to another compression or other rules.
         """
-        if saved is not None and saved["compression"] != spec(self.compressor):
-            raise ValueError(
-                f"the state was saved with compression {saved['compression']}, and this optimizer has "
-                f"{spec(self.compressor)}; to begin with an empty state, delete its entry 'compression'"
-            )
+        for key, mine in self._method().items():
+            if saved is not None and saved[key] != mine:
+                raise ValueError(
+                    f"the state was saved with {key} {saved[key]}, and this optimizer has {mine}; to begin with an "
+                    "empty state, delete its entry 'compression'"
+                )
         for exchange in self.exchanges:
             exchange.abandon()
         self._reset()
