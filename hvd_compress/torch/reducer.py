@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from hvd_compress.compressors import AllReduce, Compressor, spec
 from hvd_compress.exchange import Exchange, advance_until
 from hvd_compress.layout import Layout
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.plan import Bucket, Gradient, Rule, make_plan
-from hvd_compress.torch.sparse import SparseRows, as_rows
+from hvd_compress.plan import PLAIN, Bucket, Gradient, Rule, make_plan, wanted
+from hvd_compress.torch.sparse import RowOps, SparseRows, as_rows
 from hvd_compress.transports.horovod_torch import HorovodTransport
+
+logger = logging.getLogger("hvd_compress")
 
 
 class _BucketExchange(Exchange):
@@ -187,7 +190,7 @@ class GradientReducer:
 
     def _finish(self) -> None:
         # The means are equal on all workers, and so is what they decide here.
-        finite = all(exchange.ops.all_finite(exchange.mean) for exchange in self.exchanges)
+        finite = all(exchange.ops.all_finite(exchange.mean) for exchange in self._all)
         for exchange in self.exchanges:
             mean = exchange.commit() if finite else exchange.rollback()
             if self.scale_after != 1:
@@ -195,7 +198,7 @@ class GradientReducer:
             for parameter, place in exchange.places.items():
                 self._give(parameter, place.name, mean[place.slice].view(place.shape))
         for name, sparse in self.sparse.items():
-            mean = sparse.commit()
+            mean = sparse.commit() if finite else sparse.rollback()
             self.parameters[name].grad = mean if self.scale_after == 1 else mean * self.scale_after
         self.steps += 1
         self._reset()
@@ -233,9 +236,10 @@ class GradientReducer:
     # --- before the first exchange
 
     def _make_plan(self) -> None:
-        sparse_dims = {
-            name: p.grad.sparse_dim() for name, p in self.parameters.items() if p.grad is not None and p.grad.is_sparse
-        }
+        sparse_dims = {name: entry["axes"] for name, entry in self._loaded["sparse"].items()} if self._loaded else {}
+        for name, p in self.parameters.items():
+            if p.grad is not None and p.grad.is_sparse:
+                sparse_dims[name] = p.grad.sparse_dim()
         layout = Layout.of((name, tuple(p.shape)) for name, p in self.parameters.items())
         description = {
             **describe(self.compressor, self.seed, layout),
@@ -253,8 +257,8 @@ class GradientReducer:
         for _, dims in answers:
             self.sparse_dims |= dims
         apart = set() if self.sparse_as_dense else set(self.sparse_dims)
-        gradients = [
-            Gradient(
+        gradients = {
+            name: Gradient(
                 name,
                 tuple(p.shape),
                 # Horovod sums no bfloat16.
@@ -263,30 +267,41 @@ class GradientReducer:
                 self.groups.get(name),
             )
             for name, p in self.parameters.items()
-            if name not in apart
-        ]
+        }
         buckets = make_plan(
-            gradients, self.compressor, self.rules, bucket_bytes=self.bucket_bytes, dense_below=self.dense_below
+            [gradient for name, gradient in gradients.items() if name not in apart],
+            self.compressor,
+            self.rules,
+            bucket_bytes=self.bucket_bytes,
+            dense_below=self.dense_below,
         )
         self.exchanges = [
             _BucketExchange(bucket, self.parameters, self.transport, self.prefix, self.seed) for bucket in buckets
         ]
         self._exchange_of = {p: exchange for exchange in self.exchanges for p in exchange.places}
         self.sparse = {
-            name: Exchange(
-                SparseRows(),
-                Layout.of([(name, tuple(self.parameters[name].shape))]),
-                TorchOps(self.parameters[name].device),
-                self.transport,
-                name=f"{self.prefix}.sparse.{name}",
-            )
-            for name in self.sparse_dims
+            name: self._sparse_exchange(name, wanted(gradient, self.compressor, self.dense_below, self.rules))
+            for name, gradient in gradients.items()
             if name in apart
         }
         self.planned = True
         if self._loaded is not None:
             self._load(self._loaded)
             self._loaded = None
+
+    def _sparse_exchange(self, name: str, compressor: Compressor) -> Exchange:
+        rows = SparseRows(compressor)
+        if compressor != PLAIN and rows.codec == PLAIN and not rows.selects:
+            logger.info("%s does not compress single rows: those of %s are sent plain", spec(compressor), name)
+        parameter = self.parameters[name]
+        return Exchange(
+            rows,
+            Layout.of([(name, tuple(parameter.shape))]),
+            RowOps(parameter.device),
+            self.transport,
+            name=f"{self.prefix}.sparse.{name}",
+            seed=self.seed,
+        )
 
     # --- checkpoints and statistics
 
@@ -296,7 +311,7 @@ class GradientReducer:
     def state_dict(self) -> dict[str, Any]:
         """Return the compressors' state: tensors, numbers and names only."""
         if not self.planned:
-            return self._loaded or {**self._method(), "steps": 0, "buckets": []}
+            return self._loaded or {**self._method(), "steps": 0, "buckets": [], "sparse": {}}
         return {
             **self._method(),
             "steps": self.steps,
@@ -307,6 +322,10 @@ class GradientReducer:
                 }
                 for exchange in self.exchanges
             ],
+            "sparse": {
+                name: {"axes": self.sparse_dims[name], "state": exchange.state.state_dict()}
+                for name, exchange in self.sparse.items()
+            },
         }
 
     def load_state_dict(self, saved: dict[str, Any] | None) -> bool:
@@ -321,39 +340,43 @@ class GradientReducer:
                     f"the state was saved with {key} {saved[key]}, and this optimizer has {mine}; to begin with an "
                     "empty state, delete its entry 'compression'"
                 )
-        for exchange in self.exchanges:
+        for exchange in self._all:
             exchange.abandon()
+            exchange.state.reset()
         self._reset()
-        self.steps = saved["steps"] if saved is not None else 0
-        if self.planned and saved is not None:
+        if saved is None:
+            self.steps, self._loaded = 0, None
+            return True
+        self.steps = saved["steps"]
+        if self.planned:
             self._load(saved)
-        elif self.planned:
-            for exchange in self.exchanges:
-                exchange.state.reset()
         else:
             self._loaded = saved
-        buckets = saved["buckets"] if saved is not None else []
-        return all(b["state"]["rank"] == self.transport.rank or not b["state"]["local"] for b in buckets)
+        states = [entry["state"] for entry in (*saved["buckets"], *saved["sparse"].values())]
+        return all(state["rank"] == self.transport.rank or not state["local"] for state in states)
 
     def _load(self, saved: dict[str, Any]) -> None:
-        if not saved["buckets"]:
+        if not saved["buckets"] and not saved["sparse"]:
             return
-        found = [bucket["parameters"] for bucket in saved["buckets"]]
-        here = [[p.name for p in exchange.layout.parameters] for exchange in self.exchanges]
+        found = [bucket["parameters"] for bucket in saved["buckets"]], sorted(saved["sparse"])
+        here = [[p.name for p in exchange.layout.parameters] for exchange in self.exchanges], sorted(self.sparse)
         if found != here:
             raise ValueError(
-                f"the state was saved for the buckets {found}, and here they are {here}: the model, bucket_bytes, "
-                "dense_below and groups must be those of the run that saved it"
+                f"the state was saved for the buckets {found[0]} and sparse gradients of {found[1]}, and here they are "
+                f"{here[0]} and {here[1]}: the model, bucket_bytes, dense_below, groups and sparse_as_dense must be "
+                "those of the run that saved it"
             )
         for exchange, bucket in zip(self.exchanges, saved["buckets"], strict=True):
             exchange.state.load_state_dict(_to_device(bucket["state"], exchange.vector.device))
+        for name, entry in saved["sparse"].items():
+            self.sparse[name].state.load_state_dict(_to_device(entry["state"], self.parameters[name].device))
 
     def stats(self) -> dict[str, Any]:
         """Return what was sent and how long it took, since construction (see `DistributedOptimizer`)."""
         dense = 4 * sum(p.numel() for p in self.parameters.values()) * self.steps
         squares = [
             exchange.ops.norm(exchange.state.local["residual"]) ** 2
-            for exchange in self.exchanges
+            for exchange in self._all
             if "residual" in exchange.state.local
         ]
         sent = self.transport.traffic.sent

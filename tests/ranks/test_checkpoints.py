@@ -110,7 +110,7 @@ def test_states_that_do_not_fit():
         other.load_state_dict(state)
     other = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="powersgd", bucket_bytes=1)
     train(model, other, 1)
-    with pytest.raises(ValueError, match="bucket_bytes, dense_below and groups must be those of the run that saved"):
+    with pytest.raises(ValueError, match="dense_below, groups and sparse_as_dense must be those of the run"):
         other.load_state_dict(state)
 
 
