@@ -32,6 +32,7 @@ class _Methods:
     _synchronized: bool
     _should_synchronize: bool
     _workers: int
+    _read_compression: Callable[..., tuple[Compressor, tuple[Rule, ...]]]
 
     def synchronize(self) -> None:
         """Wait until the gradients are averaged, for instance to clip them before `step`.
@@ -100,6 +101,26 @@ class _Methods:
         if self._reducer is not None:
             self._reducer.set_passes(passes)
 
+    def set_compression(
+        self, compression: TorchCompression | str, rules: Iterable[Rule | tuple[str, Any]] | None = None
+    ) -> None:
+        """Use another compressor, with its rules, from the next step on. All workers call it alike, between two steps.
+
+        What residuals hold is added, once, to the next gradients of their parameters; all else begins anew. In the
+        next step the workers compare their settings again, and nothing is sent during the backward pass.
+
+        Args:
+            compression: as in `DistributedOptimizer`.
+            rules: as in `DistributedOptimizer`; the former ones are forgotten.
+
+        Raises:
+            RuntimeError: if gradients were computed that are not yet synchronized.
+            ValueError, TypeError: as in `DistributedOptimizer`.
+        """
+        checked = self._read_compression(compression, rules)
+        if self._reducer is not None:
+            self._reducer.set_compression(*checked)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse: the workers have agreed on the parameters."""
         raise NotImplementedError(
@@ -144,7 +165,8 @@ class _Methods:
         ``dense_bytes`` (what fp32 gradients would have been); ``ratio`` (dense_bytes / bytes_sent);
         ``compression_seconds`` and ``communication_seconds`` (in compressors, and in waiting for collectives);
         ``residual_norm`` (Euclidean, of all residuals); ``collectives`` (calls and bytes of each kind: "agreement" is
-        the comparison of settings in the first step). All zero with a single worker, who sends nothing.
+        the comparison of settings in the first step and after `set_compression`). All zero with a single worker, who
+        sends nothing.
         """
         if self._reducer is not None:
             return self._reducer.stats()
@@ -226,7 +248,7 @@ def DistributedOptimizer(
     result: Any = object.__new__(type(wrapped.__name__, (wrapped,), members))
     result.__dict__.update(optimizer.__dict__)
     result._synchronized, result._should_synchronize = False, True
-    result._reducer = None
+    result._reducer, result._read_compression = None, read
     if process_set.included() and process_set.size() > 1:
         prefix = f"hvd_compress.{process_set.process_set_id}.{next(_created[process_set.process_set_id])}"
         transport = HorovodTransport(process_set, prefix)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvd_compress.agreement import check_agreement, describe
+from hvd_compress.agreement import WorkersDisagree, check_agreement, describe
 from hvd_compress.compressors import AllReduce, Compressor, spec
 from hvd_compress.exchange import Exchange, advance_until
 from hvd_compress.layout import Layout
@@ -45,7 +45,7 @@ class GradientReducer:
 
     The first `synchronize` compares what the workers say of themselves and plans the buckets: by then it is known
     which gradients are sparse. From the second backward pass on, a bucket is launched as soon as its last gradient is
-    there, and communication overlaps with the rest of the pass.
+    there, and communication overlaps with the rest of the pass. After `set_compression` all this is done anew.
 
     Args:
         parameters: (name, parameter) of all that require gradients, in the model's order.
@@ -84,7 +84,10 @@ class GradientReducer:
         self.passes, self.groups, self.sparse_as_dense = passes, groups, sparse_as_dense
         self.bucket_bytes, self.dense_below, self.seed, self.prefix = bucket_bytes, dense_below, seed, prefix
         self.steps = 0
-        self.waiting_seconds = 0.0
+        self.compression_seconds = self.waiting_seconds = 0.0  # beside those that the exchanges count
+        # What earlier compressors have not sent, in the parameters' shapes, until it has been added to a gradient.
+        self.carried: dict[str, Tensor] = {}
+        self._left_plan: tuple[str, str] | None = None
         self.exchanges: list[_BucketExchange] = []
         self.sparse: dict[str, Exchange] = {}
         self.sparse_dims: dict[str, int] = {}
@@ -114,6 +117,44 @@ class GradientReducer:
         """Change the number of backward passes to a step."""
         self.passes = passes
         self._left = dict.fromkeys(self._left, passes)
+
+    def set_compression(self, compressor: Compressor, rules: Sequence[Rule]) -> None:
+        """Give up the plan; the next `synchronize` makes one with these compressors, and adds what was not sent.
+
+        Raises:
+            RuntimeError: if gradients were computed that are not yet synchronized.
+        """
+        if self.busy:
+            raise RuntimeError(
+                "set_compression() was called after loss.backward() but before optimizer.step() or "
+                "optimizer.synchronize(): call it between steps"
+            )
+        # There is never both: what is carried is gone as soon as the new compressors commit a residual.
+        self.carried = self.carried | dict(self._residuals())
+        self.compression_seconds += sum(e.compression_seconds for e in self._all)
+        self.waiting_seconds += sum(e.waiting_seconds for e in self._all)
+        used = next((exchange for exchange in self._all if exchange.layout.size), None)
+        if used is not None:
+            self._left_plan = (used.next_name, used.compressor.collectives[0])
+        self.compressor, self.rules = compressor, rules
+        self.exchanges, self.sparse, self._exchange_of = [], {}, {}
+        self.planned, self._loaded = False, None
+
+    def _residuals(self) -> Iterator[tuple[str, Tensor]]:
+        """Give the name of each parameter that this worker has a residual for, and the residual in its shape."""
+        state = self.state_dict()
+        states = [(bucket["parameters"], bucket["state"]) for bucket in state["buckets"]]
+        states += [([name], entry["state"]) for name, entry in state["sparse"].items()]
+        for names, kept in states:
+            if kept["rank"] != self.transport.rank or "residual" not in kept["local"]:
+                continue
+            residual = kept["local"]["residual"]
+            if residual.is_sparse:
+                yield names[0], residual
+                continue
+            shapes = [self.parameters[name].shape for name in names]
+            for name, shape, part in zip(names, shapes, residual.split([s.numel() for s in shapes]), strict=True):
+                yield name, part.view(shape)
 
     def _gradient_ready(self, parameter: Tensor) -> None:
         try:
@@ -157,8 +198,11 @@ class GradientReducer:
         target.copy_(gradient)
 
     def _launch(self, exchange: _BucketExchange) -> None:
-        vector = exchange.vector
-        exchange.launch(vector if self.scale_before == 1 else vector * self.scale_before)
+        vector = exchange.vector if self.scale_before == 1 else exchange.vector * self.scale_before
+        for place in exchange.layout.parameters:
+            if place.name in self.carried:
+                vector[place.slice].view(place.shape).add_(self.carried[place.name].to(vector.device))
+        exchange.launch(vector)
 
     # --- at the end of it
 
@@ -175,7 +219,12 @@ class GradientReducer:
             for name, sparse in self.sparse.items():
                 parameter = self.parameters[name]
                 rows = as_rows(parameter.grad, parameter, self.sparse_dims[name])
-                sparse.launch(rows if self.scale_before == 1 else (rows * self.scale_before).coalesce())
+                if self.scale_before != 1:
+                    rows = (rows * self.scale_before).coalesce()
+                if name in self.carried:
+                    carried = as_rows(self.carried[name].to(rows), parameter, self.sparse_dims[name])
+                    rows = (rows + carried).coalesce()
+                sparse.launch(rows)
             for exchange in self.exchanges:
                 if not exchange.launched:
                     for parameter in exchange.places:
@@ -200,6 +249,8 @@ class GradientReducer:
         for name, sparse in self.sparse.items():
             mean = sparse.commit() if finite else sparse.rollback()
             self.parameters[name].grad = mean if self.scale_after == 1 else mean * self.scale_after
+        if finite:
+            self.carried = {}
         self.steps += 1
         self._reset()
 
@@ -236,7 +287,11 @@ class GradientReducer:
     # --- before the first exchange
 
     def _make_plan(self) -> None:
+        if self._left_plan is not None and not self.transport.all_have_left(*self._left_plan):
+            raise WorkersDisagree("the workers disagree on a change of compression: not all called set_compression()")
+        self._left_plan = None
         sparse_dims = {name: entry["axes"] for name, entry in self._loaded["sparse"].items()} if self._loaded else {}
+        sparse_dims |= {name: rows.sparse_dim() for name, rows in self.carried.items() if rows.is_sparse}
         for name, p in self.parameters.items():
             if p.grad is not None and p.grad.is_sparse:
                 sparse_dims[name] = p.grad.sparse_dim()
@@ -310,19 +365,19 @@ class GradientReducer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the compressors' state: tensors, numbers and names only."""
-        if not self.planned:
-            return self._loaded or {**self._method(), "steps": 0, "buckets": [], "sparse": {}}
+        saved = self._loaded or {}
         return {
             **self._method(),
+            "rank": self.transport.rank,
             "steps": self.steps,
-            "buckets": [
-                {
-                    "parameters": [p.name for p in exchange.layout.parameters],
-                    "state": exchange.state.state_dict(),
-                }
+            "carried": dict(self.carried),
+            "buckets": saved.get("buckets")
+            or [
+                {"parameters": [p.name for p in exchange.layout.parameters], "state": exchange.state.state_dict()}
                 for exchange in self.exchanges
             ],
-            "sparse": {
+            "sparse": saved.get("sparse")
+            or {
                 name: {"axes": self.sparse_dims[name], "state": exchange.state.state_dict()}
                 for name, exchange in self.sparse.items()
             },
@@ -344,16 +399,19 @@ class GradientReducer:
             exchange.abandon()
             exchange.state.reset()
         self._reset()
+        self.steps, self.carried, self._loaded = 0, {}, None
         if saved is None:
-            self.steps, self._loaded = 0, None
             return True
         self.steps = saved["steps"]
+        if saved["rank"] == self.transport.rank:
+            self.carried = dict(saved["carried"])
         if self.planned:
             self._load(saved)
         else:
             self._loaded = saved
         states = [entry["state"] for entry in (*saved["buckets"], *saved["sparse"].values())]
-        return all(state["rank"] == self.transport.rank or not state["local"] for state in states)
+        nothing_own = not saved["carried"] and not any(state["local"] for state in states)
+        return saved["rank"] == self.transport.rank or nothing_own
 
     def _load(self, saved: dict[str, Any]) -> None:
         if not saved["buckets"] and not saved["sparse"]:
@@ -374,11 +432,8 @@ class GradientReducer:
     def stats(self) -> dict[str, Any]:
         """Return what was sent and how long it took, since construction (see `DistributedOptimizer`)."""
         dense = 4 * sum(p.numel() for p in self.parameters.values()) * self.steps
-        squares = [
-            exchange.ops.norm(exchange.state.local["residual"]) ** 2
-            for exchange in self._all
-            if "residual" in exchange.state.local
-        ]
+        states = [exchange.state.local for exchange in self._all]
+        residuals = [local["residual"] for local in states if "residual" in local] + list(self.carried.values())
         sent = self.transport.traffic.sent
         return {
             "steps": self.steps,
@@ -386,9 +441,9 @@ class GradientReducer:
             "bytes_received": self.transport.traffic.received,
             "dense_bytes": dense,
             "ratio": dense / sent if sent else 1.0,
-            "compression_seconds": sum(e.compression_seconds for e in self._all),
+            "compression_seconds": self.compression_seconds + sum(e.compression_seconds for e in self._all),
             "communication_seconds": self.waiting_seconds + sum(e.waiting_seconds for e in self._all),
-            "residual_norm": sum(squares) ** 0.5,
+            "residual_norm": sum(RowOps().norm(residual) ** 2 for residual in residuals) ** 0.5,
             "collectives": {kind: dict(entry) for kind, entry in self.transport.traffic.collectives.items()},
         }
 
