@@ -395,36 +395,32 @@ class GradientReducer:
                     f"the state was saved with {key} {saved[key]}, and this optimizer has {mine}; to begin with an "
                     "empty state, delete its entry 'compression'"
                 )
-        for exchange in self._all:
-            exchange.abandon()
-            exchange.state.reset()
-        self._reset()
-        self.steps, self.carried, self._loaded = 0, {}, None
-        if saved is None:
-            return True
-        self.steps = saved["steps"]
-        if saved["rank"] == self.transport.rank:
-            self.carried = dict(saved["carried"])
+        empty = {"rank": self.transport.rank, "steps": 0, "carried": {}, "buckets": [], "sparse": {}}
+        saved = {**empty, **(saved or {})}
         if self.planned:
             self._load(saved)
         else:
             self._loaded = saved
+        self._reset()
+        self.steps = saved["steps"]
+        self.carried = dict(saved["carried"]) if saved["rank"] == self.transport.rank else {}
         states = [entry["state"] for entry in (*saved["buckets"], *saved["sparse"].values())]
         nothing_own = not saved["carried"] and not any(state["local"] for state in states)
         return saved["rank"] == self.transport.rank or nothing_own
 
     def _load(self, saved: dict[str, Any]) -> None:
-        if not saved["buckets"] and not saved["sparse"]:
-            return
         found = [bucket["parameters"] for bucket in saved["buckets"]], sorted(saved["sparse"])
         here = [[p.name for p in exchange.layout.parameters] for exchange in self.exchanges], sorted(self.sparse)
-        if found != here:
+        if found != here and found != ([], []):
             raise ValueError(
                 f"the state was saved for the buckets {found[0]} and sparse gradients of {found[1]}, and here they are "
                 f"{here[0]} and {here[1]}: the model, bucket_bytes, dense_below, groups and sparse_as_dense must be "
                 "those of the run that saved it"
             )
-        for exchange, bucket in zip(self.exchanges, saved["buckets"], strict=True):
+        for exchange in self._all:
+            exchange.abandon()
+            exchange.state.reset()
+        for exchange, bucket in zip(self.exchanges, saved["buckets"], strict=False):
             exchange.state.load_state_dict(_to_device(bucket["state"], exchange.vector.device))
         for name, entry in saved["sparse"].items():
             self.sparse[name].state.load_state_dict(_to_device(entry["state"], self.parameters[name].device))
