@@ -26,6 +26,7 @@ class Ops(Protocol):
     """What an algorithm may ask of a framework's arrays."""
 
     name: str
+    kernels: Any
 
     # --- making and converting
 

@@ -17,6 +17,7 @@ class NumpyOps:
     """See `hvd_compress.ops.Ops`."""
 
     name = "numpy"
+    kernels: Any = None
 
     def from_numpy(self, array: Array) -> Array:
         return array

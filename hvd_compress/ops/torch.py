@@ -20,6 +20,7 @@ class TorchOps:
     """See `hvd_compress.ops.Ops`; what it makes lies on `device`."""
 
     name = "torch"
+    kernels: Any = None
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)

@@ -110,8 +110,19 @@ def test_states_that_do_not_fit():
         other.load_state_dict(state)
     other = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="powersgd", bucket_bytes=1)
     train(model, other, 1)
-    with pytest.raises(ValueError, match="bucket_bytes, dense_below and groups must be those of the run that saved"):
+    before = other.compression_stats()["residual_norm"]
+    with pytest.raises(ValueError, match="dense_below, groups and sparse_as_dense must be those of the run"):
         other.load_state_dict(state)
+    assert other.compression_stats()["residual_norm"] == before != 0
+
+
+def test_a_state_from_before_the_first_step_begins_anew():
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="powersgd")
+    state = optimizer.state_dict()
+    train(model, optimizer, 2)
+    optimizer.load_state_dict(state)
+    assert optimizer.compression_stats()["residual_norm"] == 0
 
 
 def test_a_state_without_compression_begins_anew():
