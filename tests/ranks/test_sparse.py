@@ -152,7 +152,7 @@ def test_without_feedback_there_is_no_residual():
 
 
 def test_feedback_of_a_method_that_sends_all_rows_waits_for_their_next_gradient():
-    model, optimizer = embedding("qsgd(bits=2, feedback=ef)")
+    model, optimizer = embedding("qsgd(bits=3, feedback=ef)")
     first = give(model, [1, 2], 0)
     optimizer.synchronize()
     sent_first = model.weight.grad.to_dense()
