@@ -151,7 +151,7 @@ def _framework(name: str, threads: int) -> tuple[Ops, Callable[[Array, Array], A
 
         torch.set_num_threads(threads)
         ops, copy = TorchOps(), torch.Tensor.copy_
-    if getattr(ops, "kernels", None) is not None:
+    if ops.kernels is not None:
         ops.kernels.set_threads(threads)
         copy = ops.kernels.copy
     return ops, copy

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hvd_compress.compressors.base import Compressor, Exchanging, Reduced, setting
+from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops
 from hvd_compress.state import State
@@ -133,6 +133,36 @@ class MomentumCorrection(Feedback):
         support = reduced.support() if self.masking else None
         state.local["momentum"] = u if support is None else ops.scatter_zero(u, support)
         return Reduced(reduced.mean, None)
+
+
+@dataclass(frozen=True)
+class MomentumOfMean(Compressor):
+    """Send the gradient as it is, and apply the momentum of its mean: what momentum correction comes to uncompressed.
+
+    It stands in for plain gradients beside `MomentumCorrection`.
+    """
+
+    name: ClassVar[str] = "momentum_of_mean"
+    wire: ClassVar[str] = "the gradient's own floats"
+    collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
+    unbiased: ClassVar[bool] = True
+    keeps_dtype: ClassVar[bool] = True
+    has_momentum: ClassVar[bool] = True
+
+    momentum: float = setting(0.9, low=0, high=0.9999)
+    nesterov: bool = setting(False)
+
+    def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
+        """Average, and accumulate."""
+        mean = yield AllReduce(vector)
+        u = state.shared.get("momentum")
+        u = ops.copy(mean) if u is None else u * self.momentum + mean
+        state.shared["momentum"] = u
+        return Reduced(ops.add(mean, u * self.momentum) if self.nesterov else ops.copy(u), None)
+
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
+        """32 a coordinate (16 or 64 where the gradient's own dtype has as many)."""
+        return 32 * layout.size
 
 
 FEEDBACKS: dict[str, type[Feedback]] = {cls.name: cls for cls in (ErrorFeedback, EF21, MomentumCorrection)}

@@ -83,6 +83,7 @@ class SignSGD(Sign):
     wire: ClassVar[str] = "1 or NaN (fp32), packed signs"
     contraction: ClassVar[bool] = False
     votes: ClassVar[bool] = True
+    small_too: ClassVar[bool] = True  # a mean beside signs would be of another scale
     block: ClassVar[int] = WHOLE
 
     @property
