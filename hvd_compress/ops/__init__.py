@@ -26,7 +26,6 @@ class Ops(Protocol):
     """What an algorithm may ask of a framework's arrays."""
 
     name: str
-    kernels: Any
 
     kernels: Any
     """The compiled kernels on this framework's arrays, or None where there are none (see `hvd_compress.native`).

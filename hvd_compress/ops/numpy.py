@@ -17,7 +17,6 @@ class NumpyOps:
     """See `hvd_compress.ops.Ops`; with `kernels`, through those where there are any and they fit the arrays."""
 
     name = "numpy"
-    kernels: Any = None
 
     def __init__(self, kernels: bool = True) -> None:
         self.kernels: Any = native.load() if kernels else None

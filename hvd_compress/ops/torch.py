@@ -23,7 +23,6 @@ class TorchOps:
     """
 
     name = "torch"
-    kernels: Any = None
 
     def __init__(self, device: torch.device | str = "cpu", kernels: bool = True) -> None:
         self.device = torch.device(device)
