@@ -123,18 +123,19 @@ class Bench:
             clock.time(lambda: compressor.combine(self.ops, payloads, self.layout))
 
     def _feedback(self, compressor: Compressor, clock: Clock) -> None:
-        """Do whole steps with feedback, exchanging vector and residual as a training step does."""
-        state = State(self.layout)
-        vector = self.ops.copy(self.vector)
+        """Do whole steps with feedback, whose memory is set to zeros before each, so that each sends the same."""
+        state, zeros = State(self.layout), self.ops.zeros(self.size)
         encode, decode = Clock(), Clock()
-        for _ in range(self.repetitions + 2):  # one more: the first has no residual
-            self._copy(vector, self.vector)
+        for _ in range(self.repetitions + 2):  # one more: the first has no memory
+            self._copy(self._buffer, self.vector)
+            for store in (state.local, state.shared):
+                for array in store.kept.values():
+                    if array.shape == zeros.shape:
+                        self._copy(array, zeros)
             before = state.local.get("residual")
-            self._buffer, kept = vector, self._buffer
             self._step(compressor, state, encode, decode)
-            self._buffer = kept
-            if state.local.get("residual") is vector:
-                vector = self.ops.copy(self.vector) if before is None else before
+            if state.local["residual"] is self._buffer:
+                self._buffer = self.ops.copy(self.vector) if before is None else before
             clock.seconds.append(encode.seconds[-1] + decode.seconds[-1])
         del clock.seconds[:1]
 

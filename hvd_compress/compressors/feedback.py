@@ -81,10 +81,10 @@ class EF21(Feedback):
         own, mean = state.local.get("estimate"), state.shared.get("estimate")
         if own is None:
             own, mean = ops.zeros_like(vector), ops.zeros_like(vector)
-        reduced = yield from self.inner.reduce(ops, vector - own, state)
+        reduced = yield from self.inner.reduce(ops, ops.affine(vector, 1.0, own, -1.0), state)
         assert reduced.add_sent is not None
         state.local["estimate"] = reduced.add_sent(ops.copy(own), 1.0)
-        state.shared["estimate"] = mean + reduced.mean
+        state.shared["estimate"] = ops.affine(mean, 1.0, reduced.mean, 1.0)
         return Reduced(ops.copy(state.shared["estimate"]), None)
 
 
@@ -127,9 +127,10 @@ class MomentumCorrection(Feedback):
             norm = ops.norm(vector) * state.workers**0.5
             vector = vector * (self.clip / norm) if norm > self.clip else vector
         u, v = state.local.get("momentum"), state.local.get("residual")
-        u = ops.copy(vector) if u is None else u * self.momentum + vector
-        ahead = ops.add(vector, u * self.momentum) if self.nesterov else ops.copy(u)
-        reduced, state.local["residual"] = yield from self.inner.reduce_rest(ops, ahead, v, state)
+        u = ops.copy(vector) if u is None else ops.affine(u, self.momentum, vector, 1.0)
+        ahead = ops.affine(u, self.momentum, vector, 1.0) if self.nesterov else u
+        v = ops.copy(ahead) if v is None else ops.affine(v, 1.0, ahead, 1.0)
+        reduced, state.local["residual"] = yield from self.inner.reduce_rest(ops, v, None, state)
         support = reduced.support() if self.masking else None
         state.local["momentum"] = u if support is None else ops.scatter_zero(u, support)
         return Reduced(reduced.mean, None)
@@ -156,7 +157,7 @@ class MomentumOfMean(Compressor):
         """Average, and accumulate."""
         mean = yield AllReduce(vector)
         u = state.shared.get("momentum")
-        u = ops.copy(mean) if u is None else u * self.momentum + mean
+        u = ops.copy(mean) if u is None else u * self.momentum + mean  # of any floating dtype
         state.shared["momentum"] = u
         return Reduced(ops.add(mean, u * self.momentum) if self.nesterov else ops.copy(u), None)
 

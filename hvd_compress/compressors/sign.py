@@ -121,8 +121,7 @@ class Signum(SignSGD):
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Update the momentum and exchange its signs."""
-        vector = vector * (1 - self.momentum)
-        if "momentum" in state.local:
-            vector = ops.add(vector, state.local["momentum"] * self.momentum)
-        state.local["momentum"] = vector
-        return (yield from super().reduce(ops, vector, state))
+        last = state.local.get("momentum")
+        last = ops.zeros_like(vector) if last is None else last
+        state.local["momentum"] = ops.affine(last, self.momentum, vector, 1 - self.momentum)
+        return (yield from super().reduce(ops, state.local["momentum"], state))

@@ -41,6 +41,9 @@ def copy(to: NDArray[np.float32], source: NDArray[np.float32]) -> None:
 def add_(total: NDArray[np.float32], vector: NDArray[np.float32]) -> None:
     """Add a vector to a total of the same length, in place."""
 
+def affine(x: NDArray[np.float32], a: float, y: NDArray[np.float32], b: float) -> NDArray[np.float32]:
+    """Return a * x + b * y."""
+
 def all_finite(vector: NDArray[np.float32]) -> bool:
     """Tell whether no element is NaN or infinite."""
 
@@ -108,6 +111,12 @@ def top_k(vector: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
 def above(vector: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
     """Return the indices of the magnitudes that are not below `threshold`, ascending; NaN never is."""
+
+def draw(vector: NDArray[np.float32], scale: float, stream: tuple[int, int]) -> NDArray[np.int64]:
+    """Return each index with probability min(1, scale * magnitude), ascending; NaN for certain."""
+
+def sum_abs_below(vector: NDArray[np.float32], bound: float) -> tuple[float, int]:
+    """Return the sum of the magnitudes below a bound, in float64 and pieces of 4096, and the number of the others."""
 
 def take(vector: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the elements at the indices; ValueError if one is out of range."""

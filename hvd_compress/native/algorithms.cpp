@@ -343,6 +343,13 @@ void select_above(const float* x, int64_t n, float threshold, Selection& selecti
     });
 }
 
+void draw(const float* x, int64_t n, float scale, uint32_t first, uint32_t second, Selection& selection) {
+    for_ranges(n, 64, [&](int64_t begin, int64_t end) {
+        const Draws draws{first, second, static_cast<uint32_t>(begin)};
+        kernels().draw(x + begin, end - begin, scale, draws, selection.words() + begin / 64);
+    });
+}
+
 void take(const float* x, int64_t n, const int64_t* indices, int64_t count, float* out) {
     std::atomic<bool> sound{true};
     for_ranges(count, 16, [&](int64_t begin, int64_t end) {
@@ -578,6 +585,17 @@ void add(float* total, const float* x, int64_t n) {
     for_ranges(n, CHUNK, [&](int64_t begin, int64_t end) { kernels().add(total + begin, x + begin, end - begin); });
 }
 
+void affine(const float* x, float a, const float* y, float b, int64_t n, float* out) {
+    for_ranges(n, CHUNK, [&](int64_t first, int64_t last) {
+        float chunk[CHUNK];
+        for (int64_t begin = first; begin < last; begin += CHUNK) {
+            const int64_t size = std::min(CHUNK, last - begin);
+            kernels().affine(x + begin, a, y + begin, b, size, chunk);
+            kernels().stream(out + begin, chunk, size);
+        }
+    });
+}
+
 bool all_finite(const float* x, int64_t n) {
     constexpr uint32_t INFINITE = 0x7F800000;
     std::atomic<bool> finite{true};
@@ -652,6 +670,19 @@ void group_sum(const float* x, int64_t n, const int64_t* lengths, int64_t groups
             out[group] = sum;
         }
     );
+}
+
+void sum_below(const float* x, int64_t n, float bound, double* out) {
+    const int64_t count = (n + PIECE - 1) / PIECE;
+    Scratch<double> pieces(2 * count + 1);
+    for_ranges(count, 16, [&](int64_t first, int64_t last) {
+        for (int64_t piece = first; piece < last; ++piece) {
+            pieces[2 * piece] = pieces[2 * piece + 1] = 0;
+            kernels().sum_below(x + piece * PIECE, std::min(PIECE, n - piece * PIECE), bound, &pieces[2 * piece]);
+        }
+    });
+    out[0] = out[1] = 0;
+    for (int64_t i = 0; i < 2 * count; ++i) out[i % 2] += pieces[i];
 }
 
 void group_sides(const float* x, int64_t n, const int64_t* lengths, int64_t groups, double* out) {

@@ -48,6 +48,8 @@ private:
 void select_top(const float* x, int64_t n, int64_t count, Selection& selection);  // 0 <= count <= n
 void select_above(const float* x, int64_t n, float threshold, Selection& selection);
 
+void draw(const float* x, int64_t n, float scale, uint32_t first, uint32_t second, Selection& selection);
+
 void take(const float* x, int64_t n, const int64_t* indices, int64_t count, float* out);
 void scatter_add(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values);
 void scatter_set(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values);
@@ -84,9 +86,11 @@ void decode_indices(const IndexCode& code, const uint8_t* payload, int64_t* out)
 void zero(void* data, int64_t bytes);
 void copy(void* to, const void* from, int64_t bytes);
 void add(float* total, const float* x, int64_t n);
+void affine(const float* x, float a, const float* y, float b, int64_t n, float* out);
 bool all_finite(const float* x, int64_t n);
 void group_max_abs(const float* x, int64_t n, const int64_t* lengths, int64_t groups, float* out);
 void group_sum(const float* x, int64_t n, const int64_t* lengths, int64_t groups, Sum kind, double* out);
+void sum_below(const float* x, int64_t n, float bound, double* out);  // the sum, and the number of the others
 void group_sides(const float* x, int64_t n, const int64_t* lengths, int64_t groups, double* out);  // three a group
 
 }  // namespace hvd

@@ -119,7 +119,12 @@ struct Kernels {
     uint32_t (*largest)(const float* x, int64_t n);       // magnitude, as bits
     double (*sum)(const float* x, int64_t n, Sum kind);   // n <= PIECE
     void (*sides)(const float* x, int64_t n, double* out);  // n <= PIECE; adds sums and number to out[0] to out[2]
+    // Adds to out[0] the sum of the magnitudes below the bound, and to out[1] the number of the others; n <= PIECE.
+    void (*sum_below)(const float* x, int64_t n, float bound, double* out);
+    // Sets bit i of `words` where the random number is not at least scale * magnitude. Bits past n are zero.
+    void (*draw)(const float* x, int64_t n, float scale, Draws draws, uint64_t* words);
     void (*add)(float* total, const float* x, int64_t n);
+    void (*affine)(const float* x, float a, const float* y, float b, int64_t n, float* out);  // a * x + b * y
 };
 
 extern const Kernels PORTABLE;

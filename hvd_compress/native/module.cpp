@@ -120,6 +120,15 @@ void add_(py::array total, const py::array& vector) {
     unlocked([&] { hvd::add(target.data, source.data, target.size); });
 }
 
+py::array_t<float> affine(const py::array& x, float a, const py::array& y, float b) {
+    const auto first = in<float>(x, "x"), second = in<float>(y, "y");
+    require(first.size == second.size, "x and y must be of one length");
+    auto result = make<float>(first.size);
+    float* out = result.mutable_data();
+    unlocked([&] { hvd::affine(first.data, a, second.data, b, first.size, out); });
+    return result;
+}
+
 bool all_finite(const py::array& vector) {
     const auto x = in<float>(vector, "vector");
     return unlocked([&] { return hvd::all_finite(x.data, x.size); });
@@ -258,6 +267,20 @@ py::array_t<int64_t> above(const py::array& vector, float threshold) {
     return positions_of(selection.bits());
 }
 
+py::array_t<int64_t> draw(const py::array& vector, float scale, const Words& stream) {
+    const auto x = in<float>(vector, "vector");
+    hvd::Selection selection(x.size);
+    unlocked([&] { hvd::draw(x.data, x.size, scale, stream.first, stream.second, selection); });
+    return positions_of(selection.bits());
+}
+
+std::pair<double, int64_t> sum_abs_below(const py::array& vector, float bound) {
+    const auto x = in<float>(vector, "vector");
+    double result[2];
+    unlocked([&] { hvd::sum_below(x.data, x.size, bound, result); });
+    return {result[0], static_cast<int64_t>(result[1])};
+}
+
 py::array_t<float> take(const py::array& vector, const py::array& indices) {
     const auto x = in<float>(vector, "vector");
     const auto at = in<int64_t>(indices, "indices");
@@ -391,6 +414,7 @@ PYBIND11_MODULE(_kernels, m) {
     m.def("zeros", zeros, py::arg("size"));
     m.def("copy", copy, array("to"), array("source"));
     m.def("add_", add_, array("total"), array("vector"));
+    m.def("affine", affine, array("x"), py::arg("a"), array("y"), py::arg("b"));
     m.def("all_finite", all_finite, array("vector"));
     m.def("group_max_abs", group_max_abs, array("vector"), array("lengths"));
     m.def("group_sides", group_sides, array("vector"), array("lengths"));
@@ -398,6 +422,8 @@ PYBIND11_MODULE(_kernels, m) {
 
     m.def("top_k", top_k, array("vector"), py::arg("count"));
     m.def("above", above, array("vector"), py::arg("threshold"));
+    m.def("draw", draw, array("vector"), py::arg("scale"), py::arg("stream"));
+    m.def("sum_abs_below", sum_abs_below, array("vector"), py::arg("bound"));
     m.def("take", take, array("vector"), array("indices"));
     m.def(
         "scatter_add",

@@ -89,6 +89,9 @@ class Ops(Protocol):
     def add(self, total: Array, vector: Array) -> Array:
         """Return the sum; `total` may be overwritten."""
 
+    def affine(self, x: Array, a: float, y: Array, b: float) -> Array:
+        """Return a * x + b * y for vectors of float32."""
+
     def sign(self, array: Array) -> Array:
         """Return -1, 0 or 1; NaN stays."""
 

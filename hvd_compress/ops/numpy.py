@@ -44,6 +44,10 @@ class NumpyOps:
         return np.zeros_like(array)
 
     def copy(self, array: Array) -> Array:
+        if self._has_kernel_for(array, "float32"):
+            copied = self.kernels.empty(array.shape[0])
+            self.kernels.copy(copied, array)
+            return copied
         return array.copy()
 
     def cast(self, array: Array, dtype: str) -> Array:
@@ -75,8 +79,16 @@ class NumpyOps:
         return np.clip(array, low, high)
 
     def add(self, total: Array, vector: Array) -> Array:
-        total += vector
+        if self._has_kernel_for(total, "float32") and self._has_kernel_for(vector, "float32"):
+            self.kernels.add_(total, vector)
+        else:
+            total += vector
         return total
+
+    def affine(self, x: Array, a: float, y: Array, b: float) -> Array:
+        if self._has_kernel_for(x, "float32") and self._has_kernel_for(y, "float32"):
+            return self.kernels.affine(x, a, y, b)
+        return x * a + y * b
 
     def sign(self, array: Array) -> Array:
         return np.sign(array)
@@ -143,8 +155,10 @@ class NumpyOps:
         return np.flatnonzero(~(np.abs(vector) < np.float32(threshold)))
 
     def sum_abs_below(self, vector: Array, bound: float) -> tuple[float, int]:
+        if self._has_kernel_for(vector, "float32"):
+            return self.kernels.sum_abs_below(vector, bound)
         magnitude = np.abs(vector)
-        below = magnitude < bound
+        below = magnitude < np.float32(bound)
         return float(magnitude[below].sum(dtype=np.float64)), int(vector.shape[0] - below.sum())
 
     def take(self, vector: Array, indices: Array) -> Array:
@@ -175,7 +189,9 @@ class NumpyOps:
         return (random.bits(count, stream) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
     def draw(self, vector: Array, scale: float, stream: Stream) -> Array:
-        return np.flatnonzero(~(self.uniform(vector.shape[0], stream) >= np.abs(vector) * scale))
+        if self._has_kernel_for(vector, "float32"):
+            return self.kernels.draw(vector, scale, stream.words())
+        return np.flatnonzero(~(self.uniform(vector.shape[0], stream) >= np.abs(vector) * np.float32(scale)))
 
     def distinct(self, count: int, size: int, stream: Stream) -> Array:
         if self.kernels:

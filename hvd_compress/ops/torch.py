@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from hvd_compress import native, random
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.random import Stream
+
+LARGE = 1 << 20  # bytes from which the memory of freed tensors is worth keeping
 
 
 class TorchOps:
@@ -30,6 +33,14 @@ class TorchOps:
         self.kernels: Any = OnTensors(module) if module else None
         self._numpy: Any = OnTensors(NumpyOps()) if module else None
 
+    def _new(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a tensor of any content; a large one on the CPU from memory that was used before."""
+        size = math.prod(shape)
+        if not self.kernels or 4 * size < LARGE:
+            return torch.empty(tuple(shape), dtype=dtype, device=self.device)
+        memory: Tensor = self.kernels.empty(-(-size * dtype.itemsize // 4))
+        return memory.view(dtype)[:size].view(tuple(shape))
+
     def from_numpy(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
@@ -46,19 +57,24 @@ class TorchOps:
         return torch.ones_like(array)
 
     def zeros_like(self, array: Tensor) -> Tensor:
-        return torch.zeros_like(array)
+        return self._new(array.shape, array.dtype).zero_()
 
     def copy(self, array: Tensor) -> Tensor:
-        return array.clone()
+        return self._new(array.shape, array.dtype).copy_(array)
 
     def cast(self, array: Tensor, dtype: str) -> Tensor:
-        return array.to(getattr(torch, dtype))
+        kind = getattr(torch, dtype)
+        return array if array.dtype == kind else self._new(array.shape, kind).copy_(array)
 
     def concat(self, arrays: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(arrays)) if arrays else self.zeros(0)
+        if not arrays:
+            return self.zeros(0)
+        size = sum(array.shape[0] for array in arrays)
+        return torch.cat(list(arrays), out=self._new((size,), arrays[0].dtype))
 
     def stack(self, matrices: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(matrices))
+        shape = (len(matrices), *matrices[0].shape)
+        return torch.stack(list(matrices), out=self._new(shape, matrices[0].dtype))
 
     def flatten(self, array: Tensor) -> Tensor:
         return array.reshape(-1)
@@ -80,6 +96,9 @@ class TorchOps:
 
     def add(self, total: Tensor, vector: Tensor) -> Tensor:
         return total.add_(vector)
+
+    def affine(self, x: Tensor, a: float, y: Tensor, b: float) -> Tensor:
+        return self._numpy.affine(x, a, y, b) if self._numpy else x * a + y * b
 
     def sign(self, array: Tensor) -> Tensor:
         return torch.where(array.isnan(), array, array.sign())
@@ -145,6 +164,9 @@ class TorchOps:
         return (~(vector.abs() < threshold)).nonzero().reshape(-1)
 
     def sum_abs_below(self, vector: Tensor, bound: float) -> tuple[float, int]:
+        if self._numpy:
+            total, others = self._numpy.sum_abs_below(vector, bound)
+            return total, others
         magnitude = vector.abs()
         below = magnitude < bound
         return float(magnitude[below].sum(dtype=torch.float64)), vector.shape[0] - int(below.sum())
@@ -176,6 +198,8 @@ class TorchOps:
         return (x >> 8).bitwise_and_(0xFFFFFF).float().mul_(2**-24)
 
     def draw(self, vector: Tensor, scale: float, stream: Stream) -> Tensor:
+        if self._numpy:
+            return self._numpy.draw(vector, scale, stream)
         return (~(self.uniform(vector.shape[0], stream) >= vector.abs() * scale)).nonzero().reshape(-1)
 
     def distinct(self, count: int, size: int, stream: Stream) -> Tensor:
