@@ -15,8 +15,8 @@ setup(
             depends=sorted(glob(f"{FOLDER}/*.hpp") + glob(f"{FOLDER}/*.inc")),
             include_dirs=[pybind11.get_include()],
             # No contraction: the results must be those of the other implementations to the bit.
-            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fopenmp", "-fvisibility=hidden", "-g0"],
-            extra_link_args=["-fopenmp"],
+            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-pthread", "-fvisibility=hidden", "-g0"],
+            extra_link_args=["-pthread"],
             optional=True,  # without a compiler the package works, more slowly
         )
     ]

@@ -1,11 +1,5 @@
 #include "algorithms.hpp"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-#include <pthread.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -19,7 +13,6 @@ namespace {
 constexpr int64_t ENOUGH = 1 << 16;  // elements that make it worth waking a thread
 
 std::atomic<const Kernels*> chosen{nullptr};
-std::atomic<int> thread_count{0};
 
 const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
 
@@ -38,19 +31,7 @@ std::vector<const Kernels*> available() {
     return levels;
 }
 
-// Set in a child process: OpenMP's threads stay behind in the parent, and waiting for them would never end.
-std::atomic<bool> forked{false};
-[[maybe_unused]] const int watch_forks = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
-
-int parts_of(int64_t n) { return forked ? 1 : static_cast<int>(std::clamp<int64_t>(n / ENOUGH, 1, threads())); }
-
-// Calls f(0) to f(count - 1), each in a thread of its own if there are as many.
-template <class F>
-void for_parts(int count, F f) {
-    if (count == 1) return f(0);
-#pragma omp parallel for schedule(static, 1) num_threads(count)
-    for (int part = 0; part < count; ++part) f(part);
-}
+int parts_of(int64_t n) { return static_cast<int>(std::clamp<int64_t>(n / ENOUGH, 1, threads())); }
 
 // Where part `part` of `count` begins: a multiple of `unit`, or n.
 int64_t begin_of(int part, int count, int64_t n, int64_t unit) {
@@ -93,20 +74,6 @@ void set_simd(const std::string& level) {
         if (level == candidate->name) return chosen.store(candidate);
     }
     throw std::invalid_argument("no such level of SIMD on this processor: " + level);
-}
-
-int threads() {
-    const int count = thread_count.load(std::memory_order_relaxed);
-#ifdef _OPENMP
-    return count ? count : omp_get_max_threads();
-#else
-    return count ? count : 1;
-#endif
-}
-
-void set_threads(int count) {
-    require(count >= 1, "threads must be at least 1");
-    thread_count.store(count);
 }
 
 // --- bitmaps
