@@ -5,12 +5,18 @@ needs NumPy alone: the compressors, their specs, and the simulator of many worke
 """
 
 from hvd_compress.compressors import (
+    EF21,
     AllGather,
     AllReduce,
     Compressor,
     ErrorFeedback,
+    Exponential,
+    Feedback,
     GatherCompressor,
+    Linear,
+    MomentumCorrection,
     Reduced,
+    Schedule,
     make,
     methods,
     parse,
@@ -23,15 +29,21 @@ from hvd_compress.transports.simulated import Simulation
 from hvd_compress.version import __version__
 
 __all__ = [
+    "EF21",
     "AllGather",
     "AllReduce",
     "Compressor",
     "ErrorFeedback",
     "Exchange",
+    "Exponential",
+    "Feedback",
     "GatherCompressor",
     "Layout",
+    "Linear",
+    "MomentumCorrection",
     "Parameter",
     "Reduced",
+    "Schedule",
     "Simulation",
     "State",
     "__version__",

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-from hvd_compress.compressors import methods, parse, spec
+from hvd_compress import bench
+from hvd_compress.compressors import Compressor, Feedback, methods, parse, spec
+from hvd_compress.compressors.schedule import END
 from hvd_compress.layout import Layout
 from hvd_compress.version import __version__
 
@@ -18,24 +23,34 @@ def list_compressors(specs: list[str], rows: int, columns: int) -> None:
 
     layout = Layout.of([("matrix", (rows, columns))])
     table = Table(box=box.MARKDOWN, title=f"one parameter of {rows} x {columns}: {4 * layout.size} bytes in fp32")
-    for column in ("compressor", "wire format", "collectives", "unbiased", "feedback"):
+    for column in ("compressor", "formula", "wire format", "collectives", "unbiased", "feedback"):
         table.add_column(column, overflow="fold")
     table.add_column("bytes a step", justify="right")
-    table.add_column("ratio", justify="right")
+    table.add_column("bits a coordinate", justify="right")
+    table.add_column("paper")
     for text in specs or list(methods()):
         compressor = parse(text)
-        inner = getattr(compressor, "inner", compressor)
-        sent = compressor.payload_bits(layout) // 8
+        inner = compressor.inner if isinstance(compressor, Feedback) else compressor
+        settled = inner.at(END)
+        sent = settled.payload_bits(layout) // 8
+        at_most = "<= " if settled.varying and sent == settled.payload_bits(layout, layout.size) // 8 else ""
+        settings = (f"{item.name}={_text(getattr(inner, item.name))}" for item in fields(inner))
         table.add_row(
-            spec(compressor),
+            f"{inner.name}({', '.join(settings)})",
+            inner.formula,
             inner.wire,
             " + ".join(compressor.collectives),
             "yes" if inner.unbiased else "no",
-            "none" if inner is compressor else "ef",
-            str(sent),
-            f"{4 * layout.size / sent:.1f}",
+            compressor.name if compressor is not inner else "none",
+            f"{at_most}{sent}",
+            f"{at_most}{8 * sent / layout.size:.3g}",
+            inner.paper,
         )
-    Console(width=180 if not sys.stdout.isatty() else None).print(table)
+    Console(width=400 if not sys.stdout.isatty() else None).print(table)
+
+
+def _text(value: Any) -> str:
+    return spec(value) if isinstance(value, Compressor) else str(value)
 
 
 def main() -> None:
@@ -51,13 +66,36 @@ def main() -> None:
     lister.add_argument("specs", nargs="*", metavar="SPEC", help="the compressors (if none: all, with their defaults)")
     lister.add_argument("--rows", type=int, default=1000, help="rows of the matrix that is sent")
     lister.add_argument("--columns", type=int, default=1000, help="columns of the matrix that is sent")
+    bencher = commands.add_parser(
+        "bench",
+        help="time the compressors, in multiples of copying the gradient once",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    bencher.add_argument("--size", type=int, default=25_000_000, help="coordinates of the gradient")
+    bencher.add_argument("--only", nargs="+", metavar="SPEC", help="the compressors (if none: all)")
+    bencher.add_argument("--threads", type=int, help="threads to use (if none: one for each core)")
+    bencher.add_argument("--repetitions", type=int, default=9, help="repetitions, of which least and median are shown")
+    bencher.add_argument("--framework", choices=("numpy", "torch"), default="torch", help="whose arrays to compress")
+    bencher.add_argument("--json", type=Path, metavar="FILE", help="write the times there, in seconds")
+    bencher.add_argument("--plot", type=Path, metavar="FILE", help="draw the times there (PNG, PDF or SVG)")
     args = parser.parse_args()
-    for name in ("rows", "columns"):
-        if getattr(args, name) < 1:
+    for name in ("rows", "columns", "size", "threads", "repetitions"):
+        if getattr(args, name, None) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")
     try:
-        list_compressors(args.specs, args.rows, args.columns)
+        if args.command == "list":
+            list_compressors(args.specs, args.rows, args.columns)
+        else:
+            bench.main(
+                args.only or [],
+                framework=args.framework,
+                size=args.size,
+                threads=args.threads,
+                repetitions=args.repetitions,
+                json_path=args.json,
+                plot_path=args.plot,
+            )
     except ModuleNotFoundError as error:
-        parser.error(f"{error}; install it with: pip install 'hvd-compress[bench]'")
-    except (TypeError, ValueError) as error:
+        parser.error(f"{error}; install it with: pip install 'hvd-compress[bench]' torch")
+    except (OSError, TypeError, ValueError) as error:
         parser.error(str(error))

@@ -57,8 +57,11 @@ class Exchange:
         """Whether the mean is there."""
         return self.mean is not None
 
-    def launch(self, vector: Array) -> None:
-        """Begin a step: compress the vector, shape (layout.size,), and start the first collective."""
+    def launch(self, vector: Array, *, overwrite: bool = False) -> None:
+        """Begin a step: compress the vector, shape (layout.size,), and start the first collective.
+
+        With `overwrite` the vector may be overwritten, and may become part of the state.
+        """
         if not self.layout.size:
             self.mean = vector
             return
@@ -66,7 +69,9 @@ class Exchange:
         if self.compressor.stateful:
             vector = self.ops.poison(vector)
         self.compression_seconds += time.perf_counter() - began
-        self._generator = self.compressor.reduce(self.ops, vector, self.state)
+        if self.compressor.overwrites and not overwrite:
+            vector = self.ops.copy(vector)
+        self._generator = self.compressor.at(self.state.step).reduce(self.ops, vector, self.state)
         self._resume(None)
 
     def ready(self) -> bool:

@@ -6,8 +6,12 @@ import logging
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
 
-from hvd_compress.compressors import Compressor, parse, spec
+from hvd_compress.compressors import Compressor, MomentumCorrection, parse, spec
+from hvd_compress.compressors.feedback import MomentumOfMean
+from hvd_compress.compressors.schedule import END
 from hvd_compress.layout import Layout
 
 logger = logging.getLogger("hvd_compress")
@@ -55,38 +59,100 @@ class Bucket:
     device: str
 
 
-def choose(gradient: Gradient, compressor: Compressor, dense_below: int) -> Compressor:
-    """Return the compressor for one gradient: plain if it is small, has one axis, or would not become fewer bytes."""
+@dataclass(frozen=True)
+class Rule:
+    """A compression for the parameters of some names and sizes.
+
+    Attributes:
+        pattern: the names, as in a shell and with regard to case: ``*`` stands for any characters, ``?`` for one,
+            ``[ab]`` for a or b.
+        compression: as the optimizer's argument of this name; in a plan a `Compressor`.
+        min_size, max_size: the sizes, in coordinates, both included; None is without limit.
+
+    Raises:
+        TypeError: if the pattern is no string.
+        ValueError: if no size is allowed.
+    """
+
+    pattern: str = "*"
+    compression: Any = "none"
+    min_size: int = 0
+    max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            raise TypeError(f"a rule's pattern must be a string; got {self.pattern!r}")
+        if self.max_size is not None and self.min_size > self.max_size:
+            raise ValueError(
+                f"rule {self.pattern!r}: min_size must be at most max_size; got {self.min_size} and {self.max_size}"
+            )
+
+    def matches(self, gradient: Gradient) -> bool:
+        """Tell whether the rule is for this parameter."""
+        fits = self.min_size <= gradient.size and (self.max_size is None or gradient.size <= self.max_size)
+        return fits and fnmatchcase(gradient.name, self.pattern)
+
+    def __str__(self) -> str:
+        compression = spec(self.compression) if isinstance(self.compression, Compressor) else self.compression
+        largest = "any" if self.max_size is None else self.max_size
+        sizes = f" (sizes {self.min_size} to {largest})" if (self.min_size, self.max_size) != (0, None) else ""
+        return f"{self.pattern}={compression}{sizes}"
+
+
+def wanted(gradient: Gradient, compressor: Compressor, dense_below: int, rules: Sequence[Rule] = ()) -> Compressor:
+    """Return the compressor that is asked for: that of the first rule that matches.
+
+    Without such a rule it is `compressor`, but plain for what is small or has one axis.
+    """
+    for rule in rules:
+        if rule.matches(gradient):
+            return rule.compression
     small = gradient.size < dense_below or len(gradient.shape) < 2
-    if small and not compressor.small_too:
-        return PLAIN
-    if compressor.whole_gradient:
-        return compressor
-    own_bits = compressor.payload_bits(Layout.of([(gradient.name, gradient.shape)]))
-    if compressor != PLAIN and own_bits >= 32 * gradient.size:
-        return PLAIN
-    return compressor
+    return PLAIN if small and not compressor.small_too else compressor
+
+
+def choose(gradient: Gradient, compressor: Compressor, dense_below: int, rules: Sequence[Rule] = ()) -> Compressor:
+    """Return the compressor for one gradient: the one wanted, or plain if it would send no fewer bytes.
+
+    What is sent plain gets its momentum here if `compressor` corrects it, for the optimizer then has none.
+    """
+    asked = wanted(gradient, compressor, dense_below, rules)
+    if asked != PLAIN:
+        if asked.whole_gradient or asked.varying or asked.votes:
+            return asked
+        if asked.at(END).payload_bits(Layout.of([(gradient.name, gradient.shape)])) < 32 * gradient.size:
+            return asked
+    if isinstance(compressor, MomentumCorrection):
+        return MomentumOfMean(compressor.momentum, compressor.nesterov)
+    return PLAIN
 
 
 def make_plan(
-    gradients: Sequence[Gradient], compressor: Compressor, *, bucket_bytes: int, dense_below: int
+    gradients: Sequence[Gradient],
+    compressor: Compressor,
+    rules: Sequence[Rule] = (),
+    *,
+    bucket_bytes: int,
+    dense_below: int,
 ) -> list[Bucket]:
     """Divide the gradients into buckets, in the reverse of their order: backpropagation gives the last ones first.
 
     Args:
         gradients: the parameters, in the order of the model.
-        compressor: for all that `choose` does not send plain.
+        compressor: for all that no rule matches and `choose` does not send plain.
+        rules: exceptions, with compressors; the first that matches a parameter is used.
         bucket_bytes: a bucket is closed before its vector would grow above this. One parameter is never divided, and
-            a method of the whole gradient has one bucket.
-        dense_below: parameters of fewer coordinates, and those of one axis, are sent plain.
+            a method of the whole gradient has one bucket for all that it is used for.
+        dense_below: parameters of fewer coordinates, and those of one axis, are sent plain unless a rule matches.
     """
     open_buckets: dict[Hashable, list[Gradient]] = {}
     closed: list[tuple[Compressor, list[Gradient]]] = []
-    replaced = []
+    replaced: dict[Compressor, list[str]] = {}
     for gradient in reversed(gradients):
-        chosen = choose(gradient, compressor, dense_below)
-        if chosen != compressor and gradient.size >= dense_below and len(gradient.shape) > 1:
-            replaced.append(gradient.name)
+        asked = wanted(gradient, compressor, dense_below, rules)
+        chosen = choose(gradient, compressor, dense_below, rules)
+        if asked != PLAIN and chosen != asked and gradient.size:
+            replaced.setdefault(asked, []).append(gradient.name)
         # All but plain gradients are exchanged as float32: their own dtypes need not agree.
         dtype = gradient.dtype if chosen.keeps_dtype else "float32"
         key = (chosen, dtype, gradient.device, gradient.group)
@@ -97,12 +163,8 @@ def make_plan(
             open_buckets[key] = members = []
         members.append(gradient)
     closed += [(key[0], members) for key, members in open_buckets.items()]  # type: ignore[index]
-    if replaced:
-        logger.info(
-            "%s would send no fewer bytes than plain fp32 for %s: sent plain",
-            spec(compressor),
-            ", ".join(replaced),
-        )
+    for asked, names in replaced.items():
+        logger.info("%s would send no fewer bytes than plain fp32 for %s: sent plain", spec(asked), ", ".join(names))
     return [
         Bucket(
             name=str(number),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -66,9 +67,15 @@ class State:
         self._shared_key = make_key(seed, names)
         self._local_key = make_key(seed, names, rank)
 
-    def own_stream(self) -> Stream:
-        """Random numbers of this worker and step, independent of the other workers'."""
-        return Stream(self._local_key, self.step)
+    def of(self, layout: Layout) -> State:
+        """Return this state for another vector of the same step: what a compressor inside another is given."""
+        other = copy.copy(self)
+        other.layout = layout
+        return other
+
+    def own_stream(self, use: str = "") -> Stream:
+        """Random numbers of this worker and step for one use, independent of the other workers' and uses'."""
+        return Stream(self._local_key ^ (make_key(use) if use else 0), self.step)
 
     def common_stream(self) -> Stream:
         """Random numbers of this step that are the same on all workers."""
@@ -91,8 +98,9 @@ class State:
         self.shared, self.local = Store(), Store()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` takes: the last committed state; its arrays are never changed."""
-        return {"step": self.step, "rank": self.rank, "shared": self.shared.kept, "local": self.local.kept}
+        """Return a copy of the last committed state, for `load_state_dict`."""
+        saved = {"step": self.step, "rank": self.rank, "shared": self.shared.kept, "local": self.local.kept}
+        return copy.deepcopy(saved)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> bool:
         """Replace the state by a saved one; return whether this worker's own arrays came with it.
@@ -103,9 +111,9 @@ class State:
         own = saved["rank"] == self.rank or not saved["local"]
         self.reset()
         self.step = int(saved["step"])
-        self.shared.update(saved["shared"])
+        self.shared.update(copy.deepcopy(saved["shared"]))
         if own:
-            self.local.update(saved["local"])
+            self.local.update(copy.deepcopy(saved["local"]))
         self.shared.commit()
         self.local.commit()
         return own

@@ -90,6 +90,8 @@ def test_cifar10(tmp_path):
 
 BAD = [
     (["--compression", "topq"], "unknown compressor 'topq'; known are: fp16, none"),
+    (["--rule", "embed.*=topk"], "rule 'embed.*' matches none of the"),
+    (["--rule", "*=topq"], "rule '*': unknown compressor 'topq'"),
     (["--task", "mnist"], "the task mnist needs --data DIR, a folder with {train,t10k}-"),
     (["--task", "cifar10", "--data", "/nowhere"], "--data /nowhere is no folder; cifar10 needs one with"),
     (["--task", "cifar10", "--data", str(ROOT)], "lacks data_batch_1.bin and test_batch.bin; cifar10 needs"),
@@ -127,6 +129,16 @@ def test_help_names_the_defaults_and_the_compressors():
     done = start([], "--epochs", "0")
     assert done.returncode == 2
     assert "--epochs must be at least 1; got 0" in done.stderr
+    done = start([], "--rule", "none")
+    assert done.returncode == 2
+    assert "--rule must be PATTERN=SPEC; got none" in done.stderr
+
+
+def test_rules_on_the_command_line():
+    args = ["--rule", "*.bias=none", "--rule", "*=qsgd(bits=8)", "--epochs", "1", "--limit", "128"]
+    found = result(start(MPIRUN, *args))
+    assert found["rules"] == ["*.bias=none", "*=qsgd(bits=8)"]
+    assert 3.5 < found["dense_bytes"] / found["bytes_sent"] < 4
 
 
 @pytest.mark.parametrize("launcher", [MPIRUN, HOROVODRUN], ids=" ".join)

@@ -1,5 +1,6 @@
 """The compiled kernels give the bits of the NumPy reference, whatever the SIMD, the threads and the payloads."""
 
+import contextlib
 import functools
 import os
 import re
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_compress import random
+from hvd_compress import Layout, State, parse, random
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
 from hvd_compress.ops import packed_bytes
 from hvd_compress.ops.numpy import NumpyOps
@@ -71,6 +72,65 @@ def vectors(size):
     yield rng.integers(-(2**31), 2**31, size).astype(np.int32).view(np.float32)  # any bits
 
 
+# --- quantizers
+
+QUANTIZERS = ["int8", "int8(block=3)", "qsgd", "qsgd(bits=2, block=100)", "qsgd(bits=3, norm=l2, block=24)", "natural"]
+QUANTIZERS += ["qsgd(bits=8, block=100000)", "terngrad", "terngrad(clip=0)", "low_precision", "low_precision(bits=3)"]
+QUANTIZERS += ["low_precision(bits=11)", "bf16", "signsgd", "ef_signsgd", "onebit"]
+QUANTIZED = Layout.of([("a", (300, 250)), ("one", ()), ("none", (0, 4)), ("b", (17,)), ("c", (64, 1200))])
+
+
+@functools.cache
+def quantized(spec):
+    """Return a vector and a residual, and the reference's payload and rest of their sum, and what payloads come to."""
+    compressor, state = parse(spec, nested=True), State(QUANTIZED, seed=3)
+    rng = np.random.default_rng(1)
+    vector, residual = (rng.standard_normal(QUANTIZED.size).astype(np.float32) for _ in range(2))
+    vector[rng.integers(0, QUANTIZED.size, 20000)] = 0
+    vector *= np.exp(rng.standard_normal(QUANTIZED.size)).astype(np.float32)
+    payload = compressor.encode(REFERENCE, vector, state)
+    coded, rest = compressor.encode_rest(REFERENCE, vector.copy(), residual, state)
+    mean = compressor.combine(REFERENCE, [payload, coded, payload], QUANTIZED)
+    return compressor, state, vector, residual, payload, coded, rest, mean
+
+
+@pytest.mark.parametrize("spec", QUANTIZERS)
+def test_quantizers(kernels, spec):
+    compressor, state, vector, residual, payload, coded, rest, mean = quantized(spec)
+    ops, before = NumpyOps(), vector.copy()
+    same(compressor.encode(ops, vector, state), payload)
+    same(vector, before)
+    got = compressor.encode_rest(ops, vector.copy(), residual, state)
+    same(got[0], coded)
+    assert np.array_equal(got[1], rest)
+    assert np.array_equal(compressor.combine(ops, [payload, coded, payload], QUANTIZED), mean)
+    total = compressor.accumulate(ops, vector.copy(), payload, QUANTIZED, 0.5)
+    assert np.array_equal(total, compressor.accumulate(REFERENCE, vector.copy(), payload, QUANTIZED, 0.5))
+    for wrong in (payload[:-1], np.append(payload, np.uint8(0)), payload[:0]):
+        with pytest.raises(ValueError, match="expected"):
+            compressor.decode(ops, wrong, QUANTIZED)
+
+
+@given(data=st.data())
+def test_quantizers_check_what_they_are_given(data):
+    size = data.draw(st.integers(0, 40))
+    vector = np.ones(data.draw(st.sampled_from([size, size, 0, 1, 41])), np.float32)
+    kind = data.draw(st.sampled_from(["levels", "natural", "dynamic", "bfloat", "sign", "other"]))
+    numbers = st.integers(-3, 40)
+    code = (kind, data.draw(numbers), 1.0, data.draw(numbers), data.draw(numbers), data.draw(st.integers(-1, 3)))
+    groups = data.draw(st.one_of(numbers, st.lists(numbers, max_size=4)))
+    scales = data.draw(st.sampled_from([None, "max", "l2", "l3", np.ones(2, np.float32), np.ones(1, np.float32)]))
+    residual = data.draw(st.sampled_from([None, np.ones(size, np.float32)]))
+    try:
+        payload = module.quantize(vector, residual, data.draw(st.booleans()), code, groups, scales, (1, 2))
+    except (TypeError, ValueError, RuntimeError):
+        payload = np.zeros(data.draw(st.integers(0, 60)), np.uint8)
+    with contextlib.suppress(TypeError, ValueError):
+        total = data.draw(st.sampled_from([None, np.ones(size, np.float32)]))
+        got = module.dequantize([payload], code, groups, size, 1.0, data.draw(st.booleans()), total)
+        assert got.shape == (size,)
+
+
 # --- selection
 
 
@@ -84,7 +144,7 @@ def selections(size):
         (
             vector,
             {count: REFERENCE.top_k(vector, count) for count in counts},
-            {t: np.flatnonzero(np.abs(vector) >= least) for t, least in thresholds.items()},
+            {t: np.flatnonzero(~(np.abs(vector) < least)) for t, least in thresholds.items()},
         )
         for vector in vectors(size)
     ]

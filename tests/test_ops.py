@@ -56,7 +56,7 @@ def test_top_k_with_ties_and_non_finite_values(ops, values, data):
 )
 def test_above(ops, values, threshold):
     got = ops.to_numpy(ops.above(ops.from_numpy(np.array(values, np.float32)), threshold))
-    assert got.tolist() == [i for i, value in enumerate(values) if abs(value) >= np.float32(threshold)]
+    assert got.tolist() == [i for i, value in enumerate(values) if not abs(value) < np.float32(threshold)]
 
 
 @every

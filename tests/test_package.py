@@ -12,7 +12,7 @@ import test_conformance as conformance
 
 import hvd_compress
 from hvd_compress import methods, parse, spec
-from hvd_compress.compressors import base, cast
+from hvd_compress.compressors import quantize
 from hvd_compress.torch.compression import Compression
 
 ROOT = Path(__file__).parents[1]
@@ -46,30 +46,31 @@ def test_algorithms_import_neither_framework_nor_transport():
 
 def test_the_worked_example_of_the_architecture_is_a_compressor(monkeypatch):
     code = re.search(r"```python\n(@dataclass.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)[1]
-    namespace = {**vars(cast), **vars(base)}
+    namespace = {**vars(quantize)}
     exec(compile(code, "architecture.md", "exec", flags=__future__.annotations.compiler_flag), namespace)
-    monkeypatch.setitem(sys.modules[parse.__module__]._METHODS, "bf16", namespace["BFloat16"])
-    for compressor in conformance.variants("bf16"):
+    monkeypatch.setitem(sys.modules[parse.__module__]._METHODS, "fp24", namespace["Float24"])
+    for compressor in conformance.variants("fp24"):
         conformance.test_spec_and_object_are_the_same(compressor)
         conformance.test_every_worker_ends_up_with_the_mean_of_what_was_sent(compressor, 4)
         conformance.test_bytes_are_exactly_those_promised(compressor)
-        conformance.test_numpy_and_torch_send_the_same(compressor)
+        conformance.test_all_implementations_send_the_same(compressor, "torch")
         conformance.test_non_finite_values_reach_every_worker_and_leave_no_trace(
             compressor, conformance.TORCH, float("inf")
         )
-        conformance.test_biased_means_a_contraction(compressor)
+        conformance.test_what_is_left_of_a_contraction_is_smaller_than_the_vector(compressor)
         conformance.test_hostile_payloads_are_refused_or_decoded_within_bounds(compressor)
-    assert spec(parse("bf16")) == "bf16"
+    assert spec(parse("fp24")) == "fp24"
 
 
 def test_readme_has_every_compressor_with_its_bytes():
     readme = (ROOT / "README.md").read_text()
     done = subprocess.run(["hvd-compress", "list"], capture_output=True, text=True, check=True)
     for name in methods():
-        listed = next(line for line in done.stdout.splitlines() if line.startswith(f"| {name} "))
-        wire, sent = (listed.split("|")[i].strip() for i in (2, 6))
-        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` | {wire} |"))
-        assert f"| {sent} |" in row
+        listed = next(line for line in done.stdout.splitlines() if line.startswith(f"| {name}("))
+        settings, formula, wire, sent, bits = (listed.split("|")[i].strip() for i in (1, 2, 3, 7, 8))
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` | {formula} |"))
+        assert row.startswith(f"| `{name}` | {formula} | {wire} | {sent} | {bits} |")
+        assert settings == f"{name}()" or f"`{settings}`" in readme
 
 
 def test_list_refuses_what_is_wrong():

@@ -7,12 +7,12 @@ import pytest
 
 from hvd_compress import Layout, State, parse
 from hvd_compress.agreement import WorkersDisagree, check_agreement
-from hvd_compress.plan import PLAIN, Gradient, make_plan
+from hvd_compress.plan import PLAIN, Gradient, Rule, make_plan
 from hvd_compress.transports import split_gathered, split_varying
 
 
-def plan(gradients, spec="topk(ratio=0.01)", bucket_bytes=1 << 30, dense_below=1024):
-    return make_plan(gradients, parse(spec), bucket_bytes=bucket_bytes, dense_below=dense_below)
+def plan(gradients, spec="topk(ratio=0.01)", rules=(), bucket_bytes=1 << 30, dense_below=1024):
+    return make_plan(gradients, parse(spec), rules, bucket_bytes=bucket_bytes, dense_below=dense_below)
 
 
 def gradient(name, shape=(100, 100), dtype="float32", **more):
@@ -40,6 +40,43 @@ def test_what_would_not_get_smaller_goes_plain_with_one_log_line(caplog):
     assert [r.message for r in caplog.records] == [
         "powersgd(rank=40) would send no fewer bytes than plain fp32 for w2: sent plain"
     ]
+
+
+def test_the_first_rule_that_matches_decides():
+    gradients = [gradient("embed.weight"), gradient("fc.weight"), gradient("fc.bias", (100,)), gradient("norm", (9,))]
+    rules = [
+        Rule("embed.*", parse("qsgd")),
+        Rule("embed.weight", PLAIN),
+        Rule("*.bias", parse("fp16"), min_size=100, max_size=100),
+        Rule("n*", parse("fp16"), min_size=10),
+        Rule("NORM", parse("qsgd")),
+    ]
+    chosen = {name: bucket.compressor for bucket in plan(gradients, rules=rules) for [name] in names([bucket])}
+    assert chosen == {
+        "embed.weight": parse("qsgd"),
+        "fc.weight": parse("topk(ratio=0.01)"),
+        "fc.bias": parse("fp16"),
+        "norm": PLAIN,
+    }
+
+
+def test_rules_that_would_send_no_fewer_bytes(caplog):
+    with caplog.at_level(logging.INFO, "hvd_compress"):
+        buckets = plan([gradient("w1"), gradient("w2")], rules=[Rule("w1", parse("topk(ratio=1)"))])
+    assert [bucket.compressor == PLAIN for bucket in buckets] == [False, True]
+    assert [r.message for r in caplog.records] == [
+        "topk(ratio=1) would send no fewer bytes than plain fp32 for w1: sent plain"
+    ]
+
+
+def test_rules_as_text_and_bad_ones():
+    assert str(Rule("a*", parse("topk(ratio=0.1)"))) == "a*=topk(ratio=0.1)"
+    assert str(Rule(compression="qsgd", min_size=5)) == "*=qsgd (sizes 5 to any)"
+    assert str(Rule("a", "qsgd", max_size=0)) == "a=qsgd (sizes 0 to 0)"
+    with pytest.raises(ValueError, match=r"rule 'a': min_size must be at most max_size; got 3 and 2"):
+        Rule("a", "qsgd", min_size=3, max_size=2)
+    with pytest.raises(TypeError, match="pattern must be a string; got None"):
+        Rule(None)
 
 
 def test_bucket_bytes():

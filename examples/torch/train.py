@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import horovod.torch as hvd
 import torch
@@ -42,6 +42,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--compression", metavar="SPEC", default="none", help=f"a compressor: {', '.join(methods())}, with settings"
     )
+    parser.add_argument(
+        "--rule",
+        metavar="PATTERN=SPEC",
+        action="append",
+        default=[],
+        help="another compressor for parameters of these names, such as '*.bias=none'; may be repeated, the first "
+        "that matches decides",
+    )
     parser.add_argument("--optimizer", choices=sorted(RATES), default="momentum", help="momentum is SGD with 0.9")
     rates = ", ".join(f"{rate} for {name}" for name, rate in RATES.items())
     parser.add_argument(
@@ -56,25 +64,40 @@ def arguments() -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; got {value}")
+    for rule in args.rule:
+        if "=" not in rule:
+            parser.error(f"--rule must be PATTERN=SPEC; got {rule}")
     return args
 
 
-def train(args: argparse.Namespace, data: datasets.Dataset) -> dict[str, object]:
-    """Train, evaluate, and return what came of it."""
+def prepare(args: argparse.Namespace, data: datasets.Dataset) -> tuple[torch.nn.Module, Any]:
+    """Return the model and its optimizer."""
     torch.manual_seed(args.seed)
-    images, labels = (torch.from_numpy(array[: args.limit]) for array in (data.train_images, data.train_labels))
-    model = build(args.model, images.shape)
+    model = build(args.model, data.train_images.shape)
     rate = RATES[args.optimizer] if args.lr is None else args.lr
     inner: torch.optim.Optimizer
     if args.optimizer == "adam":
         inner = torch.optim.Adam(model.parameters(), lr=rate)
     else:
-        inner = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9 if args.optimizer == "momentum" else 0)
+        # Some methods keep the momentum themselves; the optimizer then has none.
+        momentum = 0.9 if args.optimizer == "momentum" and not parse(args.compression).has_momentum else 0
+        inner = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     optimizer = hvdc.DistributedOptimizer(
-        inner, named_parameters=model.named_parameters(), compression=args.compression, seed=args.seed
+        inner,
+        named_parameters=model.named_parameters(),
+        compression=args.compression,
+        seed=args.seed,
+        rules=[tuple(rule.split("=", 1)) for rule in args.rule],
     )
+    return model, optimizer
 
+
+def train(
+    args: argparse.Namespace, data: datasets.Dataset, model: torch.nn.Module, optimizer: Any
+) -> dict[str, object]:
+    """Train, evaluate, and return what came of it."""
+    images, labels = (torch.from_numpy(array[: args.limit]) for array in (data.train_images, data.train_labels))
     # Each epoch has one order of all examples, the same on all workers, of which each takes its share.
     order_of = torch.Generator().manual_seed(args.seed)
     steps_per_epoch = max(1, len(images) // (args.batch_size * hvd.size()))
@@ -107,6 +130,7 @@ def train(args: argparse.Namespace, data: datasets.Dataset) -> dict[str, object]
         "communication_seconds": stats["communication_seconds"],
         "ranks": hvd.size(),
         "compression": spec(parse(args.compression)),
+        "rules": args.rule,
         "steps": total,
         "parameters": sum(p.numel() for p in model.parameters()),
         "task": args.task,
@@ -162,12 +186,13 @@ def main() -> int:
     try:
         parse(args.compression)
         data = datasets.load(args.task, args.data)
+        model, optimizer = prepare(args, data)
     except (OSError, TypeError, ValueError) as error:
         if hvd.rank() == 0:
             print(f"train.py: {error}", file=sys.stderr)
         return 2
     try:
-        result = train(args, data)
+        result = train(args, data, model, optimizer)
     except KeyboardInterrupt:
         if hvd.rank() == 0:
             print("interrupted", file=sys.stderr)

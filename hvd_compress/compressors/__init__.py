@@ -9,18 +9,25 @@ from hvd_compress.compressors.base import (
     GatherCompressor,
     Reduced,
 )
-from hvd_compress.compressors.feedback import ErrorFeedback
+from hvd_compress.compressors.feedback import EF21, ErrorFeedback, Feedback, MomentumCorrection
+from hvd_compress.compressors.schedule import Exponential, Linear, Schedule
 from hvd_compress.compressors.spec import make, methods, parse, spec
 
 __all__ = [
+    "EF21",
     "AllGather",
     "AllReduce",
     "Collective",
     "Compressor",
     "ErrorFeedback",
     "Exchanging",
+    "Exponential",
+    "Feedback",
     "GatherCompressor",
+    "Linear",
+    "MomentumCorrection",
     "Reduced",
+    "Schedule",
     "make",
     "methods",
     "parse",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
+from hvd_compress.compressors.schedule import Schedule
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops
 from hvd_compress.state import State
@@ -44,15 +45,18 @@ class Reduced:
 
     Attributes:
         mean: what every worker ends up with, a vector of the input's shape.
-        sent: gives what this worker's own contribution amounted to, a vector of the same shape. Error feedback alone
-            asks for it.
+        add_sent: ``add_sent(total, factor)`` adds `factor` times what this worker's own contribution amounted to, and
+            returns `total`, which it may overwrite. Only feedback asks for it; None if feedback has done so.
+        support: gives the coordinates that this worker sent, ascending int64 indices; None stands for all of them.
     """
 
     mean: Array
-    sent: Callable[[], Array]
+    add_sent: Callable[[Array, float], Array] | None
+    support: Callable[[], Array | None] = lambda: None
 
 
 Exchanging = Generator[Collective, Any, Reduced]
+Self = TypeVar("Self", bound="Compressor")
 
 
 def setting(
@@ -62,9 +66,15 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[Any, ...] | None = None,
+    nested: bool = False,
 ) -> Any:
-    """Return a field that `Compressor` validates: above < value, low <= value <= high, or one of `choices`."""
-    return field(default=default, metadata={"above": above, "low": low, "high": high, "choices": choices})
+    """Return a field that `Compressor` validates: above < value, low <= value <= high, or one of `choices`.
+
+    A `nested` setting takes another compressor as well.
+    """
+    return field(
+        default=default, metadata={"above": above, "low": low, "high": high, "choices": choices, "nested": nested}
+    )
 
 
 @dataclass(frozen=True)
@@ -73,20 +83,36 @@ class Compressor:
 
     Class attributes:
         name: what specs call it.
+        formula: what becomes of a vector v, in a line.
+        paper: where it comes from.
         wire: the wire format in a few words.
         collectives: what `reduce` yields, in order: "allreduce" or "allgather".
         unbiased: whether the decoded vector's expectation is the vector.
+        contraction: whether what is left over is smaller than the vector, so that feedback can make up for it.
         stateful: whether it reads anything of `State` but the layout (steps, random numbers, arrays).
+        votes: whether what workers end up with is no mean of what they send.
+        selects: whether it sends some of the coordinates (see `Reduced.support`).
+        varying: whether the length of what it sends depends on the vector.
+        overwrites: whether `reduce` may overwrite the vector.
+        has_momentum: whether it keeps the momentum, which the optimizer must then leave to it.
         whole_gradient: whether it must see the gradient of the whole model in one vector.
         keeps_dtype: whether it sends any floating dtype as it is; the others are given float32.
         small_too: whether small and one-dimensional parameters are worth compressing as well.
     """
 
     name: ClassVar[str]
+    formula: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
     wire: ClassVar[str]
     collectives: ClassVar[tuple[str, ...]]
     unbiased: ClassVar[bool] = False
+    contraction: ClassVar[bool] = True
     stateful: ClassVar[bool] = True
+    votes: ClassVar[bool] = False
+    selects: ClassVar[bool] = False
+    varying: ClassVar[bool] = False
+    overwrites: ClassVar[bool] = False
+    has_momentum: ClassVar[bool] = False
     keeps_dtype: ClassVar[bool] = False
     small_too: ClassVar[bool] = False
 
@@ -111,21 +137,57 @@ class Compressor:
         return "none" if self.unbiased else "ef"
 
     def check_feedback(self) -> None:
-        """Raise ValueError, with the reason, if error feedback makes no sense with these settings."""
+        """Raise ValueError, with the reason, if feedback makes no sense with these settings."""
+        if not self.contraction:
+            raise ValueError(
+                f"{self.name} allows no feedback with these settings: its error can be larger than the vector, and the "
+                "residual would grow without bound; use feedback=none"
+            )
+
+    def at(self: Self, step: int) -> Self:
+        """Return the compressor with each scheduled setting at its value for a step."""
+        changed: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Schedule):
+                changed[item.name] = round(value.at(step)) if item.type == "int" else value.at(step)
+            elif isinstance(value, Compressor) and value.at(step) is not value:
+                changed[item.name] = value.at(step)
+        return dataclasses.replace(self, **changed) if changed else self
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Exchange one vector with the other workers.
 
         Args:
             ops: the array operations of the vector's framework.
-            vector: shape (d,), float32 (any float if `keeps_dtype`), finite or all NaN; it is not modified. A vector
-                of NaN must give a mean that is not finite: so does a non-finite gradient reach every worker.
+            vector: shape (d,), float32 (any float if `keeps_dtype`), finite or all NaN; it is not modified unless the
+                method `overwrites`. A vector of NaN must give a mean that is not finite: so does a non-finite gradient
+                reach every worker.
             state: this worker's state for this vector.
         """
         raise NotImplementedError
 
-    def payload_bits(self, layout: Layout) -> int:
-        """Return the bits that this worker hands to the collectives in one step, headers included."""
+    def reduce_rest(
+        self, ops: Ops, vector: Array, residual: Array | None, state: State
+    ) -> Generator[Collective, Any, tuple[Reduced, Array]]:
+        """Exchange vector + residual; return with the result what this worker did not send.
+
+        `vector` is overwritten, by the rest as a rule; `residual` is not.
+        """
+        if residual is not None:
+            vector = ops.add(vector, residual)
+        reduced = yield from self.reduce(ops, vector, state)
+        assert reduced.add_sent is not None
+        return reduced, reduced.add_sent(vector, -1.0)
+
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
+        """Return the bits that this worker hands to the collectives in one step, headers included.
+
+        Args:
+            layout: the parameters in the vector.
+            kept: the number of coordinates that were sent, on which the length of a `varying` method depends; None
+                for the number to be expected, or for the largest possible one if there is nothing to be expected.
+        """
         raise NotImplementedError
 
 
@@ -146,34 +208,70 @@ class GatherCompressor(Compressor):
         """
         raise NotImplementedError
 
-    def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout) -> Array:
-        """Return `total` plus the decoded payload; `total` may be overwritten."""
-        total += self.decode(ops, payload, layout)
+    def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
+        """Return `total` plus `factor` times the decoded payload; `total` may be overwritten."""
+        decoded = self.decode(ops, payload, layout)
+        return ops.add(total, decoded if factor == 1 else decoded * factor)
+
+    def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
+        """Return what all workers' payloads come to together: the mean of what they decode to."""
+        total = ops.zeros(layout.size)
+        for payload in payloads:
+            total = self.accumulate(ops, total, payload, layout, 1 / len(payloads))
         return total
 
-    def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Gather the payloads and average what they decode to."""
+    def support(self, ops: Ops, payload: Array, layout: Layout) -> Array | None:
+        """Return the coordinates in a payload, ascending int64 indices; None if it has all of them."""
+        return None
+
+    def encode_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State) -> tuple[Array, Array]:
+        """Return the payload of vector + residual, and what it does not carry, for which `vector` is overwritten."""
+        if residual is not None:
+            vector = ops.add(vector, residual)
         payload = self.encode(ops, vector, state)
-        payloads = yield AllGather(payload)
-        total = ops.zeros(state.layout.size)
-        for other in payloads:
-            total = self.accumulate(ops, total, other, state.layout)
-        return Reduced(mean=total / len(payloads), sent=lambda: self.decode(ops, payload, state.layout))
+        return payload, self.accumulate(ops, vector, payload, state.layout, -1.0)
+
+    def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
+        """Gather the payloads and combine them."""
+        payload = self.encode(ops, vector, state)
+        return (yield from self._gather(ops, payload, state.layout))
+
+    def reduce_rest(
+        self, ops: Ops, vector: Array, residual: Array | None, state: State
+    ) -> Generator[Collective, Any, tuple[Reduced, Array]]:
+        """As for any compressor, but the rest is known before the payload is sent."""
+        payload, rest = self.encode_rest(ops, vector, residual, state)
+        return (yield from self._gather(ops, payload, state.layout)), rest
+
+    def _gather(self, ops: Ops, payload: Array, layout: Layout) -> Exchanging:
+        payloads = yield AllGather(payload, self.varying)
+        return Reduced(
+            self.combine(ops, payloads, layout),
+            lambda total, factor: self.accumulate(ops, total, payload, layout, factor),
+            lambda: self.support(ops, payload, layout),
+        )
 
 
 def check_length(name: str, payload: Array, expected: int) -> None:
     """Raise ValueError if a payload has not the expected number of bytes."""
-    if payload.shape != (expected,):
+    if tuple(payload.shape) != (expected,):
         raise ValueError(f"{name}: a payload of shape {tuple(payload.shape)} came in, expected {expected} bytes")
 
 
 def check_setting(name: str, item: dataclasses.Field[Any], value: Any) -> None:
     """Check one setting against its field's type and range (see `setting`)."""
     limits = item.metadata
+    if isinstance(value, Schedule) and item.type in ("int", "float"):
+        for step in (0, value.steps):
+            check_setting(name, item, round(value.at(step)) if item.type == "int" else value.at(step))
+        return
+    if limits.get("nested") and isinstance(value, Compressor):
+        return
     if limits.get("choices"):
         if value not in limits["choices"]:
             allowed = ", ".join(str(choice) for choice in limits["choices"])
-            raise ValueError(f"{name}: {item.name} must be one of {allowed}; got {value!r}")
+            more = " or a compressor" if limits.get("nested") else ""
+            raise ValueError(f"{name}: {item.name} must be one of {allowed}{more}; got {value!r}")
         return
     kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
     kind = kinds.get(str(item.type))

@@ -16,6 +16,7 @@ class NoCompression(Compressor):
     """Send the gradient as it is, in one AllReduce."""
 
     name: ClassVar[str] = "none"
+    formula: ClassVar[str] = "v"
     wire: ClassVar[str] = "the gradient's own floats"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
     unbiased: ClassVar[bool] = True
@@ -23,12 +24,16 @@ class NoCompression(Compressor):
     keeps_dtype: ClassVar[bool] = True
     small_too: ClassVar[bool] = True
 
+    def check_feedback(self) -> None:
+        """Refuse feedback: there is nothing to feed back."""
+        raise ValueError("none allows no feedback: everything is sent, so that nothing is left over")
+
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Average the vectors."""
         mean = yield AllReduce(vector)
-        return Reduced(mean=mean, sent=lambda: vector)
+        return Reduced(mean=mean, add_sent=lambda total, factor: ops.add(total, vector * factor))
 
-    def payload_bits(self, layout: Layout) -> int:
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 a coordinate (16 or 64 where the gradient's own dtype has as many)."""
         return 32 * layout.size
 
@@ -41,6 +46,8 @@ class HalfPrecision(Compressor):
     """
 
     name: ClassVar[str] = "fp16"
+    formula: ClassVar[str] = "v to the nearest of 11 significant bits"
+    paper: ClassVar[str] = "IEEE 754; Micikevicius et al. 2018"
     wire: ClassVar[str] = "float16"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
     stateful: ClassVar[bool] = False
@@ -55,8 +62,11 @@ class HalfPrecision(Compressor):
         """Average the vectors in float16."""
         half = ops.cast(vector, "float16")
         mean = yield AllReduce(half)
-        return Reduced(mean=ops.cast(mean, "float32"), sent=lambda: ops.cast(half, "float32"))
+        return Reduced(
+            mean=ops.cast(mean, "float32"),
+            add_sent=lambda total, factor: ops.add(total, ops.cast(half, "float32") * factor),
+        )
 
-    def payload_bits(self, layout: Layout) -> int:
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """16 a coordinate."""
         return 16 * layout.size

@@ -1,29 +1,28 @@
-"""What makes up for a compressor's error over time: wrappers round any compressor."""
+"""What makes up for a compressor's error over time: wrappers round any compressor that is a contraction."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hvd_compress.compressors.base import Compressor, Exchanging, Reduced
+from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops
 from hvd_compress.state import State
 
 
 @dataclass(frozen=True)
-class ErrorFeedback(Compressor):
-    """Add to each gradient what was not sent before (Seide et al. 2014; Karimireddy et al. 2019, algorithm 2).
+class Feedback(Compressor):
+    """A compressor with a memory of what it did not send."""
 
-    p = g + e; exchange C(p); e <- p - sent. In a spec: ``feedback=ef``, the default of every biased method.
-    """
-
-    name: ClassVar[str] = "ef"
+    overwrites: ClassVar[bool] = True
 
     inner: Compressor
 
     def __post_init__(self) -> None:
-        """Refuse a compressor for which error feedback makes no sense."""
+        """Refuse a compressor for which feedback makes no sense."""
+        super().__post_init__()
         self.inner.check_feedback()
 
     @property
@@ -41,13 +40,134 @@ class ErrorFeedback(Compressor):
         """As the compressor inside."""
         return self.inner.small_too
 
+    @property
+    def varying(self) -> bool:  # type: ignore[override]
+        """As the compressor inside."""
+        return self.inner.varying
+
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
+        """Nothing beyond the compressor inside."""
+        return self.inner.payload_bits(layout, kept)
+
+
+@dataclass(frozen=True)
+class ErrorFeedback(Feedback):
+    """Add to each gradient what was not sent before (Seide et al. 2014; Karimireddy et al. 2019, algorithm 2).
+
+    p = g + e; exchange C(p); e <- p - sent. In a spec: ``feedback=ef``, the default of every biased method.
+    """
+
+    name: ClassVar[str] = "ef"
+
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Exchange the corrected vector and keep the rest."""
-        corrected = vector + state.local["residual"] if "residual" in state.local else vector
-        reduced = yield from self.inner.reduce(ops, corrected, state)
-        state.local["residual"] = corrected - reduced.sent()
-        return Reduced(mean=reduced.mean, sent=reduced.sent)
+        reduced, rest = yield from self.inner.reduce_rest(ops, vector, state.local.get("residual"), state)
+        state.local["residual"] = rest
+        return Reduced(reduced.mean, None)
 
-    def payload_bits(self, layout: Layout) -> int:
-        """Nothing beyond the compressor inside."""
-        return self.inner.payload_bits(layout)
+
+@dataclass(frozen=True)
+class EF21(Feedback):
+    """Send what has changed since the others' estimate of this worker's gradient (Richtarik et al. 2021, algorithm 2).
+
+    c = C(g - h); h <- h + c, kept by the worker; the mean of all h, kept by everyone, is the gradient that is applied.
+    Unlike error feedback it needs no bound on the gradients. In a spec: ``feedback=ef21``.
+    """
+
+    name: ClassVar[str] = "ef21"
+
+    def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
+        """Exchange the difference, and add it to both estimates."""
+        own, mean = state.local.get("estimate"), state.shared.get("estimate")
+        if own is None:
+            own, mean = ops.zeros_like(vector), ops.zeros_like(vector)
+        reduced = yield from self.inner.reduce(ops, vector - own, state)
+        assert reduced.add_sent is not None
+        state.local["estimate"] = reduced.add_sent(ops.copy(own), 1.0)
+        state.shared["estimate"] = mean + reduced.mean
+        return Reduced(ops.copy(state.shared["estimate"]), None)
+
+
+@dataclass(frozen=True)
+class MomentumCorrection(Feedback):
+    """Accumulate the momentum, not the gradient, and send of the sum (DGC: Lin et al. 2018, section 3.1 to 3.3).
+
+    u <- m u + g; v <- v + u; exchange C(v); v <- v - sent. With `nesterov`, v <- v + m u + g. With `masking`, u <- 0 at
+    the coordinates sent: what is still on the way does not push twice. The optimizer itself must have no momentum, and
+    its step, hence the momentum, is that of all workers. In a spec: ``feedback=momentum(momentum=0.9)``.
+
+    Attributes:
+        momentum: m, in [0, 1).
+        nesterov: look one step ahead.
+        masking: whether u is masked; for methods that send some of the coordinates.
+        clip: largest norm of the gradient, to which each of W workers clips its own, divided by the root of W
+            (section 3.2 there); the norm is that of the vector, and 0 stands for no clipping.
+    """
+
+    name: ClassVar[str] = "momentum"
+    has_momentum: ClassVar[bool] = True
+
+    momentum: float = setting(0.9, low=0, high=0.9999)
+    nesterov: bool = setting(False)
+    masking: bool = setting(True)
+    clip: float = setting(0.0, low=0)
+
+    def __post_init__(self) -> None:
+        """Refuse masking where every coordinate is sent."""
+        super().__post_init__()
+        if self.masking and not self.inner.selects:
+            raise ValueError(
+                f"{self.inner.name}: feedback=momentum with masking=True makes no sense, because every coordinate is "
+                "sent, and the momentum would always be zero; use feedback=momentum(masking=False)"
+            )
+
+    def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
+        """Exchange the accumulated momentum."""
+        if self.clip:
+            norm = ops.norm(vector) * state.workers**0.5
+            vector = vector * (self.clip / norm) if norm > self.clip else vector
+        u, v = state.local.get("momentum"), state.local.get("residual")
+        u = ops.copy(vector) if u is None else u * self.momentum + vector
+        ahead = ops.add(vector, u * self.momentum) if self.nesterov else ops.copy(u)
+        reduced, state.local["residual"] = yield from self.inner.reduce_rest(ops, ahead, v, state)
+        support = reduced.support() if self.masking else None
+        state.local["momentum"] = u if support is None else ops.scatter_zero(u, support)
+        return Reduced(reduced.mean, None)
+
+
+@dataclass(frozen=True)
+class MomentumOfMean(Compressor):
+    """Send the gradient as it is, and apply the momentum of its mean: what momentum correction comes to uncompressed.
+
+    It stands in for plain gradients beside `MomentumCorrection`.
+    """
+
+    name: ClassVar[str] = "momentum_of_mean"
+    wire: ClassVar[str] = "the gradient's own floats"
+    collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
+    unbiased: ClassVar[bool] = True
+    keeps_dtype: ClassVar[bool] = True
+    has_momentum: ClassVar[bool] = True
+
+    momentum: float = setting(0.9, low=0, high=0.9999)
+    nesterov: bool = setting(False)
+
+    def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
+        """Average, and accumulate."""
+        mean = yield AllReduce(vector)
+        u = state.shared.get("momentum")
+        u = ops.copy(mean) if u is None else u * self.momentum + mean
+        state.shared["momentum"] = u
+        return Reduced(ops.add(mean, u * self.momentum) if self.nesterov else ops.copy(u), None)
+
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
+        """32 a coordinate (16 or 64 where the gradient's own dtype has as many)."""
+        return 32 * layout.size
+
+
+FEEDBACKS: dict[str, type[Feedback]] = {cls.name: cls for cls in (ErrorFeedback, EF21, MomentumCorrection)}
+
+
+def settings_of(feedback: Feedback | type[Feedback]) -> list[dataclasses.Field[object]]:
+    """Return the fields that are settings: all but the compressor inside."""
+    return [item for item in dataclasses.fields(feedback) if item.name != "inner"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,68 +17,89 @@ from hvd_compress.state import State
 class PowerSGD(Compressor):
     """Send one step of subspace iteration on each parameter's matrix (Vogels et al. 2019, algorithm 1).
 
-    Parameters for which r(n + m) >= nm travel dense beside the left factors, so that two AllReduces serve them all. The
-    first right factors are uniform rather than Gaussian numbers: the iteration asks only that they be random.
+    Parameters for which r(n + m) >= nm travel dense beside the left factors, so that two AllReduces serve them all.
+    Matrices of one shape are multiplied and orthogonalized together. The first right factors are uniform rather than
+    Gaussian numbers: the iteration asks only that they be random.
 
     Attributes:
         rank: columns of the factors.
         warm_start: begin from the last step's right factors, as the paper does, rather than from new random ones.
+        start: steps at the beginning in which everything is sent dense, in one AllReduce.
     """
 
     name: ClassVar[str] = "powersgd"
+    formula: ClassVar[str] = "P Q^T; P = orthogonal basis of M Q, Q <- M^T P"
+    paper: ClassVar[str] = "Vogels et al. 2019"
     wire: ClassVar[str] = "left factors, then right factors (fp32)"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce", "allreduce")
 
     rank: int = setting(2, low=1)
     warm_start: bool = setting(True)
+    start: int = setting(0, low=0)
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Average P = M Q, orthogonalize it, average Q = M^T P; the update is P Q^T."""
-        low = [p for p in state.layout.parameters if self._pays(p)]
-        dense = [p for p in state.layout.parameters if not self._pays(p)]
-        matrices = [vector[p.slice].reshape(p.matrix) for p in low]
-        qs = self._right_factors(ops, low, state)
+        if state.step < self.start:
+            mean = yield AllReduce(vector)
+            return Reduced(mean, lambda total, factor: ops.add(total, vector * factor))
+        groups, dense = self._groups(state.layout)
+        matrices = [ops.stack([vector[p.slice].reshape(p.matrix) for p in group]) for group in groups]
+        shapes = [(len(group), *group[0].matrix) for group in groups]
+        rights = [(b, m, self.rank) for b, n, m in shapes]
 
-        products = [ops.flatten(m @ q) for m, q in zip(matrices, qs, strict=True)]
-        first = yield AllReduce(ops.concat([*products, *(vector[p.slice] for p in dense)]))
-        lefts, rest = self._split(first, [(p.matrix[0], self.rank) for p in low])
+        qs = split(self._start(ops, rights, state), rights)
+        products = [m @ q for m, q in zip(matrices, qs, strict=True)]
+        first = yield AllReduce(ops.concat([*map(ops.flatten, products), *(vector[p.slice] for p in dense)]))
+        *lefts, rest = split(first, [*((b, n, self.rank) for b, n, m in shapes), (sum(p.size for p in dense),)])
         ps = [ops.orthogonalize(left) for left in lefts]
 
         own_qs = [ops.transpose(m) @ p for m, p in zip(matrices, ps, strict=True)]
-        second = (yield AllReduce(ops.concat([ops.flatten(q) for q in own_qs]))) if low else vector[:0]
-        qs, _ = self._split(second, [(p.matrix[1], self.rank) for p in low])
+        second = (yield AllReduce(ops.concat(list(map(ops.flatten, own_qs))))) if groups else vector[:0]
         state.shared["q"] = second
 
-        def product(rights: list[Array], plain: list[Array]) -> Array:
-            parts = {p.name: ops.flatten(a @ ops.transpose(b)) for p, a, b in zip(low, ps, rights, strict=True)}
-            parts |= {p.name: part for p, part in zip(dense, plain, strict=True)}
-            return ops.concat([parts[p.name] for p in state.layout.parameters])
+        def product(rights: Sequence[Array], plain: Array) -> Array:
+            parts: dict[str, Array] = {}
+            for group, p, q in zip(groups, ps, rights, strict=True):
+                parts |= zip((member.name for member in group), p @ ops.transpose(q), strict=True)
+            parts |= zip((p.name for p in dense), split(plain, [(p.size,) for p in dense]), strict=True)
+            return ops.concat([ops.flatten(parts[p.name]) for p in state.layout.parameters])
 
-        means, _ = self._split(rest, [(p.size,) for p in dense])
-        return Reduced(product(qs, means), sent=lambda: product(own_qs, [vector[p.slice] for p in dense]))
+        def add_sent(total: Array, factor: float) -> Array:
+            own = product(own_qs, ops.concat([vector[p.slice] for p in dense]))
+            return ops.add(total, own * factor)
 
-    def payload_bits(self, layout: Layout) -> int:
-        """32 r(n + m) for each matrix, 32 a coordinate for what is dense."""
+        return Reduced(product(split(second, rights), rest), add_sent)
+
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
+        """32 r(n + m) for each matrix, 32 a coordinate for what is dense (and in the first `start` steps for all)."""
         return 32 * sum(self.rank * sum(p.matrix) if self._pays(p) else p.size for p in layout.parameters)
 
     def _pays(self, parameter: Parameter) -> bool:
         rows, columns = parameter.matrix
         return self.rank * (rows + columns) < rows * columns
 
-    def _right_factors(self, ops: Ops, low: list[Parameter], state: State) -> list[Array]:
-        shapes = [(p.matrix[1], self.rank) for p in low]
-        if self.warm_start and "q" in state.shared:
-            start = state.shared["q"]
-        else:
-            start = ops.uniform(sum(n * r for n, r in shapes), state.common_stream()) - 0.5
-        return self._split(start, shapes)[0]
+    def _groups(self, layout: Layout) -> tuple[list[list[Parameter]], list[Parameter]]:
+        """Return the matrices by their shapes, and what is sent dense."""
+        groups: dict[tuple[int, int], list[Parameter]] = {}
+        for p in layout.parameters:
+            if self._pays(p):
+                groups.setdefault(p.matrix, []).append(p)
+        return list(groups.values()), [p for p in layout.parameters if not self._pays(p)]
 
-    @staticmethod
-    def _split(vector: Array, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Array], Array]:
-        """Cut arrays of these shapes off a vector; return them and what is left."""
-        arrays = []
-        for shape in shapes:
-            size = shape[0] if len(shape) == 1 else shape[0] * shape[1]
-            arrays.append(vector[:size].reshape(shape))
-            vector = vector[size:]
-        return arrays, vector
+    def _start(self, ops: Ops, shapes: Sequence[tuple[int, ...]], state: State) -> Array:
+        """Return the right factors to begin with."""
+        size = sum(b * m * r for b, m, r in shapes)
+        last = state.shared.get("q")
+        if self.warm_start and last is not None and last.shape[0] == size:
+            return last
+        return ops.uniform(size, state.common_stream()) - 0.5
+
+
+def split(vector: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    """Cut a vector into arrays of these shapes."""
+    arrays, start = [], 0
+    for shape in shapes:
+        size = math.prod(shape)
+        arrays.append(vector[start : start + size].reshape(shape))
+        start += size
+    return arrays

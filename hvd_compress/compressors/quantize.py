@@ -1,7 +1,9 @@
-"""Methods that send every coordinate in a few bits."""
+"""Methods that send every coordinate in a few bits: a code for each, and scales for each group of them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,14 +12,162 @@ from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops, packed_bytes
 from hvd_compress.state import State
 
+BY_TENSOR, WHOLE = 0, -1  # values of `Quantizer.block` other than a number of coordinates
+SMALLEST = 2.0**-120  # a group whose scale is below it is sent as zeros: its reciprocal may overflow
+
+
+class Quantizer(GatherCompressor):
+    """A method that has a scale or two for each group of coordinates, and a code of some bits for each coordinate.
+
+    The groups are blocks of `block` coordinates, or the layout's tensors (`BY_TENSOR`), or there is one (`WHOLE`). They
+    are handed to the three formulas as the rows of matrices. A payload is the scales (fp32) and the codes, packed.
+    """
+
+    bits: ClassVar[int]
+    block: ClassVar[int] = BY_TENSOR
+    scales_each: ClassVar[int] = 1
+    random: ClassVar[bool] = False
+    kind: ClassVar[str | None] = None  # of the compiled kernel that has the same formulas
+    norm: ClassVar[str] = "max"  # the scale that the kernel computes for blocks
+
+    @property
+    def levels_from(self) -> tuple[float, int, int]:
+        """The kernel's numerator, and its least and its largest level, for the kind "levels"."""
+        return 1, 0, 0
+
+    def scales(self, ops: Ops, rows: Array) -> Array:
+        """Return the scales of each row, float32 of shape (n, scales_each)."""
+        return ops.column(ops.row_max_abs(rows))
+
+    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+        """Return the code of each coordinate, int32 below 2^bits; `uniform` are random numbers in [0, 1)."""
+        raise NotImplementedError
+
+    def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
+        """Return what the codes stand for, float32; any code of `bits` bits must be decoded or refused."""
+        raise NotImplementedError
+
+    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
+        """Compute scales and codes, and pack them."""
+        if ops.kernels and self.kind:
+            return self._encode_by_kernel(ops, vector, None, False, state)
+        size, layout = state.layout.size, state.layout
+        rows = self._rows(ops, vector, layout)
+        uniform = [None] * len(rows)
+        if self.random:
+            uniform = self._rows(ops, ops.uniform(size, state.own_stream(self.name)), layout)
+        scales = [self.scales(ops, r) for r in rows] if self.scales_each else []
+        codes = [ops.flatten(self.codes(ops, r, scales[i] if scales else r, uniform[i])) for i, r in enumerate(rows)]
+        packed = ops.pack(ops.concat(codes)[:size], self.bits)
+        return ops.concat([*(ops.to_bytes(ops.flatten(s)) for s in scales), packed])
+
+    def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
+        """Unpack the codes and return what they stand for."""
+        check_length(self.name, payload, self.payload_bits(layout) // 8)
+        if ops.kernels and self.kind:
+            return self._decode_by_kernel(ops, [payload], layout)
+        cut = 4 * self.scales_each * self._groups(layout)
+        scales = ops.from_bytes(payload[:cut], "float32")
+        codes = self._rows(ops, ops.unpack(payload[cut:], self.bits, layout.size), layout)
+        values, start = [], 0
+        for r in codes:
+            end = start + r.shape[0] * self.scales_each
+            own = scales[start:end].reshape(r.shape[0], self.scales_each)
+            values.append(ops.flatten(self.values(ops, r, own)))
+            start = end
+        return ops.concat(values)[: layout.size]
+
+    def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
+        """Add `factor` times the decoded payload to `total`."""
+        if not (ops.kernels and self.kind):
+            return super().accumulate(ops, total, payload, layout, factor)
+        check_length(self.name, payload, self.payload_bits(layout) // 8)
+        return self._decode_by_kernel(ops, [payload], layout, factor=factor, total=total)
+
+    def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
+        """Return the mean of the decoded payloads, or the sign of it if the method votes."""
+        if ops.kernels and self.kind:
+            for payload in payloads:
+                check_length(self.name, payload, self.payload_bits(layout) // 8)
+            return self._decode_by_kernel(ops, payloads, layout, factor=1 / len(payloads), vote=self.votes)
+        mean = super().combine(ops, payloads, layout)
+        return ops.sign(mean) if self.votes else mean
+
+    def encode_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State) -> tuple[Array, Array]:
+        """Return the payload of vector + residual, and what it does not carry, in one pass if there is a kernel."""
+        if ops.kernels and self.kind:
+            return self._encode_by_kernel(ops, vector, residual, True, state), vector
+        return super().encode_rest(ops, vector, residual, state)
+
+    def _encode_by_kernel(self, ops: Ops, vector: Array, residual: Array | None, rest: bool, state: State) -> Array:
+        layout, scales = state.layout, self.norm if self.scales_each else None
+        if self.scales_each and self.block <= 0:
+            if residual is not None:
+                vector, residual = ops.add(vector, residual), None
+            scales = ops.concat([ops.flatten(self.scales(ops, r)) for r in self._rows(ops, vector, layout)])
+        words = state.own_stream(self.name).words()
+        return ops.kernels.quantize(vector, residual, rest, self._code, self._division(layout), scales, words)
+
+    def _decode_by_kernel(
+        self,
+        ops: Ops,
+        payloads: Sequence[Array],
+        layout: Layout,
+        *,
+        factor: float = 1.0,
+        vote: bool = False,
+        total: Array | None = None,
+    ) -> Array:
+        division = self._division(layout)
+        return ops.kernels.dequantize(list(payloads), self._code, division, layout.size, factor, vote, total)
+
+    @property
+    def _code(self) -> tuple[str | None, int, float, int, int, int]:
+        return (self.kind, self.bits, *self.levels_from, self.scales_each)
+
+    def _division(self, layout: Layout) -> int | list[int]:
+        """Return the block, or the groups' lengths."""
+        if self.block > 0:
+            return self.block
+        return [layout.size] if self.block == WHOLE else [p.size for p in layout.parameters if p.size]
+
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
+        """32 a scale, and `bits` a coordinate, in whole bytes for every eight."""
+        return 32 * self.scales_each * self._groups(layout) + 8 * packed_bytes(layout.size, self.bits)
+
+    def _groups(self, layout: Layout) -> int:
+        if self.block == WHOLE:
+            return 1
+        return -(-layout.size // self.block) if self.block else sum(p.size > 0 for p in layout.parameters)
+
+    def _rows(self, ops: Ops, vector: Array, layout: Layout) -> list[Array]:
+        """Return the groups as rows of matrices; the last block is filled up with zeros."""
+        if self.block == WHOLE:
+            return [vector.reshape(1, layout.size)]
+        if self.block:
+            return [ops.blocks(vector, self.block)]
+        return [vector[p.slice].reshape(1, p.size) for p in layout.parameters if p.size]
+
+
+def reciprocal(ops: Ops, scales: Array, numerator: float = 1.0) -> Array:
+    """Return numerator / scale, and 0 where the scale is below `SMALLEST`."""
+    sound = scales >= SMALLEST
+    return ops.where(sound, numerator / ops.where(sound, scales, ops.ones_like(scales)), ops.zeros_like(scales))
+
+
+def stochastic_levels(ops: Ops, scaled: Array, uniform: Array | None, low: int, high: int) -> Array:
+    """Round each number at random to one of its two neighbouring integers, which are limited to [low, high]; int32."""
+    assert uniform is not None
+    return ops.cast(ops.clip(ops.floor(scaled + uniform), low, high), "int32")
+
 
 @dataclass(frozen=True)
-class QSGD(GatherCompressor):
+class QSGD(Quantizer):
     """Round each coordinate at random to one of 2s + 1 levels of its block's norm (Alistarh et al. 2017, section 3.1).
 
     In a block with norm n, v becomes n * sign(v) * l / s where l is one of the two integers next to s|v|/n, drawn so
-    that the expectation is v. s = 2^(bits-1) - 1. A payload is the norms (fp32) and then the levels plus s, packed.
-    The paper's Elias coding of the levels is left out: at these s it saves little and costs its time.
+    that the expectation is v. s = 2^(bits-1) - 1. The paper's Elias coding of the levels is left out: at these s it
+    saves little and costs its time. Feedback is refused for 2 bits, whose error is larger than the vector.
 
     Attributes:
         bits: bits a coordinate, 2 to 8.
@@ -26,43 +176,257 @@ class QSGD(GatherCompressor):
     """
 
     name: ClassVar[str] = "qsgd"
+    formula: ClassVar[str] = "n/s * round(s v/n), at random"
+    paper: ClassVar[str] = "Alistarh et al. 2017"
     wire: ClassVar[str] = "norm of each block (fp32), packed levels (2 to 8 bits)"
     unbiased: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+    kind: ClassVar[str] = "levels"
 
-    bits: int = setting(4, low=2, high=8)
-    norm: str = setting("max", choices=("max", "l2"))
-    block: int = setting(2048, low=1)
+    bits: int = setting(4, low=2, high=8)  # type: ignore[misc]
+    norm: str = setting("max", choices=("max", "l2"))  # type: ignore[misc]
+    block: int = setting(2048, low=1)  # type: ignore[misc]
+
+    @property
+    def contraction(self) -> bool:  # type: ignore[override]
+        """True for more than one level above zero, of the largest magnitude."""
+        return self.bits > 2 and self.norm == "max"
 
     @property
     def levels(self) -> int:
         """Number of levels above zero, s."""
         return (1 << (self.bits - 1)) - 1
 
-    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
-        """Divide by the norms, round at random, pack."""
-        size = state.layout.size
-        rows = ops.blocks(vector, self.block)
-        norms = ops.row_max_abs(rows) if self.norm == "max" else ops.row_norm(rows)
-        scaled = ops.flatten(rows / ops.column(ops.where(norms > 0, norms, ops.ones_like(norms))) * self.levels)
-        level = ops.floor(scaled[:size] + ops.uniform(size, state.own_stream())) + self.levels
-        level = ops.cast(ops.clip(level, 0, 2 * self.levels), "int32")
-        # A vector of NaN has norms of NaN; whatever its levels then are, it decodes to NaN.
-        return ops.concat([ops.to_bytes(norms), ops.pack(level, self.bits)])
+    @property
+    def levels_from(self) -> tuple[float, int, int]:
+        """s, -s and s."""
+        return self.levels, -self.levels, self.levels
 
-    def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
-        """Unpack and multiply by the norms."""
-        check_length(self.name, payload, self.payload_bits(layout) // 8)
-        cut = 4 * self._blocks(layout)
-        norms = ops.from_bytes(payload[:cut], "float32")
-        level = ops.unpack(payload[cut:], self.bits, layout.size)
-        if layout.size and ops.largest(level) > 2 * self.levels:
-            raise ValueError(f"qsgd: a level above {2 * self.levels} came in")
-        rows = ops.blocks(ops.cast(level - self.levels, "float32"), self.block)
-        return ops.flatten(rows * ops.column(norms / self.levels))[: layout.size]
+    def scales(self, ops: Ops, rows: Array) -> Array:
+        """Return the norms."""
+        return ops.column(ops.row_max_abs(rows) if self.norm == "max" else ops.row_norm(rows))
 
-    def payload_bits(self, layout: Layout) -> int:
-        """32 a block, and `bits` a coordinate, in whole bytes for every eight."""
-        return 32 * self._blocks(layout) + 8 * packed_bytes(layout.size, self.bits)
+    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+        """Return the levels, plus s."""
+        scaled = rows * reciprocal(ops, scales, self.levels)
+        return stochastic_levels(ops, scaled, uniform, -self.levels, self.levels) + self.levels
 
-    def _blocks(self, layout: Layout) -> int:
-        return -(-layout.size // self.block)
+    def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
+        """Return norm * level / s."""
+        return ops.cast(codes - self.levels, "float32") * (scales / self.levels)
+
+
+@dataclass(frozen=True)
+class TernGrad(Quantizer):
+    """Send -1, 0 or 1 times the largest magnitude of each tensor, drawn at random (Wen et al. 2017, algorithm 1).
+
+    Before, coordinates beyond 2.5 standard deviations are clipped (section 3.3 there; the mean is taken as zero).
+
+    Attributes:
+        clip: standard deviations at which coordinates are clipped; 0 for no clipping, which is unbiased.
+    """
+
+    name: ClassVar[str] = "terngrad"
+    formula: ClassVar[str] = "m * round(v/m), at random; m = min(max abs(v), 2.5 sigma)"
+    paper: ClassVar[str] = "Wen et al. 2017"
+    wire: ClassVar[str] = "scale of each tensor (fp32), packed levels (2 bits)"
+    contraction: ClassVar[bool] = False
+    bits: ClassVar[int] = 2
+    random: ClassVar[bool] = True
+    kind: ClassVar[str] = "levels"
+
+    clip: float = setting(2.5, low=0)
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        """True without clipping."""
+        return self.clip == 0
+
+    @property
+    def default_feedback(self) -> str:
+        """None: the error can be larger than the vector."""
+        return "none"
+
+    @property
+    def levels_from(self) -> tuple[float, int, int]:
+        """1, -1 and 1."""
+        return 1, -1, 1
+
+    def scales(self, ops: Ops, rows: Array) -> Array:
+        """Return the largest magnitude, or where clipping begins."""
+        largest = ops.row_max_abs(rows)
+        if self.clip:
+            bound = ops.row_norm(rows) * (self.clip / math.sqrt(rows.shape[1]))
+            largest = ops.where(largest > bound, bound, largest)
+        return ops.column(largest)
+
+    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+        """Return the levels, plus 1."""
+        return stochastic_levels(ops, rows * reciprocal(ops, scales), uniform, -1, 1) + 1
+
+    def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
+        """Return scale * level."""
+        return ops.cast(codes - 1, "float32") * scales
+
+
+@dataclass(frozen=True)
+class LowPrecision(Quantizer):
+    """Round at random to the grid of Q(delta, b) (Yu, Wu, Huang 2019, section 2): -2^(b-1) delta ... (2^(b-1)-1) delta.
+
+    delta = max|v| / (2^(b-1) - 1) for each tensor, so that nothing lies outside and the rounding is unbiased.
+
+    Attributes:
+        bits: bits a coordinate, b.
+    """
+
+    name: ClassVar[str] = "low_precision"
+    formula: ClassVar[str] = "delta * round(v/delta), at random"
+    paper: ClassVar[str] = "Yu, Wu, Huang 2019"
+    wire: ClassVar[str] = "delta of each tensor (fp32), packed grid points (2 to 12 bits)"
+    unbiased: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+    kind: ClassVar[str] = "levels"
+
+    bits: int = setting(8, low=2, high=12)  # type: ignore[misc]
+
+    @property
+    def contraction(self) -> bool:  # type: ignore[override]
+        """True for more than one grid point above zero."""
+        return self.bits > 2
+
+    @property
+    def levels_from(self) -> tuple[float, int, int]:
+        """1, and the ends of the grid."""
+        half = 1 << self.bits - 1
+        return 1, -half, half - 1
+
+    def scales(self, ops: Ops, rows: Array) -> Array:
+        """Return delta."""
+        return ops.column(ops.row_max_abs(rows) / ((1 << self.bits - 1) - 1))
+
+    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+        """Return the grid points' numbers, from the lowest."""
+        half = 1 << self.bits - 1
+        return stochastic_levels(ops, rows * reciprocal(ops, scales), uniform, -half, half - 1) + half
+
+    def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
+        """Return delta * grid point."""
+        return ops.cast(codes - (1 << self.bits - 1), "float32") * scales
+
+
+@dataclass(frozen=True)
+class Natural(Quantizer):
+    """Round at random to a neighbouring power of two: sign and exponent are sent (Horvath et al. 2019, definition 1).
+
+    A uniform number of 23 bits is added to the mantissa, whose carry goes to the exponent with the right probability.
+    Above 2^127 there is no power of two, and it is rounded down.
+    """
+
+    name: ClassVar[str] = "natural"
+    formula: ClassVar[str] = "sign(v) 2^round(log2 abs(v)), at random"
+    paper: ClassVar[str] = "Horvath et al. 2019"
+    wire: ClassVar[str] = "exponents (8 bits), packed signs"
+    unbiased: ClassVar[bool] = True
+    bits: ClassVar[int] = 9
+    block: ClassVar[int] = WHOLE
+    scales_each: ClassVar[int] = 0
+    random: ClassVar[bool] = True
+    kind: ClassVar[str] = "natural"
+
+    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+        """Return the exponent, and the sign above it."""
+        assert uniform is not None
+        words = ops.bits_of(rows)
+        magnitude = words & 0x7FFFFFFF
+        exponent = magnitude + ops.cast(uniform * 2.0**23, "int32") >> 23
+        exponent = ops.where(exponent > 254, ops.ones_like(exponent) * 254, exponent)
+        exponent = ops.where(magnitude >= 255 << 23, ops.ones_like(exponent) * 255, exponent)
+        return exponent | (words >> 31 & 1) << 8
+
+    def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
+        """Put the exponents and signs where they belong."""
+        return ops.float_of((codes & 255) << 23 | codes >> 8 << 31)
+
+
+@dataclass(frozen=True)
+class Int8(Quantizer):
+    """Cast to 8 bits in blocks, each relative to its largest magnitude m (dynamic quantization: Dettmers et al. 2022).
+
+    Seven decades below m are cut into 1, 2, 4, ..., 64 cells of equal width, from the lowest decade to the highest
+    (section 1.3 there), and each coordinate becomes the centre of its cell; what is below 1e-7 m becomes zero. The code
+    has a sign bit; of the other seven the highest one set tells the decade.
+
+    Attributes:
+        block: coordinates that share a largest magnitude.
+    """
+
+    name: ClassVar[str] = "int8"
+    formula: ClassVar[str] = "nearest of 127 magnitudes over 7 decades, times the block's largest"
+    paper: ClassVar[str] = "Dettmers et al. 2022"
+    wire: ClassVar[str] = "largest magnitude of each block (fp32), 8 bits each"
+    bits: ClassVar[int] = 8
+    small_too: ClassVar[bool] = True
+    kind: ClassVar[str] = "dynamic"
+
+    block: int = setting(2048, low=1)  # type: ignore[misc]
+
+    @property
+    def default_feedback(self) -> str:
+        """None: the relative error is that of one rounding."""
+        return "none"
+
+    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+        """Find each magnitude's decade, and its cell there."""
+        relative = abs(rows) * reciprocal(ops, scales)
+        code = ops.cast(relative * 0, "int32")
+        for i, (low, slope, offset) in enumerate(_DECADES):
+            cell = ops.cast(ops.clip(ops.floor(relative * slope - offset), 0, (1 << i) - 1), "int32")
+            code = ops.where(relative >= low, cell + (1 << i), code)
+        return code + 128 * ops.cast(rows < 0, "int32")
+
+    def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
+        """Return the cells' centres, times the largest magnitude."""
+        cell = ops.cast(codes & 127, "float32")
+        centre = cell * 0
+        for i, (_, slope, offset) in enumerate(_DECADES):
+            at = (cell + (offset + 0.5 - (1 << i))) * (1 / slope)
+            centre = ops.where(cell >= 1 << i, at, centre)
+        return ops.where(codes >= 128, -centre, centre) * scales
+
+
+# For decade i: where it begins, and slope and offset with which floor(slope * x - offset) is x's cell.
+_DECADES = [(10.0 ** (i - 7), 2**i / 0.9 * 10.0 ** (6 - i), 2**i / 9) for i in range(7)]
+
+
+@dataclass(frozen=True)
+class BFloat16(Quantizer):
+    """Cast to bfloat16, to the nearest: sign, 8 bits of exponent, 7 of mantissa.
+
+    Horovod sums no bfloat16, so it is gathered.
+    """
+
+    name: ClassVar[str] = "bf16"
+    formula: ClassVar[str] = "v to the nearest of 8 significant bits"
+    paper: ClassVar[str] = "Kalamkar et al. 2019"
+    wire: ClassVar[str] = "bfloat16, as two planes of bytes"
+    bits: ClassVar[int] = 16
+    block: ClassVar[int] = WHOLE
+    scales_each: ClassVar[int] = 0
+    stateful: ClassVar[bool] = False
+    small_too: ClassVar[bool] = True
+    kind: ClassVar[str] = "bfloat"
+
+    @property
+    def default_feedback(self) -> str:
+        """None: the error is that of one rounding."""
+        return "none"
+
+    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+        """Round to even in the upper half of the word; NaN stays NaN."""
+        words = ops.bits_of(rows)
+        nearest = words + 0x7FFF + (words >> 16 & 1) >> 16
+        return ops.where(rows == rows, nearest & 0xFFFF, ops.ones_like(words) * 0x7FC0)
+
+    def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
+        """Fill the lower half with zeros."""
+        return ops.float_of(codes << 16)

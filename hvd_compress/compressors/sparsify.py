@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hvd_compress.compressors.base import (
     AllReduce,
@@ -15,11 +16,13 @@ from hvd_compress.compressors.base import (
     setting,
 )
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.quantize import Quantizer
+from hvd_compress.layout import Layout, Parameter
 from hvd_compress.ops import Array, Ops
 from hvd_compress.state import State
 
 HALF_MAX = 65504.0
+COUNT_BYTES = 8
 
 
 def count_of(ratio: float, size: int) -> int:
@@ -27,24 +30,116 @@ def count_of(ratio: float, size: int) -> int:
     return min(size, max(1, round(ratio * size)))
 
 
+class Sparsifier(GatherCompressor):
+    """A method that selects coordinates and sends their values and indices.
+
+    A payload is the number of coordinates (int64, if the method is `varying`), the values in order of their indices,
+    and the indices in their compact code. Values are sent as "fp32", "fp16" (clipped to +-65504), or by a quantizer
+    such as ``qsgd(bits=4)``.
+    """
+
+    selects: ClassVar[bool] = True
+    values: ClassVar[Any]
+
+    def __post_init__(self) -> None:
+        """Check the settings; a nested compressor must be a quantizer, and not one that votes."""
+        super().__post_init__()
+        inner = self.values
+        if not isinstance(inner, str) and not (isinstance(inner, Quantizer) and not inner.votes):
+            raise ValueError(f"{self.name}: values must be fp32, fp16 or a quantizer; got {inner!r}")
+
+    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
+        """Return the indices to send, ascending int64, and the values to send there."""
+        raise NotImplementedError
+
+    def count(self, layout: Layout) -> int:
+        """Return the number of coordinates that are sent; if `varying`, that are to be expected."""
+        raise NotImplementedError
+
+    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
+        """Select, and pack values and indices."""
+        indices, values = self.select(ops, vector, state)
+        count = indices.shape[0]
+        if isinstance(self.values, Quantizer):
+            coded = self.values.encode(ops, values, state.of(Layout.flat(count))) if count else values[:0]
+        elif self.values == "fp16":
+            coded = ops.cast(ops.clip(values, -HALF_MAX, HALF_MAX), "float16")
+        else:
+            coded = values
+        parts = [ops.to_bytes(coded), encode_indices(ops, indices, state.layout.size)]
+        return ops.concat([ops.to_bytes(ops.arange(1) + count), *parts] if self.varying else parts)
+
+    def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
+        """Scatter the values into zeros."""
+        return self.accumulate(ops, ops.zeros(layout.size), payload, layout)
+
+    def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
+        """Add `factor` times the values to `total` at their indices."""
+        indices, coded = self._split(ops, payload, layout)
+        count = indices.shape[0]
+        if isinstance(self.values, Quantizer):
+            values = self.values.decode(ops, coded, Layout.flat(count)) if count else ops.zeros(0)
+        else:
+            values = ops.cast(ops.from_bytes(coded, "float16" if self.values == "fp16" else "float32"), "float32")
+        return ops.scatter_add(total, indices, values if factor == 1 else values * factor)
+
+    def support(self, ops: Ops, payload: Array, layout: Layout) -> Array:
+        """Return the indices in a payload."""
+        return self._split(ops, payload, layout)[0]
+
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
+        """Those of the values and the indices; if `varying`, 64 for the number and 64 for the payload's length."""
+        count = self.count(layout) if kept is None else kept
+        header = 8 * (COUNT_BYTES + 8) if self.varying else 0
+        return header + self._value_bits(count) + 8 * index_bytes(layout.size, count)
+
+    def _value_bits(self, count: int) -> int:
+        if isinstance(self.values, Quantizer):
+            return self.values.payload_bits(Layout.flat(count)) if count else 0
+        return count * (16 if self.values == "fp16" else 32)
+
+    def _split(self, ops: Ops, payload: Array, layout: Layout) -> tuple[Array, Array]:
+        """Return the indices and the coded values of a payload."""
+        count, start = self.count(layout) if not self.varying else 0, 0
+        if self.varying:
+            start = COUNT_BYTES
+            if payload.shape[0] < start:
+                raise ValueError(
+                    f"{self.name}: a payload of {payload.shape[0]} bytes came in, too short for its header"
+                )
+            count = int(ops.from_bytes(payload[:start], "int64")[0])
+            if not 0 <= count <= layout.size:
+                raise ValueError(f"{self.name}: a payload of {count} coordinates came in, there are {layout.size}")
+        cut = start + self._value_bits(count) // 8
+        check_length(self.name, payload, cut + index_bytes(layout.size, count))
+        return decode_indices(ops, payload[cut:], layout.size, count), payload[start:cut]
+
+
+def tensors(layout: Layout, scope: str) -> list[Parameter]:
+    """Return what is selected from separately: the tensors, or for the scope "model" the vector as one."""
+    return list(Layout.flat(layout.size).parameters) if scope == "model" else [p for p in layout.parameters if p.size]
+
+
 @dataclass(frozen=True)
-class TopK(GatherCompressor):
+class TopK(Sparsifier):
     """Send the ``ratio * d`` coordinates of largest magnitude (Aji and Heafield 2017; Stich et al. 2018, def. 2.2).
 
-    A payload is the values, in order of their indices, and then the indices in their compact code. Among equal
-    magnitudes the lower index is taken, so that every framework sends the same bytes.
+    Among equal magnitudes the lower index is taken, so that every framework sends the same bytes.
+    ||C(v) - v||^2 <= (1 - k/d) ||v||^2.
 
     Attributes:
         ratio: the part of the coordinates to send, in (0, 1].
-        values: "fp32", or "fp16" with the values clipped to +-65504.
+        values: "fp32", "fp16" (clipped to +-65504), or a quantizer such as ``qsgd(bits=4)``.
         scope: "tensor" selects from each tensor by itself, "model" from the whole gradient.
     """
 
     name: ClassVar[str] = "topk"
-    wire: ClassVar[str] = "values (fp32 or fp16), indices (Elias-Fano or bitmap)"
+    formula: ClassVar[str] = "v where abs(v) is among the k largest"
+    paper: ClassVar[str] = "Aji and Heafield 2017"
+    wire: ClassVar[str] = "values, indices (Elias-Fano or bitmap)"
 
     ratio: float = setting(0.01, above=0, high=1)
-    values: str = setting("fp32", choices=("fp32", "fp16"))
+    values: Any = setting("fp32", choices=("fp32", "fp16"), nested=True)  # type: ignore[misc]
     scope: str = setting("tensor", choices=("tensor", "model"))
 
     @property
@@ -52,47 +147,156 @@ class TopK(GatherCompressor):
         """True if the scope is the model."""
         return self.scope == "model"
 
-    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
-        """Select, and pack values and indices."""
-        if self.scope == "model":
-            indices = ops.top_k(vector, self._count(state.layout))
-        else:
-            indices = ops.concat(
-                [
-                    ops.top_k(vector[p.slice], count_of(self.ratio, p.size)) + p.offset
-                    for p in state.layout.parameters
-                    if p.size
-                ]
-            )
+    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
+        """Take the largest of each tensor, or of all."""
+        parts = tensors(state.layout, self.scope)
+        indices = ops.concat([ops.top_k(vector[p.slice], count_of(self.ratio, p.size)) + p.offset for p in parts])
+        return indices, ops.take(vector, indices)
+
+    def count(self, layout: Layout) -> int:
+        """Return k."""
+        return sum(count_of(self.ratio, p.size) for p in tensors(layout, self.scope))
+
+
+@dataclass(frozen=True)
+class Threshold(Sparsifier):
+    """Send the coordinates of at least a given magnitude (Strom 2015; Sahu et al. 2021).
+
+    With feedback no coordinate of the residual stays above the threshold.
+
+    Attributes:
+        threshold: the least magnitude to send.
+        values: as for ``topk``.
+    """
+
+    name: ClassVar[str] = "threshold"
+    formula: ClassVar[str] = "v where abs(v) >= threshold"
+    paper: ClassVar[str] = "Strom 2015"
+    wire: ClassVar[str] = "number, values, indices (Elias-Fano or bitmap)"
+    varying: ClassVar[bool] = True
+
+    threshold: float = setting(1e-3, above=0)
+    values: Any = setting("fp32", choices=("fp32", "fp16"), nested=True)  # type: ignore[misc]
+
+    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
+        """Compare with the threshold."""
+        indices = ops.above(vector, self.threshold)
+        return indices, ops.take(vector, indices)
+
+    def count(self, layout: Layout) -> int:
+        """All of them: nothing is to be expected of a threshold."""
+        return layout.size
+
+
+SAMPLE_STRIDE = 100  # one coordinate of so many is in DGC's sample
+LOW, HIGH = 0.8, 1.3  # how far DGC's number may be from k, as a factor
+
+
+@dataclass(frozen=True)
+class DGC(Sparsifier):
+    """Send about the ``ratio * d`` largest coordinates, by a threshold from a sample (Lin et al. 2018, section 3).
+
+    The threshold is the smallest of the ``ratio`` largest magnitudes among 1 % of the coordinates. If it lets through
+    less than 0.8 k or more than 1.3 k coordinates, the k largest are selected exactly. The rest of deep gradient
+    compression is not here but in its parts: momentum correction, masking and clipping are its default feedback, and
+    warm-up is a schedule of the ratio, for example ``dgc(ratio=exponential(0.25, 0.001, steps=400, every=100))``.
+
+    Attributes:
+        ratio: the part of the coordinates to send, in (0, 1].
+        values: as for ``topk``.
+        scope: "tensor" selects from each tensor by itself, "model" from the whole gradient.
+    """
+
+    name: ClassVar[str] = "dgc"
+    formula: ClassVar[str] = "v where abs(v) >= a threshold from a sample: about k"
+    paper: ClassVar[str] = "Lin et al. 2018"
+    wire: ClassVar[str] = "number, values, indices (Elias-Fano or bitmap)"
+    varying: ClassVar[bool] = True
+
+    ratio: float = setting(0.001, above=0, high=1)
+    values: Any = setting("fp32", choices=("fp32", "fp16"), nested=True)  # type: ignore[misc]
+    scope: str = setting("tensor", choices=("tensor", "model"))
+
+    @property
+    def whole_gradient(self) -> bool:
+        """True if the scope is the model."""
+        return self.scope == "model"
+
+    @property
+    def default_feedback(self) -> str:
+        """Momentum correction with masking."""
+        return "momentum"
+
+    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
+        """Compare each tensor with its threshold."""
+        parts = tensors(state.layout, self.scope)
+        indices = ops.concat([self._largest(ops, vector[p.slice]) + p.offset for p in parts])
+        return indices, ops.take(vector, indices)
+
+    def count(self, layout: Layout) -> int:
+        """Return k."""
+        return sum(count_of(self.ratio, p.size) for p in tensors(layout, self.scope))
+
+    def _largest(self, ops: Ops, vector: Array) -> Array:
+        size = vector.shape[0]
+        count = count_of(self.ratio, size)
+        sample = vector[::SAMPLE_STRIDE]
+        largest = ops.take(sample, ops.top_k(sample, count_of(self.ratio, sample.shape[0])))
+        indices = ops.above(vector, -ops.largest(-abs(largest)))
+        return indices if LOW * count <= indices.shape[0] <= HIGH * count else ops.top_k(vector, count)
+
+
+ROUNDS = 4  # of redistribution; the estimate is unbiased after any number
+
+
+@dataclass(frozen=True)
+class Wangni(Sparsifier):
+    """Keep coordinate j with probability p_j = min(1, lambda |v_j|) and send v_j / p_j (Wangni et al. 2018, alg. 3).
+
+    lambda is such that ``ratio * d`` coordinates are kept on average: the probabilities in excess of 1 are
+    redistributed in four rounds, as many as the paper finds enough.
+
+    Attributes:
+        ratio: the part of the coordinates to keep on average, in (0, 1].
+        values: as for ``topk``; an unbiased quantizer keeps the method unbiased.
+    """
+
+    name: ClassVar[str] = "wangni"
+    formula: ClassVar[str] = "v/p with probability p = min(1, lambda abs(v)), else 0"
+    paper: ClassVar[str] = "Wangni et al. 2018"
+    wire: ClassVar[str] = "number, values, indices (Elias-Fano or bitmap)"
+    varying: ClassVar[bool] = True
+    contraction: ClassVar[bool] = False
+
+    ratio: float = setting(0.01, above=0, high=1)
+    values: Any = setting("fp32", choices=("fp32", "fp16"), nested=True)  # type: ignore[misc]
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        """True unless the values are sent with a bias."""
+        return self.values == "fp32" or (isinstance(self.values, Quantizer) and self.values.unbiased)
+
+    @property
+    def default_feedback(self) -> str:
+        """None: the error can be larger than the vector."""
+        return "none"
+
+    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
+        """Find lambda, and draw."""
+        target = self.ratio * state.layout.size
+        below, capped = ops.sum_abs_below(vector, math.inf)
+        scale = target / below if below else 0.0
+        for _ in range(ROUNDS):
+            below, capped = ops.sum_abs_below(vector, 1 / scale if scale else math.inf)
+            if below > 0 and capped < target:
+                scale = (target - capped) / below
+        indices = ops.draw(vector, scale, state.own_stream(self.name))
         values = ops.take(vector, indices)
-        if self.values == "fp16":
-            values = ops.cast(ops.clip(values, -HALF_MAX, HALF_MAX), "float16")
-        return ops.concat([ops.to_bytes(values), encode_indices(ops, indices, state.layout.size)])
+        return indices, values / ops.clip(abs(values) * scale, 0, 1)
 
-    def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
-        """Scatter the values into zeros."""
-        return self.accumulate(ops, ops.zeros(layout.size), payload, layout)
-
-    def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout) -> Array:
-        """Add the values to `total` at their indices."""
-        check_length(self.name, payload, self.payload_bits(layout) // 8)
-        count = self._count(layout)
-        cut = count * self._value_bits() // 8
-        values = ops.from_bytes(payload[:cut], "float16" if self.values == "fp16" else "float32")
-        indices = decode_indices(ops, payload[cut:], layout.size, count)
-        return ops.scatter_add(total, indices, ops.cast(values, "float32"))
-
-    def payload_bits(self, layout: Layout) -> int:
-        """32 or 16 a value, and the indices."""
-        count = self._count(layout)
-        return count * self._value_bits() + 8 * index_bytes(layout.size, count)
-
-    def _count(self, layout: Layout) -> int:
-        sizes = [layout.size] if self.scope == "model" else [p.size for p in layout.parameters]
-        return sum(count_of(self.ratio, size) for size in sizes if size)
-
-    def _value_bits(self) -> int:
-        return 16 if self.values == "fp16" else 32
+    def count(self, layout: Layout) -> int:
+        """Return k."""
+        return count_of(self.ratio, layout.size)
 
 
 @dataclass(frozen=True)
@@ -100,16 +304,20 @@ class RandomK(Compressor):
     """Send ``ratio * d`` coordinates drawn at random, the same on all workers (Stich et al. 2018, definition 2.1).
 
     The draw depends on the seed and the step, which all workers share: the values alone are sent, in one AllReduce.
+    E||C(v) - v||^2 = (1 - k/d) ||v||^2.
 
     Attributes:
         ratio: the part of the coordinates to send, in (0, 1].
         scaled: scale what is sent by d/k, which makes it unbiased, with an expected squared error of d/k - 1 times
-            the vector's: no contraction, so without error feedback. Otherwise as it is, with error feedback.
+            the vector's: no contraction, so without feedback. Otherwise as it is, with error feedback.
     """
 
     name: ClassVar[str] = "randomk"
+    formula: ClassVar[str] = "v at k random coordinates, times d/k if scaled"
+    paper: ClassVar[str] = "Stich et al. 2018"
     wire: ClassVar[str] = "values (fp32); the indices follow from the seed"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
+    selects: ClassVar[bool] = True
 
     ratio: float = setting(0.01, above=0, high=1)
     scaled: bool = setting(False)
@@ -119,13 +327,10 @@ class RandomK(Compressor):
         """True if scaled."""
         return self.scaled
 
-    def check_feedback(self) -> None:
-        """Refuse error feedback round the scaled estimate."""
-        if self.scaled:
-            raise ValueError(
-                "randomk: scaled=True allows no feedback, got feedback=ef: scaled by d/k the method is no "
-                "contraction, and the residual would grow without bound; use scaled=False or feedback=none"
-            )
+    @property
+    def contraction(self) -> bool:  # type: ignore[override]
+        """True unless scaled."""
+        return not self.scaled
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Average the drawn coordinates."""
@@ -138,9 +343,10 @@ class RandomK(Compressor):
         mean = yield AllReduce(values)
         return Reduced(
             mean=ops.scatter_add(ops.zeros(size), indices, mean),
-            sent=lambda: ops.scatter_add(ops.zeros(size), indices, values),
+            add_sent=lambda total, factor: ops.scatter_add(total, indices, values * factor),
+            support=lambda: indices,
         )
 
-    def payload_bits(self, layout: Layout) -> int:
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 for each coordinate sent."""
         return 32 * count_of(self.ratio, layout.size)

@@ -58,13 +58,56 @@ def group_sum(
     added 8 and 8, 4 and 4, 2 and 2, 1 and 1; the pieces one after the other.
     """
 
+def group_sides(vector: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return three numbers a group: the sum of what is at least zero, of all else, and the number of the former."""
+
+# --- quantizers (see `hvd_compress.compressors.quantize`)
+
+Code = tuple[str, int, float, int, int, int]
+"""Kind, bits, and for "levels" numerator and least and largest level; then the number of scales of a group.
+
+Kinds are "levels" (1 to 12 bits), "natural" (9), "dynamic" (8), "bfloat" (16) and "sign" (1).
+"""
+
+def quantize(
+    vector: NDArray[np.float32],
+    residual: NDArray[np.float32] | None,
+    rest: bool,
+    code: Code,
+    groups: int | list[int],
+    scales: Literal["max", "l2"] | NDArray[np.float32] | None,
+    stream: tuple[int, int],
+) -> NDArray[np.uint8]:
+    """Return the payload of vector + residual: the scales and the packed codes.
+
+    Args:
+        vector: float32 of shape (d,); with `rest` it becomes what the payload does not carry.
+        residual: of the same shape, or None.
+        rest: whether to overwrite the vector.
+        code: of a coordinate.
+        groups: the size of blocks, or the lengths of all groups.
+        scales: of blocks what to compute, else the scales themselves, or None for codes without any.
+        stream: the words of the random numbers.
+    """
+
+def dequantize(
+    payloads: list[NDArray[np.uint8]],
+    code: Code,
+    groups: int | list[int],
+    size: int,
+    factor: float,
+    vote: bool,
+    total: NDArray[np.float32] | None,
+) -> NDArray[np.float32]:
+    """Return the sum of `factor` times the vectors in payloads; with `vote` its sign; added to `total` if given."""
+
 # --- selection
 
 def top_k(vector: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Return the indices of the `count` largest magnitudes, ascending; of equal ones the first, NaN above all."""
 
 def above(vector: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
-    """Return the indices of the magnitudes of at least `threshold`, ascending; none of NaN."""
+    """Return the indices of the magnitudes that are not below `threshold`, ascending; NaN never is."""
 
 def take(vector: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the elements at the indices; ValueError if one is out of range."""

@@ -1,5 +1,7 @@
 #include "algorithms.hpp"
 
+#include "parallel.hpp"
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -10,11 +12,7 @@
 namespace hvd {
 namespace {
 
-constexpr int64_t ENOUGH = 1 << 16;  // elements that make it worth waking a thread
-
 std::atomic<const Kernels*> chosen{nullptr};
-
-const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
 
 std::vector<const Kernels*> available() {
     std::vector<const Kernels*> levels{&PORTABLE};
@@ -31,24 +29,6 @@ std::vector<const Kernels*> available() {
     return levels;
 }
 
-int parts_of(int64_t n) { return static_cast<int>(std::clamp<int64_t>(n / ENOUGH, 1, threads())); }
-
-// Where part `part` of `count` begins: a multiple of `unit`, or n.
-int64_t begin_of(int part, int count, int64_t n, int64_t unit) {
-    const int64_t units = (n + unit - 1) / unit;
-    return std::min(n, units / count * part * unit + std::min<int64_t>(part, units % count) * unit);
-}
-
-// Divides [0, n) into parts that begin at multiples of `unit` and calls f(begin, end) for each.
-template <class F>
-void for_ranges(int64_t n, int64_t unit, F f) {
-    const int parts = parts_of(n);
-    for_parts(parts, [&](int part) {
-        const int64_t begin = begin_of(part, parts, n, unit), end = begin_of(part + 1, parts, n, unit);
-        if (begin < end) f(begin, end);
-    });
-}
-
 void require(bool sound, const char* message) {
     if (!sound) throw std::invalid_argument(message);
 }
@@ -58,6 +38,10 @@ constexpr const char* UNSOUND =
 constexpr const char* NOT_ASCENDING = "indices must be ascending, distinct and in range";
 
 }  // namespace
+
+int parts_of(int64_t n) { return static_cast<int>(std::clamp<int64_t>(n / ENOUGH, 1, threads())); }
+
+const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
 
 // --- settings of the process
 
@@ -331,12 +315,10 @@ void select_top(const float* x, int64_t n, int64_t count, Selection& selection) 
 }
 
 void select_above(const float* x, int64_t n, float threshold, Selection& selection) {
-    constexpr uint32_t NOT_A_NUMBER = 0x7F800001;
-    uint32_t low = NOT_A_NUMBER;  // for a threshold of NaN
-    if (threshold >= 0) low = magnitude_of(threshold);
-    if (threshold < 0) low = 0;
+    constexpr uint32_t END = 0x80000000;  // NaN, too, is not below the threshold
+    const uint32_t low = threshold >= 0 ? magnitude_of(threshold) : 0;
     for_ranges(n, 64, [&](int64_t begin, int64_t end) {
-        kernels().select(x + begin, end - begin, low, NOT_A_NUMBER, selection.words() + begin / 64);
+        kernels().select(x + begin, end - begin, low, END, selection.words() + begin / 64);
     });
 }
 
@@ -647,6 +629,22 @@ void group_sum(const float* x, int64_t n, const int64_t* lengths, int64_t groups
             double sum = 0;
             for (int64_t piece = first; piece < last; ++piece) sum += pieces[piece];
             out[group] = sum;
+        }
+    );
+}
+
+void group_sides(const float* x, int64_t n, const int64_t* lengths, int64_t groups, double* out) {
+    Scratch<double> pieces(3 * most_pieces(n, groups));
+    for_groups(
+        n, lengths, groups,
+        [&](int64_t piece, int64_t begin, int64_t size) {
+            double* part = pieces.get() + 3 * piece;
+            std::fill(part, part + 3, 0.0);
+            kernels().sides(x + begin, size, part);
+        },
+        [&](int64_t group, int64_t first, int64_t last) {
+            std::fill(out + 3 * group, out + 3 * group + 3, 0.0);
+            for (int64_t i = 3 * first; i < 3 * last; ++i) out[3 * group + i % 3] += pieces[i];
         }
     );
 }

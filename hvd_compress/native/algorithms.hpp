@@ -86,5 +86,6 @@ void add(float* total, const float* x, int64_t n);
 bool all_finite(const float* x, int64_t n);
 void group_max_abs(const float* x, int64_t n, const int64_t* lengths, int64_t groups, float* out);
 void group_sum(const float* x, int64_t n, const int64_t* lengths, int64_t groups, Sum kind, double* out);
+void group_sides(const float* x, int64_t n, const int64_t* lengths, int64_t groups, double* out);  // three a group
 
 }  // namespace hvd

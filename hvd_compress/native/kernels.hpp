@@ -57,6 +57,20 @@ struct Feistel {
     uint64_t size;  // results from here on are permuted again
 };
 
+// How a quantizer makes codes of coordinates and values of codes; compressors/quantize.py and sign.py have the formulas.
+// A group of coordinates has up to two scales.
+struct Quantizer {
+    enum Kind { levels, natural, dynamic, bfloat, sign } kind;
+    int bits;
+    float numerator;  // of levels: the coordinate is multiplied by numerator / scale
+    int low, high;    // of levels: the least and the largest
+};
+
+// The random numbers of consecutive coordinates.
+struct Draws {
+    uint32_t first, second, index;  // of the first coordinate
+};
+
 struct Kernels {
     const char* name;
 
@@ -72,9 +86,30 @@ struct Kernels {
 
     // Packs n numbers: byte i to planes + i * stride, the rest to `rest` (whole bytes for every eight numbers).
     void (*pack8)(const uint8_t* numbers, int64_t n, int bits, uint8_t* planes, int64_t stride, uint8_t* rest);
+    void (*pack16)(const uint16_t* numbers, int64_t n, int bits, uint8_t* planes, int64_t stride, uint8_t* rest);
     void (*pack32)(const int32_t* numbers, int64_t n, int bits, uint8_t* planes, int64_t stride, uint8_t* rest);
     void (*pack64)(const int64_t* numbers, int64_t n, int bits, uint8_t* planes, int64_t stride, uint8_t* rest);
     void (*unpack)(const uint8_t* planes, int64_t stride, const uint8_t* rest, int64_t n, int bits, int32_t* out);
+
+    void (*unpack8)(const uint8_t* planes, int64_t stride, const uint8_t* rest, int64_t n, int bits, uint8_t* out);
+    void (*unpack16)(const uint8_t* planes, int64_t stride, const uint8_t* rest, int64_t n, int bits, uint16_t* out);
+
+    // Codes of the n coordinates of a group, of at most 8 bits or of more; with `rest`, x becomes x minus their values.
+    void (*quantize8)(
+        const Quantizer& q, const float* scales, float* x, int64_t n, bool rest, Draws draws, uint8_t* codes
+    );
+    void (*quantize16)(
+        const Quantizer& q, const float* scales, float* x, int64_t n, bool rest, Draws draws, uint16_t* codes
+    );
+    // Sets `total` to factor times the values of codes, or adds them to it.
+    void (*dequantize8)(
+        const Quantizer& q, const float* scales, const uint8_t* codes, int64_t n, float factor, bool add, float* total
+    );
+    void (*dequantize16)(
+        const Quantizer& q, const float* scales, const uint16_t* codes, int64_t n, float factor, bool add, float* total
+    );
+    void (*to_sign)(float* x, int64_t n);
+    void (*stream)(float* to, const float* from, int64_t n);  // past the caches, where `to` is aligned to 64 bytes
 
     // Random words and numbers in [0, 1) of the indices begin to begin + n - 1.
     void (*words)(uint32_t first, uint32_t second, int64_t begin, int64_t n, uint32_t* out);
@@ -83,6 +118,7 @@ struct Kernels {
 
     uint32_t (*largest)(const float* x, int64_t n);       // magnitude, as bits
     double (*sum)(const float* x, int64_t n, Sum kind);   // n <= PIECE
+    void (*sides)(const float* x, int64_t n, double* out);  // n <= PIECE; adds sums and number to out[0] to out[2]
     void (*add)(float* total, const float* x, int64_t n);
 };
 

@@ -1,5 +1,8 @@
 #include "kernels.hpp"
 
+#include <cmath>
+#include <type_traits>
+
 #ifdef HVD_X86
 #include <immintrin.h>
 

@@ -5,13 +5,19 @@
 #include <pybind11/stl.h>
 
 #include <cstdlib>
+#include <algorithm>
 #include <memory>
+#include <tuple>
+#include <variant>
 
 #include "algorithms.hpp"
+#include "quantize.hpp"
 
 namespace py = pybind11;
 
 namespace {
+
+using Words = std::pair<uint32_t, uint32_t>;
 
 template <class T>
 struct Span {
@@ -141,6 +147,100 @@ py::array_t<double> group_sum(const py::array& vector, const py::array& lengths,
     return result;
 }
 
+py::array_t<double> group_sides(const py::array& vector, const py::array& lengths) {
+    const auto x = in<float>(vector, "vector");
+    const auto groups = in<int64_t>(lengths, "lengths");
+    auto result = make<double>(3 * groups.size);
+    double* out = result.mutable_data();
+    unlocked([&] { hvd::group_sides(x.data, x.size, groups.data, groups.size, out); });
+    return result;
+}
+
+// --- quantizers
+
+using Code = std::tuple<std::string, int, float, int, int, int>;
+using Division = std::variant<int64_t, std::vector<int64_t>>;
+
+hvd::Codec codec_of(const Code& code, const Division& groups, int64_t size) {
+    const auto& [kind, bits, numerator, low, high, scales_each] = code;
+    constexpr const char* KINDS[] = {"levels", "natural", "dynamic", "bfloat", "sign"};
+    const auto found = std::find(std::begin(KINDS), std::end(KINDS), kind);
+    require(found != std::end(KINDS), "a code must be of kind levels, natural, dynamic, bfloat or sign");
+    const auto number = static_cast<hvd::Quantizer::Kind>(found - std::begin(KINDS));
+    const bool wide = number == hvd::Quantizer::natural || number == hvd::Quantizer::bfloat;
+    require(wide ? bits == (number == hvd::Quantizer::natural ? 9 : 16) : 1 <= bits && bits <= 12, "bits do not fit the kind");
+    require(number == hvd::Quantizer::levels || wide || bits == (number == hvd::Quantizer::sign ? 1 : 8), "bits do not fit the kind");
+    require(number != hvd::Quantizer::levels || (low <= 0 && high - low < 1 << bits), "levels do not fit the bits");
+    require(0 <= scales_each && scales_each <= 2, "a group has at most two scales");
+    hvd::Groups division{size, 0, {}};
+    if (std::holds_alternative<int64_t>(groups)) {
+        division.block = std::get<int64_t>(groups);
+        require(1 <= division.block && division.block < int64_t{1} << 40, "a block must be in 1 to 2^40 - 1");
+    } else {
+        int64_t end = 0;
+        for (const int64_t length : std::get<std::vector<int64_t>>(groups)) {
+            require(0 <= length && length <= size - end, "the groups' lengths must add up to the vector's");
+            division.ends.push_back(end += length);
+        }
+        require(end == size, "the groups' lengths must add up to the vector's");
+    }
+    return {{number, bits, numerator, low, high}, std::move(division), scales_each};
+}
+
+py::array_t<uint8_t> quantize(
+    py::array& vector, const py::object& residual, bool rest, const Code& code, const Division& groups,
+    const py::object& scales, const Words& stream
+) {
+    const auto x = in<float>(vector, "vector");
+    if (rest) inout<float>(vector, "vector");
+    const auto codec = codec_of(code, groups, x.size);
+    auto payload = make<uint8_t>(codec.payload_bytes());
+    uint8_t* out = payload.mutable_data();
+    const float* add = nullptr;
+    py::array kept;
+    if (!residual.is_none()) {
+        kept = residual.cast<py::array>();
+        const auto e = in<float>(kept, "residual");
+        require(e.size == x.size && rest, "residual must be of the vector's length, and goes with rest");
+        add = e.data;
+    }
+    auto norm = hvd::Norm::none;
+    if (py::isinstance<py::str>(scales)) {
+        const auto name = scales.cast<std::string>();
+        require((name == "max" || name == "l2") && codec.scales_each == 1, "scales must be max, l2 or given");
+        require(codec.groups.block > 0, "max and l2 are for blocks");
+        norm = name == "max" ? hvd::Norm::max : hvd::Norm::l2;
+    } else if (codec.scales_each) {
+        const auto array = scales.cast<py::array>();
+        const auto values = in<float>(array, "scales");
+        require(4 * values.size == codec.scales_bytes(), "there must be as many scales as the groups have");
+        std::memcpy(out, values.data, static_cast<std::size_t>(4 * values.size));
+    }
+    float* data = const_cast<float*>(x.data);  // changed only with `rest`
+    unlocked([&] { hvd::quantize(codec, norm, data, add, rest, stream.first, stream.second, out); });
+    return payload;
+}
+
+py::array dequantize(
+    const std::vector<py::array>& payloads, const Code& code, const Division& groups, int64_t size, float factor,
+    bool vote, const py::object& total
+) {
+    require_count(size);
+    const auto codec = codec_of(code, groups, size);
+    std::vector<const uint8_t*> data;
+    for (const auto& payload : payloads) {
+        const auto bytes = in<uint8_t>(payload, "payload");
+        require(bytes.size == codec.payload_bytes(), "a payload of a wrong length came in");
+        data.push_back(bytes.data);
+    }
+    py::array result = total.is_none() ? py::array(empty(size)) : total.cast<py::array>();
+    const auto target = inout<float>(result, "total");
+    require(target.size == size, "total must be of the given size");
+    float* out = target.data;
+    unlocked([&] { hvd::dequantize(codec, data, factor, !total.is_none(), vote, out); });
+    return result;
+}
+
 // --- selection
 
 py::array_t<int64_t> top_k(const py::array& vector, int64_t count) {
@@ -177,8 +277,6 @@ void scatter(F f, py::array& total, const py::array& indices, const py::array& v
 }
 
 // --- random numbers
-
-using Words = std::pair<uint32_t, uint32_t>;
 
 py::array_t<uint32_t> bits(int64_t count, const Words& stream) {
     require_count(count);
@@ -295,6 +393,7 @@ PYBIND11_MODULE(_kernels, m) {
     m.def("add_", add_, array("total"), array("vector"));
     m.def("all_finite", all_finite, array("vector"));
     m.def("group_max_abs", group_max_abs, array("vector"), array("lengths"));
+    m.def("group_sides", group_sides, array("vector"), array("lengths"));
     m.def("group_sum", group_sum, array("vector"), array("lengths"), py::arg("of"));
 
     m.def("top_k", top_k, array("vector"), py::arg("count"));
@@ -313,6 +412,15 @@ PYBIND11_MODULE(_kernels, m) {
             scatter(hvd::scatter_set, total, indices, values);
         },
         array("total"), array("indices"), array("values")
+    );
+
+    m.def(
+        "quantize", quantize, array("vector"), py::arg("residual").none(true), py::arg("rest"), py::arg("code"),
+        py::arg("groups"), py::arg("scales").none(true), py::arg("stream")
+    );
+    m.def(
+        "dequantize", dequantize, py::arg("payloads"), py::arg("code"), py::arg("groups"), py::arg("size"),
+        py::arg("factor"), py::arg("vote"), py::arg("total").none(true)
     );
 
     m.def("bits", bits, py::arg("count"), py::arg("stream"));

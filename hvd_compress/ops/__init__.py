@@ -51,17 +51,32 @@ class Ops(Protocol):
     def ones_like(self, array: Array) -> Array:
         """Return ones of the same shape and dtype."""
 
+    def zeros_like(self, array: Array) -> Array:
+        """Return zeros of the same shape and dtype."""
+
+    def copy(self, array: Array) -> Array:
+        """Return a copy of its own."""
+
     def cast(self, array: Array, dtype: str) -> Array:
         """Return the array in another dtype; floats become integers by truncation, NaN some integer."""
 
     def concat(self, arrays: Sequence[Array]) -> Array:
         """Join one-dimensional arrays of one dtype; an empty list gives an empty float32 array."""
 
+    def stack(self, matrices: Sequence[Array]) -> Array:
+        """Return n matrices of one shape as an array of shape (n, rows, columns)."""
+
     def flatten(self, array: Array) -> Array:
         """Return the array in one dimension."""
 
     def transpose(self, matrix: Array) -> Array:
-        """Swap the two axes."""
+        """Swap the last two axes."""
+
+    def bits_of(self, array: Array) -> Array:
+        """Return the bits of float32 numbers as int32."""
+
+    def float_of(self, array: Array) -> Array:
+        """Return float32 numbers of which the bits are given as int32."""
 
     # --- elementwise and reductions
 
@@ -71,6 +86,12 @@ class Ops(Protocol):
     def clip(self, array: Array, low: float, high: float) -> Array:
         """Limit to [low, high]; NaN stays."""
 
+    def add(self, total: Array, vector: Array) -> Array:
+        """Return the sum; `total` may be overwritten."""
+
+    def sign(self, array: Array) -> Array:
+        """Return -1, 0 or 1; NaN stays."""
+
     def floor(self, array: Array) -> Array:
         """Round down, in the same dtype."""
 
@@ -78,7 +99,7 @@ class Ops(Protocol):
         """Return the largest element as a Python number."""
 
     def norm(self, vector: Array) -> float:
-        """Return the Euclidean norm as a Python float."""
+        """Return the Euclidean norm as a Python float, computed in float64."""
 
     def all_finite(self, vector: Array) -> bool:
         """Tell whether no element is NaN or infinite."""
@@ -100,6 +121,9 @@ class Ops(Protocol):
     def row_norm(self, rows: Array) -> Array:
         """Return the Euclidean norm of each row, computed in float64."""
 
+    def row_sides(self, rows: Array) -> tuple[Array, Array, Array]:
+        """Return each row's sum of what is at least zero, sum of all else, and number of the former, in float64."""
+
     # --- selection
 
     def top_k(self, vector: Array, count: int) -> Array:
@@ -109,13 +133,19 @@ class Ops(Protocol):
         """
 
     def above(self, vector: Array, threshold: float) -> Array:
-        """Return the indices of the magnitudes of at least `threshold` (as float32), int64 ascending; none of NaN."""
+        """Return the indices of magnitudes that are not below a threshold (NaN never is), int64 ascending."""
+
+    def sum_abs_below(self, vector: Array, bound: float) -> tuple[float, int]:
+        """Return the sum, in float64, of the magnitudes below a bound, and the number of the others."""
 
     def take(self, vector: Array, indices: Array) -> Array:
         """Return the elements at the indices."""
 
     def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
         """Add values at ascending distinct indices; `total` may be overwritten."""
+
+    def scatter_zero(self, total: Array, indices: Array) -> Array:
+        """Set the elements at distinct indices to zero; `total` may be overwritten."""
 
     def ascending_below(self, indices: Array, size: int) -> bool:
         """Tell whether the indices are ascending, distinct and in [0, size)."""
@@ -124,6 +154,9 @@ class Ops(Protocol):
 
     def uniform(self, count: int, stream: Stream) -> Array:
         """Return numbers in [0, 1), float32 with 24 random bits."""
+
+    def draw(self, vector: Array, scale: float, stream: Stream) -> Array:
+        """Return each index with probability min(1, scale * magnitude), NaN for certain; int64 ascending."""
 
     def distinct(self, count: int, size: int, stream: Stream) -> Array:
         """Return `count` distinct random indices below `size`, int64 ascending."""
@@ -151,4 +184,4 @@ class Ops(Protocol):
     # --- linear algebra
 
     def orthogonalize(self, matrix: Array) -> Array:
-        """Return an orthonormal basis of the columns, of the same shape; NaN for a matrix with NaN."""
+        """Return orthonormal bases of the columns of n matrices, of the same shape; NaN for a matrix with NaN."""

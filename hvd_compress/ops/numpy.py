@@ -40,6 +40,12 @@ class NumpyOps:
     def ones_like(self, array: Array) -> Array:
         return np.ones_like(array)
 
+    def zeros_like(self, array: Array) -> Array:
+        return np.zeros_like(array)
+
+    def copy(self, array: Array) -> Array:
+        return array.copy()
+
     def cast(self, array: Array, dtype: str) -> Array:
         with np.errstate(invalid="ignore", over="ignore"):
             return array.astype(dtype, copy=False)
@@ -47,17 +53,33 @@ class NumpyOps:
     def concat(self, arrays: Sequence[Array]) -> Array:
         return np.concatenate(arrays) if arrays else self.zeros(0)
 
+    def stack(self, matrices: Sequence[Array]) -> Array:
+        return np.stack(matrices)
+
     def flatten(self, array: Array) -> Array:
         return array.reshape(-1)
 
     def transpose(self, matrix: Array) -> Array:
-        return matrix.T
+        return matrix.swapaxes(-1, -2)
+
+    def bits_of(self, array: Array) -> Array:
+        return array.view(np.int32)
+
+    def float_of(self, array: Array) -> Array:
+        return array.view(np.float32)
 
     def where(self, condition: Array, yes: Array, no: Array) -> Array:
         return np.where(condition, yes, no)
 
     def clip(self, array: Array, low: float, high: float) -> Array:
         return np.clip(array, low, high)
+
+    def add(self, total: Array, vector: Array) -> Array:
+        total += vector
+        return total
+
+    def sign(self, array: Array) -> Array:
+        return np.sign(array)
 
     def floor(self, array: Array) -> Array:
         return np.floor(array)
@@ -66,7 +88,7 @@ class NumpyOps:
         return array.max().item()
 
     def norm(self, vector: Array) -> float:
-        return float(np.linalg.norm(vector))
+        return float(np.sqrt(np.square(vector, dtype=np.float64).sum()))
 
     def all_finite(self, vector: Array) -> bool:
         if self._has_kernel_for(vector, "float32"):
@@ -86,10 +108,22 @@ class NumpyOps:
         return vector[:, None]
 
     def row_max_abs(self, rows: Array) -> Array:
+        if self._has_kernel_for(rows.reshape(-1), "float32"):
+            return self.kernels.group_max_abs(rows.reshape(-1), _lengths(rows))
         return np.abs(rows).max(axis=1, initial=0)
 
     def row_norm(self, rows: Array) -> Array:
+        if self._has_kernel_for(rows.reshape(-1), "float32"):
+            return np.sqrt(self.kernels.group_sum(rows.reshape(-1), _lengths(rows), "square")).astype(np.float32)
         return np.linalg.norm(rows.astype(np.float64), axis=1).astype(np.float32)
+
+    def row_sides(self, rows: Array) -> tuple[Array, Array, Array]:
+        if self._has_kernel_for(rows.reshape(-1), "float32"):
+            up, down, count = self.kernels.group_sides(rows.reshape(-1), _lengths(rows)).reshape(-1, 3).T
+            return up, down, count
+        positive, wide = rows >= 0, rows.astype(np.float64)
+        up, down = np.where(positive, wide, 0).sum(axis=1), np.where(positive, 0, wide).sum(axis=1)
+        return up, down, positive.sum(axis=1).astype(np.float64)
 
     def top_k(self, vector: Array, count: int) -> Array:
         if self._has_kernel_for(vector, "float32"):
@@ -106,7 +140,12 @@ class NumpyOps:
     def above(self, vector: Array, threshold: float) -> Array:
         if self._has_kernel_for(vector, "float32"):
             return self.kernels.above(vector, threshold)
-        return np.flatnonzero(np.abs(vector) >= threshold)
+        return np.flatnonzero(~(np.abs(vector) < np.float32(threshold)))
+
+    def sum_abs_below(self, vector: Array, bound: float) -> tuple[float, int]:
+        magnitude = np.abs(vector)
+        below = magnitude < bound
+        return float(magnitude[below].sum(dtype=np.float64)), int(vector.shape[0] - below.sum())
 
     def take(self, vector: Array, indices: Array) -> Array:
         if self._has_kernel_for(vector, "float32") and self._has_kernel_for(indices, "int64"):
@@ -121,6 +160,10 @@ class NumpyOps:
             total[indices] += values
         return total
 
+    def scatter_zero(self, total: Array, indices: Array) -> Array:
+        total[indices] = 0
+        return total
+
     def ascending_below(self, indices: Array, size: int) -> bool:
         if not indices.shape[0]:
             return True
@@ -130,6 +173,9 @@ class NumpyOps:
         if self.kernels:
             return self.kernels.uniform(count, stream.words())
         return (random.bits(count, stream) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+
+    def draw(self, vector: Array, scale: float, stream: Stream) -> Array:
+        return np.flatnonzero(~(self.uniform(vector.shape[0], stream) >= np.abs(vector) * scale))
 
     def distinct(self, count: int, size: int, stream: Stream) -> Array:
         if self.kernels:
@@ -183,3 +229,7 @@ class NumpyOps:
 
     def orthogonalize(self, matrix: Array) -> Array:
         return np.linalg.qr(matrix)[0]
+
+
+def _lengths(rows: Array) -> Array:
+    return np.full(rows.shape[0], rows.shape[1], np.int64)

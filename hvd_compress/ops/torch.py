@@ -45,23 +45,44 @@ class TorchOps:
     def ones_like(self, array: Tensor) -> Tensor:
         return torch.ones_like(array)
 
+    def zeros_like(self, array: Tensor) -> Tensor:
+        return torch.zeros_like(array)
+
+    def copy(self, array: Tensor) -> Tensor:
+        return array.clone()
+
     def cast(self, array: Tensor, dtype: str) -> Tensor:
         return array.to(getattr(torch, dtype))
 
     def concat(self, arrays: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(arrays)) if arrays else self.zeros(0)
 
+    def stack(self, matrices: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(matrices))
+
     def flatten(self, array: Tensor) -> Tensor:
         return array.reshape(-1)
 
     def transpose(self, matrix: Tensor) -> Tensor:
-        return matrix.T
+        return matrix.mT
+
+    def bits_of(self, array: Tensor) -> Tensor:
+        return array.view(torch.int32)
+
+    def float_of(self, array: Tensor) -> Tensor:
+        return array.view(torch.float32)
 
     def where(self, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         return torch.where(condition, yes, no)
 
     def clip(self, array: Tensor, low: float, high: float) -> Tensor:
         return array.clamp(low, high)
+
+    def add(self, total: Tensor, vector: Tensor) -> Tensor:
+        return total.add_(vector)
+
+    def sign(self, array: Tensor) -> Tensor:
+        return torch.where(array.isnan(), array, array.sign())
 
     def floor(self, array: Tensor) -> Tensor:
         return array.floor()
@@ -70,7 +91,7 @@ class TorchOps:
         return array.max().item()
 
     def norm(self, vector: Tensor) -> float:
-        return float(torch.linalg.vector_norm(vector))
+        return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
     def all_finite(self, vector: Tensor) -> bool:
         if self._numpy:
@@ -90,10 +111,20 @@ class TorchOps:
         return vector[:, None]
 
     def row_max_abs(self, rows: Tensor) -> Tensor:
-        return rows.abs().amax(dim=1)
+        return self._numpy.row_max_abs(rows) if self._numpy else rows.abs().amax(dim=1)
 
     def row_norm(self, rows: Tensor) -> Tensor:
+        if self._numpy:
+            return self._numpy.row_norm(rows)
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).float()
+
+    def row_sides(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self._numpy:
+            up, down, count = self._numpy.row_sides(rows)
+            return up, down, count
+        positive, wide = rows >= 0, rows.double()
+        up, down = torch.where(positive, wide, 0.0).sum(dim=1), torch.where(positive, 0.0, wide).sum(dim=1)
+        return up, down, positive.sum(dim=1).double()
 
     def top_k(self, vector: Tensor, count: int) -> Tensor:
         if self._numpy:
@@ -111,7 +142,12 @@ class TorchOps:
     def above(self, vector: Tensor, threshold: float) -> Tensor:
         if self._numpy:
             return self._numpy.above(vector, threshold)
-        return (vector.abs() >= threshold).nonzero().reshape(-1)
+        return (~(vector.abs() < threshold)).nonzero().reshape(-1)
+
+    def sum_abs_below(self, vector: Tensor, bound: float) -> tuple[float, int]:
+        magnitude = vector.abs()
+        below = magnitude < bound
+        return float(magnitude[below].sum(dtype=torch.float64)), vector.shape[0] - int(below.sum())
 
     def take(self, vector: Tensor, indices: Tensor) -> Tensor:
         if self._numpy:
@@ -122,6 +158,9 @@ class TorchOps:
         if self._numpy:
             return self._numpy.scatter_add(total, indices, values)
         return total.index_add_(0, indices, values)
+
+    def scatter_zero(self, total: Tensor, indices: Tensor) -> Tensor:
+        return total.index_fill_(0, indices, 0)
 
     def ascending_below(self, indices: Tensor, size: int) -> bool:
         if not indices.shape[0]:
@@ -136,13 +175,16 @@ class TorchOps:
         x = _mix_(_mix_(x).bitwise_xor_(second))
         return (x >> 8).bitwise_and_(0xFFFFFF).float().mul_(2**-24)
 
+    def draw(self, vector: Tensor, scale: float, stream: Stream) -> Tensor:
+        return (~(self.uniform(vector.shape[0], stream) >= vector.abs() * scale)).nonzero().reshape(-1)
+
     def distinct(self, count: int, size: int, stream: Stream) -> Tensor:
         if self._numpy:
             return self._numpy.distinct(count, size, stream)
         return self.from_numpy(random.distinct(count, size, stream))
 
     def to_bytes(self, array: Tensor) -> Tensor:
-        return array.contiguous().view(torch.uint8)
+        return array.contiguous().view(torch.uint8) if array.shape[0] else torch.zeros(0, dtype=torch.uint8)
 
     def from_bytes(self, payload: Tensor, dtype: str) -> Tensor:
         kind = getattr(torch, dtype)

@@ -15,7 +15,7 @@ from hvd_compress.compressors import AllReduce, Collective, Compressor, spec
 from hvd_compress.exchange import Exchange, advance_until
 from hvd_compress.layout import Layout
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.plan import Gradient, choose
+from hvd_compress.plan import Gradient, Rule, choose
 from hvd_compress.transports import Traffic
 from hvd_compress.transports.horovod_torch import HorovodTransport
 
@@ -57,11 +57,17 @@ class BoundCompression:
     """
 
     def __init__(
-        self, compressor: Compressor, parameters: dict[str, Tensor], op: int, dense_below: int, seed: int
+        self,
+        compressor: Compressor,
+        rules: Sequence[Rule],
+        parameters: dict[str, Tensor],
+        op: int,
+        dense_below: int,
+        seed: int,
     ) -> None:
         if op not in (hvd.Average, hvd.Sum):
             raise ValueError(f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}); got {op}")
-        self.compressor, self.parameters = compressor, parameters
+        self.compressor, self.rules, self.parameters = compressor, [str(rule) for rule in rules], parameters
         self.transport = HorovodTransport(explains=False)  # the others may wait in Horovod's optimizer
         self._prefix = f"hvd_compress.bound.{next(_bound)}"
         self._factor = self.transport.workers if op == hvd.Sum else 1
@@ -70,7 +76,7 @@ class BoundCompression:
             if not p.requires_grad:
                 continue
             check_gradient(p, name)
-            chosen = choose(Gradient(name, tuple(p.shape), "float32"), compressor, dense_below)
+            chosen = choose(Gradient(name, tuple(p.shape), "float32"), compressor, dense_below, rules)
             alone = chosen.collectives == ("allreduce",)
             t = self.transport
             carrier = Carrier(t.rank, t.workers, t.traffic) if alone else t
@@ -83,6 +89,7 @@ class BoundCompression:
         self._agreed = False
         self._description = {
             **describe(compressor, seed, Layout.of((name, tuple(p.shape)) for name, p in parameters.items())),
+            "rules": self.rules,
             "op": op,
             "dense_below": dense_below,
         }
@@ -136,6 +143,7 @@ class BoundCompression:
         self._end_step()
         return {
             "compression": spec(self.compressor),
+            "rules": self.rules,
             "parameters": {name: e.state.state_dict() for name, e in self._exchanges.items()},
         }
 
@@ -143,12 +151,14 @@ class BoundCompression:
         """Load what `state_dict` returned.
 
         Raises:
-            ValueError: if it belongs to another compression or other parameters.
+            ValueError: if it belongs to another compression, other rules or other parameters.
         """
-        if saved["compression"] != spec(self.compressor) or set(saved["parameters"]) != set(self._exchanges):
+        theirs = (saved["compression"], saved["rules"], sorted(saved["parameters"]))
+        ours = (spec(self.compressor), self.rules, sorted(self._exchanges))
+        if theirs != ours:
             raise ValueError(
-                f"the state was saved with {saved['compression']} for {sorted(saved['parameters'])}; here it is "
-                f"{spec(self.compressor)} for {sorted(self._exchanges)}"
+                "the state was saved with {} and rules {} for {}; here it is ".format(*theirs)
+                + "{} and rules {} for {}".format(*ours)
             )
         for name, exchange in self._exchanges.items():
             exchange.abandon()

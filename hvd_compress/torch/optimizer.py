@@ -7,14 +7,17 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import horovod.torch as hvd
 import torch
 from torch import Tensor
 
+from hvd_compress.compressors import Compressor, spec
+from hvd_compress.plan import Rule
 from hvd_compress.torch.bound import check_gradient
-from hvd_compress.torch.compression import Compression, TorchCompression, as_compressor
+from hvd_compress.torch.compression import Compression, TorchCompression, as_compressor, as_rules
 from hvd_compress.torch.reducer import GradientReducer
 from hvd_compress.transports.horovod_torch import HorovodTransport
 
@@ -29,6 +32,7 @@ class _Methods:
     _synchronized: bool
     _should_synchronize: bool
     _workers: int
+    _read_compression: Callable[..., tuple[Compressor, tuple[Rule, ...]]]
 
     def synchronize(self) -> None:
         """Wait until the gradients are averaged, for instance to clip them before `step`.
@@ -97,6 +101,27 @@ class _Methods:
         if self._reducer is not None:
             self._reducer.set_passes(passes)
 
+    def set_compression(
+        self, compression: TorchCompression | str, rules: Iterable[Rule | tuple[str, Any]] | None = None
+    ) -> None:
+        """Use another compressor, with its rules, from the next step on. All workers call it alike, between two steps.
+
+        What residuals hold is added, once, to the next gradients of their parameters; all else begins anew. In the
+        next step the workers compare their settings again, and nothing is sent during the backward pass.
+
+        Args:
+            compression: as in `DistributedOptimizer`.
+            rules: as in `DistributedOptimizer`; the former ones are forgotten.
+
+        Raises:
+            RuntimeError: if gradients were computed that are not yet synchronized.
+            ValueError, TypeError: as in `DistributedOptimizer`.
+        """
+        checked = self._read_compression(compression, rules)
+        _check_momentum(self, *checked)
+        if self._reducer is not None:
+            self._reducer.set_compression(*checked)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse: the workers have agreed on the parameters."""
         raise NotImplementedError(
@@ -141,7 +166,8 @@ class _Methods:
         ``dense_bytes`` (what fp32 gradients would have been); ``ratio`` (dense_bytes / bytes_sent);
         ``compression_seconds`` and ``communication_seconds`` (in compressors, and in waiting for collectives);
         ``residual_norm`` (Euclidean, of all residuals); ``collectives`` (calls and bytes of each kind: "agreement" is
-        the comparison of settings in the first step). All zero with a single worker, who sends nothing.
+        the comparison of settings in the first step and after `set_compression`). All zero with a single worker, who
+        sends nothing.
         """
         if self._reducer is not None:
             return self._reducer.stats()
@@ -164,6 +190,7 @@ def DistributedOptimizer(
     bucket_bytes: int = 25 * 2**20,
     dense_below: int = 1024,
     seed: int = 0,
+    rules: Iterable[Rule | tuple[str, Any]] | None = None,
 ) -> Any:
     """Wrap an optimizer so that its gradients are averaged over Horovod's processes, compressed.
 
@@ -185,10 +212,15 @@ def DistributedOptimizer(
             one bucket.
         dense_below: parameters with fewer coordinates than this, and those with one axis, are sent uncompressed.
         seed: of the compressors' random numbers, the same on all workers.
+        rules: exceptions: tuples (pattern, compression) such as ``("embed.*", "topk(ratio=0.001)")``, or
+            `hvd_compress.torch.Rule` objects, which know sizes as well. The first that matches a parameter's name and
+            size decides, whatever `dense_below` says.
 
     Raises:
-        ValueError: if an argument's value is not allowed, or a parameter has no name, or two have the same.
-        TypeError: if `compression` is none, or a parameter is not of a real floating dtype.
+        ValueError: if an argument's value is not allowed, or a parameter has no name, or two have the same, or a rule
+            matches no parameter's name, or both a compressor and the optimizer keep a momentum.
+        TypeError: if `compression` is none, or `rules` holds anything but rules, or a parameter is not of a real
+            floating dtype.
     """
     if op not in (hvd.Average, hvd.Sum):
         raise ValueError(
@@ -204,11 +236,11 @@ def DistributedOptimizer(
         raise ValueError(f"bucket_bytes must be at least 1; got {bucket_bytes}")
     if dense_below < 0:
         raise ValueError(f"dense_below must be at least 0; got {dense_below}")
-    compressor = as_compressor(compression)
     parameters = _check_parameters(optimizer, named_parameters)
     grouped = _number_groups(parameters, groups)
-    if grouped and compressor.whole_gradient:
-        raise ValueError("groups cannot be used with a method that needs the whole gradient at once")
+    read = partial(_read_compression, names=[name for name, _ in parameters], grouped=bool(grouped))
+    compressor, checked_rules = read(compression, rules)
+    _check_momentum(optimizer, compressor, checked_rules)
 
     wrapped = type(optimizer)
     # Horovod's `broadcast_optimizer_state` tells a distributed optimizer by the module of its class.
@@ -218,13 +250,14 @@ def DistributedOptimizer(
     result: Any = object.__new__(type(wrapped.__name__, (wrapped,), members))
     result.__dict__.update(optimizer.__dict__)
     result._synchronized, result._should_synchronize = False, True
-    result._reducer = None
+    result._reducer, result._read_compression = None, read
     if process_set.included() and process_set.size() > 1:
         prefix = f"hvd_compress.{process_set.process_set_id}.{next(_created[process_set.process_set_id])}"
         transport = HorovodTransport(process_set, prefix)
         result._reducer = GradientReducer(
             parameters,
             compressor,
+            checked_rules,
             transport,
             scale_before=1.0 / gradient_predivide_factor,
             scale_after=gradient_predivide_factor if op == hvd.Average else float(transport.workers),
@@ -237,6 +270,28 @@ def DistributedOptimizer(
             prefix=prefix,
         )
     return result
+
+
+def _read_compression(
+    compression: Any, rules: Iterable[Rule | tuple[str, Any]] | None, *, names: list[str], grouped: bool
+) -> tuple[Compressor, tuple[Rule, ...]]:
+    """Return the compressor and the rules that these arguments mean."""
+    compressor, checked = as_compressor(compression), as_rules(rules, names)
+    if grouped and any(c.whole_gradient for c in (compressor, *(rule.compression for rule in checked))):
+        raise ValueError("groups cannot be used with a method that needs the whole gradient at once")
+    return compressor, checked
+
+
+def _check_momentum(optimizer: Any, compressor: Compressor, rules: Iterable[Rule]) -> None:
+    """Raise ValueError if both a compressor and the optimizer would keep a momentum."""
+    keeps = [c for c in (compressor, *(rule.compression for rule in rules)) if c.has_momentum]
+    for group in optimizer.param_groups:
+        own = group.get("momentum") or (group.get("betas") or [0])[0]
+        if keeps and own:
+            raise ValueError(
+                f"{spec(keeps[0])} keeps the momentum itself, so that the optimizer's must be 0; it is {own}. Set it "
+                "to 0, or choose another feedback, such as feedback=ef"
+            )
 
 
 def check_passes(passes: int) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvd_compress.agreement import check_agreement, describe
+from hvd_compress.agreement import WorkersDisagree, check_agreement, describe
 from hvd_compress.compressors import AllReduce, Compressor, spec
 from hvd_compress.exchange import Exchange, advance_until
 from hvd_compress.layout import Layout
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.plan import Bucket, Gradient, make_plan
-from hvd_compress.torch.sparse import SparseRows, as_rows
+from hvd_compress.plan import PLAIN, Bucket, Gradient, Rule, make_plan, wanted
+from hvd_compress.torch.sparse import RowOps, SparseRows, as_rows
 from hvd_compress.transports.horovod_torch import HorovodTransport
+
+logger = logging.getLogger("hvd_compress")
 
 
 class _BucketExchange(Exchange):
@@ -36,17 +39,26 @@ class _BucketExchange(Exchange):
         self.vector = torch.zeros(bucket.layout.size, dtype=getattr(torch, bucket.dtype), device=device)
         self.missing = len(self.places)
 
+    def commit(self) -> Tensor:
+        """As for any exchange; a vector that has become the residual is replaced by the one that was."""
+        before = self.state.local.kept.get("residual")
+        mean: Tensor = super().commit()
+        if self.state.local.get("residual") is self.vector:
+            self.vector = torch.empty_like(self.vector) if before is None else before
+        return mean
+
 
 class GradientReducer:
     """Averages gradients over a transport's workers while the backward pass goes on.
 
     The first `synchronize` compares what the workers say of themselves and plans the buckets: by then it is known
     which gradients are sparse. From the second backward pass on, a bucket is launched as soon as its last gradient is
-    there, and communication overlaps with the rest of the pass.
+    there, and communication overlaps with the rest of the pass. After `set_compression` all this is done anew.
 
     Args:
         parameters: (name, parameter) of all that require gradients, in the model's order.
         compressor: what to exchange them with.
+        rules: exceptions, with compressors.
         transport: who carries the collectives.
         scale_before, scale_after: factors on the gradients before, and on the means after.
         passes: backward passes to a step.
@@ -61,6 +73,7 @@ class GradientReducer:
         self,
         parameters: Sequence[tuple[str, Tensor]],
         compressor: Compressor,
+        rules: Sequence[Rule],
         transport: HorovodTransport,
         *,
         scale_before: float,
@@ -74,12 +87,15 @@ class GradientReducer:
         prefix: str,
     ) -> None:
         self.parameters = dict(parameters)
-        self.compressor, self.transport = compressor, transport
+        self.compressor, self.rules, self.transport = compressor, rules, transport
         self.scale_before, self.scale_after = scale_before, scale_after
         self.passes, self.groups, self.sparse_as_dense = passes, groups, sparse_as_dense
         self.bucket_bytes, self.dense_below, self.seed, self.prefix = bucket_bytes, dense_below, seed, prefix
         self.steps = 0
-        self.waiting_seconds = 0.0
+        self.compression_seconds = self.waiting_seconds = 0.0  # beside those that the exchanges count
+        # What earlier compressors have not sent, in the parameters' shapes, until it has been added to a gradient.
+        self.carried: dict[str, Tensor] = {}
+        self._left_plan: tuple[str, str] | None = None
         self.exchanges: list[_BucketExchange] = []
         self.sparse: dict[str, Exchange] = {}
         self.sparse_dims: dict[str, int] = {}
@@ -109,6 +125,44 @@ class GradientReducer:
         """Change the number of backward passes to a step."""
         self.passes = passes
         self._left = dict.fromkeys(self._left, passes)
+
+    def set_compression(self, compressor: Compressor, rules: Sequence[Rule]) -> None:
+        """Give up the plan; the next `synchronize` makes one with these compressors, and adds what was not sent.
+
+        Raises:
+            RuntimeError: if gradients were computed that are not yet synchronized.
+        """
+        if self.busy:
+            raise RuntimeError(
+                "set_compression() was called after loss.backward() but before optimizer.step() or "
+                "optimizer.synchronize(): call it between steps"
+            )
+        # There is never both: what is carried is gone as soon as the new compressors commit a residual.
+        self.carried = self.carried | dict(self._residuals())
+        self.compression_seconds += sum(e.compression_seconds for e in self._all)
+        self.waiting_seconds += sum(e.waiting_seconds for e in self._all)
+        used = next((exchange for exchange in self._all if exchange.layout.size), None)
+        if used is not None:
+            self._left_plan = (used.next_name, used.compressor.collectives[0])
+        self.compressor, self.rules = compressor, rules
+        self.exchanges, self.sparse, self._exchange_of = [], {}, {}
+        self.planned, self._loaded = False, None
+
+    def _residuals(self) -> Iterator[tuple[str, Tensor]]:
+        """Give the name of each parameter that this worker has a residual for, and the residual in its shape."""
+        state = self.state_dict()
+        states = [(bucket["parameters"], bucket["state"]) for bucket in state["buckets"]]
+        states += [([name], entry["state"]) for name, entry in state["sparse"].items()]
+        for names, kept in states:
+            if kept["rank"] != self.transport.rank or "residual" not in kept["local"]:
+                continue
+            residual = kept["local"]["residual"]
+            if residual.is_sparse:
+                yield names[0], residual
+                continue
+            shapes = [self.parameters[name].shape for name in names]
+            for name, shape, part in zip(names, shapes, residual.split([s.numel() for s in shapes]), strict=True):
+                yield name, part.view(shape)
 
     def _gradient_ready(self, parameter: Tensor) -> None:
         try:
@@ -152,8 +206,11 @@ class GradientReducer:
         target.copy_(gradient)
 
     def _launch(self, exchange: _BucketExchange) -> None:
-        vector = exchange.vector
-        exchange.launch(vector if self.scale_before == 1 else vector * self.scale_before)
+        vector = exchange.vector if self.scale_before == 1 else exchange.vector * self.scale_before
+        for place in exchange.layout.parameters:
+            if place.name in self.carried:
+                vector[place.slice].view(place.shape).add_(self.carried[place.name].to(vector.device))
+        exchange.launch(vector, overwrite=True)
 
     # --- at the end of it
 
@@ -170,7 +227,12 @@ class GradientReducer:
             for name, sparse in self.sparse.items():
                 parameter = self.parameters[name]
                 rows = as_rows(parameter.grad, parameter, self.sparse_dims[name])
-                sparse.launch(rows if self.scale_before == 1 else (rows * self.scale_before).coalesce())
+                if self.scale_before != 1:
+                    rows = (rows * self.scale_before).coalesce()
+                if name in self.carried:
+                    carried = as_rows(self.carried[name].to(rows), parameter, self.sparse_dims[name])
+                    rows = (rows + carried).coalesce()
+                sparse.launch(rows)
             for exchange in self.exchanges:
                 if not exchange.launched:
                     for parameter in exchange.places:
@@ -185,7 +247,7 @@ class GradientReducer:
 
     def _finish(self) -> None:
         # The means are equal on all workers, and so is what they decide here.
-        finite = all(exchange.ops.all_finite(exchange.mean) for exchange in self.exchanges)
+        finite = all(exchange.ops.all_finite(exchange.mean) for exchange in self._all)
         for exchange in self.exchanges:
             mean = exchange.commit() if finite else exchange.rollback()
             if self.scale_after != 1:
@@ -193,8 +255,10 @@ class GradientReducer:
             for parameter, place in exchange.places.items():
                 self._give(parameter, place.name, mean[place.slice].view(place.shape))
         for name, sparse in self.sparse.items():
-            mean = sparse.commit()
+            mean = sparse.commit() if finite else sparse.rollback()
             self.parameters[name].grad = mean if self.scale_after == 1 else mean * self.scale_after
+        if finite:
+            self.carried = {}
         self.steps += 1
         self._reset()
 
@@ -231,12 +295,18 @@ class GradientReducer:
     # --- before the first exchange
 
     def _make_plan(self) -> None:
-        sparse_dims = {
-            name: p.grad.sparse_dim() for name, p in self.parameters.items() if p.grad is not None and p.grad.is_sparse
-        }
+        if self._left_plan is not None and not self.transport.all_have_left(*self._left_plan):
+            raise WorkersDisagree("the workers disagree on a change of compression: not all called set_compression()")
+        self._left_plan = None
+        sparse_dims = {name: entry["axes"] for name, entry in self._loaded["sparse"].items()} if self._loaded else {}
+        sparse_dims |= {name: rows.sparse_dim() for name, rows in self.carried.items() if rows.is_sparse}
+        for name, p in self.parameters.items():
+            if p.grad is not None and p.grad.is_sparse:
+                sparse_dims[name] = p.grad.sparse_dim()
         layout = Layout.of((name, tuple(p.shape)) for name, p in self.parameters.items())
         description = {
             **describe(self.compressor, self.seed, layout),
+            "rules": [str(rule) for rule in self.rules],
             "dtypes": [f"{name} {p.dtype}" for name, p in self.parameters.items()],
             "backward_passes_per_step": self.passes,
             "scaling of gradients": (self.scale_before, self.scale_after),
@@ -250,8 +320,8 @@ class GradientReducer:
         for _, dims in answers:
             self.sparse_dims |= dims
         apart = set() if self.sparse_as_dense else set(self.sparse_dims)
-        gradients = [
-            Gradient(
+        gradients = {
+            name: Gradient(
                 name,
                 tuple(p.shape),
                 # Horovod sums no bfloat16.
@@ -260,22 +330,21 @@ class GradientReducer:
                 self.groups.get(name),
             )
             for name, p in self.parameters.items()
-            if name not in apart
-        ]
-        buckets = make_plan(gradients, self.compressor, bucket_bytes=self.bucket_bytes, dense_below=self.dense_below)
+        }
+        buckets = make_plan(
+            [gradient for name, gradient in gradients.items() if name not in apart],
+            self.compressor,
+            self.rules,
+            bucket_bytes=self.bucket_bytes,
+            dense_below=self.dense_below,
+        )
         self.exchanges = [
             _BucketExchange(bucket, self.parameters, self.transport, self.prefix, self.seed) for bucket in buckets
         ]
         self._exchange_of = {p: exchange for exchange in self.exchanges for p in exchange.places}
         self.sparse = {
-            name: Exchange(
-                SparseRows(),
-                Layout.of([(name, tuple(self.parameters[name].shape))]),
-                TorchOps(self.parameters[name].device),
-                self.transport,
-                name=f"{self.prefix}.sparse.{name}",
-            )
-            for name in self.sparse_dims
+            name: self._sparse_exchange(name, wanted(gradient, self.compressor, self.dense_below, self.rules))
+            for name, gradient in gradients.items()
             if name in apart
         }
         self.planned = True
@@ -283,70 +352,92 @@ class GradientReducer:
             self._load(self._loaded)
             self._loaded = None
 
+    def _sparse_exchange(self, name: str, compressor: Compressor) -> Exchange:
+        rows = SparseRows(compressor)
+        if compressor != PLAIN and rows.codec == PLAIN and not rows.selects:
+            logger.info("%s does not compress single rows: those of %s are sent plain", spec(compressor), name)
+        parameter = self.parameters[name]
+        return Exchange(
+            rows,
+            Layout.of([(name, tuple(parameter.shape))]),
+            RowOps(parameter.device),
+            self.transport,
+            name=f"{self.prefix}.sparse.{name}",
+            seed=self.seed,
+        )
+
     # --- checkpoints and statistics
+
+    def _method(self) -> dict[str, Any]:
+        return {"compression": spec(self.compressor), "rules": [str(rule) for rule in self.rules]}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the compressors' state: tensors, numbers and names only."""
-        if not self.planned:
-            return self._loaded or {"compression": spec(self.compressor), "steps": 0, "buckets": []}
+        saved = self._loaded or {}
         return {
-            "compression": spec(self.compressor),
+            **self._method(),
+            "rank": self.transport.rank,
             "steps": self.steps,
-            "buckets": [
-                {
-                    "parameters": [p.name for p in exchange.layout.parameters],
-                    "state": exchange.state.state_dict(),
-                }
+            "carried": dict(self.carried),
+            "buckets": saved.get("buckets")
+            or [
+                {"parameters": [p.name for p in exchange.layout.parameters], "state": exchange.state.state_dict()}
                 for exchange in self.exchanges
             ],
+            "sparse": saved.get("sparse")
+            or {
+                name: {"axes": self.sparse_dims[name], "state": exchange.state.state_dict()}
+                for name, exchange in self.sparse.items()
+            },
         }
 
     def load_state_dict(self, saved: dict[str, Any] | None) -> bool:
         """Take over a saved state (None: begin anew) and drop what is under way; return False if it was another rank's.
 
         Raises:
-            ValueError: if it belongs to another compression.
+            ValueError: if it belongs to another compression or other rules.
         """
-        if saved is not None and saved["compression"] != spec(self.compressor):
-            raise ValueError(
-                f"the state was saved with compression {saved['compression']}, and this optimizer has "
-                f"{spec(self.compressor)}; to begin with an empty state, delete its entry 'compression'"
-            )
-        for exchange in self.exchanges:
-            exchange.abandon()
-        self._reset()
-        self.steps = saved["steps"] if saved is not None else 0
-        if self.planned and saved is not None:
+        for key, mine in self._method().items():
+            if saved is not None and saved[key] != mine:
+                raise ValueError(
+                    f"the state was saved with {key} {saved[key]}, and this optimizer has {mine}; to begin with an "
+                    "empty state, delete its entry 'compression'"
+                )
+        empty = {"rank": self.transport.rank, "steps": 0, "carried": {}, "buckets": [], "sparse": {}}
+        saved = {**empty, **(saved or {})}
+        if self.planned:
             self._load(saved)
-        elif self.planned:
-            for exchange in self.exchanges:
-                exchange.state.reset()
         else:
             self._loaded = saved
-        buckets = saved["buckets"] if saved is not None else []
-        return all(b["state"]["rank"] == self.transport.rank or not b["state"]["local"] for b in buckets)
+        self._reset()
+        self.steps = saved["steps"]
+        self.carried = dict(saved["carried"]) if saved["rank"] == self.transport.rank else {}
+        states = [entry["state"] for entry in (*saved["buckets"], *saved["sparse"].values())]
+        nothing_own = not saved["carried"] and not any(state["local"] for state in states)
+        return saved["rank"] == self.transport.rank or nothing_own
 
     def _load(self, saved: dict[str, Any]) -> None:
-        if not saved["buckets"]:
-            return
-        found = [bucket["parameters"] for bucket in saved["buckets"]]
-        here = [[p.name for p in exchange.layout.parameters] for exchange in self.exchanges]
-        if found != here:
+        found = [bucket["parameters"] for bucket in saved["buckets"]], sorted(saved["sparse"])
+        here = [[p.name for p in exchange.layout.parameters] for exchange in self.exchanges], sorted(self.sparse)
+        if found != here and found != ([], []):
             raise ValueError(
-                f"the state was saved for the buckets {found}, and here they are {here}: the model, bucket_bytes, "
-                "dense_below and groups must be those of the run that saved it"
+                f"the state was saved for the buckets {found[0]} and sparse gradients of {found[1]}, and here they are "
+                f"{here[0]} and {here[1]}: the model, bucket_bytes, dense_below, groups and sparse_as_dense must be "
+                "those of the run that saved it"
             )
-        for exchange, bucket in zip(self.exchanges, saved["buckets"], strict=True):
+        for exchange in self._all:
+            exchange.abandon()
+            exchange.state.reset()
+        for exchange, bucket in zip(self.exchanges, saved["buckets"], strict=False):
             exchange.state.load_state_dict(_to_device(bucket["state"], exchange.vector.device))
+        for name, entry in saved["sparse"].items():
+            self.sparse[name].state.load_state_dict(_to_device(entry["state"], self.parameters[name].device))
 
     def stats(self) -> dict[str, Any]:
         """Return what was sent and how long it took, since construction (see `DistributedOptimizer`)."""
         dense = 4 * sum(p.numel() for p in self.parameters.values()) * self.steps
-        squares = [
-            exchange.ops.norm(exchange.state.local["residual"]) ** 2
-            for exchange in self.exchanges
-            if "residual" in exchange.state.local
-        ]
+        states = [exchange.state.local for exchange in self._all]
+        residuals = [local["residual"] for local in states if "residual" in local] + list(self.carried.values())
         sent = self.transport.traffic.sent
         return {
             "steps": self.steps,
@@ -354,9 +445,9 @@ class GradientReducer:
             "bytes_received": self.transport.traffic.received,
             "dense_bytes": dense,
             "ratio": dense / sent if sent else 1.0,
-            "compression_seconds": sum(e.compression_seconds for e in self._all),
+            "compression_seconds": self.compression_seconds + sum(e.compression_seconds for e in self._all),
             "communication_seconds": self.waiting_seconds + sum(e.waiting_seconds for e in self._all),
-            "residual_norm": sum(squares) ** 0.5,
+            "residual_norm": sum(RowOps().norm(residual) ** 2 for residual in residuals) ** 0.5,
             "collectives": {kind: dict(entry) for kind, entry in self.transport.traffic.collectives.items()},
         }
 

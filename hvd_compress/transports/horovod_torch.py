@@ -90,12 +90,26 @@ class HorovodTransport:
         """
         if isinstance(error, (WorkerFailed, HorovodInternalError)) or self.workers == 1:
             return
-        odd = torch.zeros(1, 1, 1, 1, 1, dtype=torch.int32)
+        odd = _odd()
         for name in names:
             for submit in (partial(hvd.allreduce_async, op=hvd.Sum), hvd.allgather_async):
                 with suppress(ValueError):  # it waits there since an earlier failure
                     submit(odd, name=name, process_set=self.process_set)
         self._explain(error)
+
+    def all_have_left(self, name: str, kind: str) -> bool:
+        """Tell whether all workers call this; one that starts a collective of this name and kind fails, like here.
+
+        It waits for all of them, and counts as an agreement.
+        """
+        submit = hvd.allgather_async if kind == "allgather" else partial(hvd.allreduce_async, op=hvd.Sum)
+        odd = _odd()
+        try:
+            result = hvd.synchronize(submit(odd, name=name, process_set=self.process_set))
+        except HorovodInternalError:
+            return False
+        self.traffic.count("agreement", odd.nbytes, result.nbytes)
+        return True
 
     def gather_object(self, item: Any, name: str) -> list[Any]:
         """Return every worker's object (as JSON has it), in the order of ranks; counted as an agreement."""
@@ -126,3 +140,8 @@ class HorovodTransport:
             time.sleep(0.005)
         failed = enumerate(self._finish_gather(handle))
         return "; ".join(f"rank {rank} failed with {text}" for rank, text in failed if text is not None)
+
+
+def _odd() -> Tensor:
+    """Return what no compressor sends."""
+    return torch.zeros(1, 1, 1, 1, 1, dtype=torch.int32)

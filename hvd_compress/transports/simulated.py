@@ -54,8 +54,11 @@ class Simulation:
         for rank, vector in enumerate(vectors):
             check_vector(f"worker {rank}", vector, self.layout)
         self.payloads = []
+        compressor, ops = self.compressor.at(self.states[0].step), self.ops
+        if compressor.overwrites:
+            vectors = [ops.copy(vector) for vector in vectors]
         generators = [
-            self.compressor.reduce(self.ops, self.ops.poison(vector), state)
+            compressor.reduce(ops, ops.poison(vector), state)
             for vector, state in zip(vectors, self.states, strict=True)
         ]
         answer = None

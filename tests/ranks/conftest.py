@@ -5,6 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from hvd_compress import methods, parse
+
+SPECS = [*methods(), "topk(ratio=0.05, values=fp16, scope=model)", "topk(ratio=0.05, values=qsgd(bits=3))"]
+SPECS += ["qsgd(feedback=ef21)", "ef_signsgd(feedback=momentum(masking=False, clip=1.0))"]
+SPECS += ["dgc(ratio=exponential(0.25, 0.01, steps=3), feedback=momentum(nesterov=True))"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _horovod():
@@ -39,8 +45,10 @@ def batch(step, size=16):
     return images, images.sum(dim=(1, 2, 3)).abs().long() % 10
 
 
-def sgd(model, **settings):
-    return torch.optim.SGD(model.parameters(), **{"lr": 0.05, "momentum": 0.9, **settings})
+def sgd(model, spec="none", **settings):
+    """SGD with momentum, unless the compressor keeps it."""
+    momentum = 0.0 if parse(spec).has_momentum else 0.9
+    return torch.optim.SGD(model.parameters(), **{"lr": 0.05, "momentum": momentum, **settings})
 
 
 def train(model, optimizer, steps, passes=1, start=0):

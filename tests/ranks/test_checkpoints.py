@@ -6,11 +6,10 @@ import io
 import horovod.torch as hvd
 import pytest
 import torch
-from conftest import repeats, same_on_all_ranks, sgd, small_cnn, train
+from conftest import SPECS, repeats, same_on_all_ranks, sgd, small_cnn, train
 
 import hvd_compress.torch as hvdc
-
-SPECS = ["none", "topk(ratio=0.05)", "topk(ratio=0.05, scope=model)", "qsgd", "powersgd", "randomk(ratio=0.1)"]
+from hvd_compress import parse
 
 
 def saved_and_loaded(state):
@@ -21,17 +20,23 @@ def saved_and_loaded(state):
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("make", [sgd, lambda model: torch.optim.Adam(model.parameters(), lr=1e-3)])
+def adam(model, spec):
+    return torch.optim.Adam(model.parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "make"),
+    [(spec, make) for spec in SPECS for make in (sgd, adam) if not parse(spec).has_momentum or make is sgd],
+)
 def test_resumed_is_uninterrupted(spec, make):
     model = small_cnn()
-    optimizer = hvdc.DistributedOptimizer(make(model), model.named_parameters(), compression=spec)
+    optimizer = hvdc.DistributedOptimizer(make(model, spec), model.named_parameters(), compression=spec)
     train(model, optimizer, 3)
     checkpoint = saved_and_loaded({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     expected = train(model, optimizer, 3, start=3)
 
     resumed = small_cnn(seed=5)
-    again = hvdc.DistributedOptimizer(make(resumed), resumed.named_parameters(), compression=spec)
+    again = hvdc.DistributedOptimizer(make(resumed, spec), resumed.named_parameters(), compression=spec)
     resumed.load_state_dict(checkpoint["model"])
     again.load_state_dict(copy.deepcopy(checkpoint["optimizer"]))  # PyTorch keeps and changes what it is given
     assert repeats(train(resumed, again, 3, start=3), expected)
@@ -43,14 +48,14 @@ def test_resumed_is_uninterrupted(spec, make):
     assert repeats(train(resumed, again, 3, start=3), expected)
 
 
-@pytest.mark.parametrize("spec", ["topk(ratio=0.05)", "qsgd", "powersgd", "randomk(ratio=0.1)"])
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if not parse(spec).whole_gradient and spec != "none"])
 def test_resumed_is_uninterrupted_under_horovods_own_optimizer(spec):
     from hvd_compress.torch.compression import TorchCompression, as_compressor
 
     def start(seed):
         model = small_cnn(seed)
         bound = TorchCompression(as_compressor(spec)).bind(model.named_parameters())
-        return model, bound, hvd.DistributedOptimizer(sgd(model), model.named_parameters(), compression=bound)
+        return model, bound, hvd.DistributedOptimizer(sgd(model, spec), model.named_parameters(), compression=bound)
 
     model, bound, optimizer = start(0)
     train(model, optimizer, 3)
@@ -110,8 +115,19 @@ def test_states_that_do_not_fit():
         other.load_state_dict(state)
     other = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="powersgd", bucket_bytes=1)
     train(model, other, 1)
-    with pytest.raises(ValueError, match="bucket_bytes, dense_below and groups must be those of the run that saved"):
+    before = other.compression_stats()["residual_norm"]
+    with pytest.raises(ValueError, match="dense_below, groups and sparse_as_dense must be those of the run"):
         other.load_state_dict(state)
+    assert other.compression_stats()["residual_norm"] == before != 0
+
+
+def test_a_state_from_before_the_first_step_begins_anew():
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="powersgd")
+    state = optimizer.state_dict()
+    train(model, optimizer, 2)
+    optimizer.load_state_dict(state)
+    assert optimizer.compression_stats()["residual_norm"] == 0
 
 
 def test_a_state_without_compression_begins_anew():

@@ -1,0 +1,231 @@
+"""`hvd-compress bench`: what each compressor costs, as a multiple of copying the gradient once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hvd_compress.compressors import AllGather, Compressor, ErrorFeedback, Feedback, GatherCompressor, parse
+from hvd_compress.layout import Layout
+from hvd_compress.ops import Array, Ops
+from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.state import State
+
+SPECS = [
+    *("fp16", "bf16", "int8"),
+    *("topk", "topk(values=qsgd(bits=4))", "threshold", "randomk", "dgc(ratio=0.01)", "wangni"),
+    *("qsgd(bits=2)", "qsgd(bits=4)", "qsgd(bits=8)", "qsgd(bits=4, norm=l2)", "terngrad", "natural", "low_precision"),
+    *("signsgd", "ef_signsgd", "onebit", "signum", "powersgd(rank=4)"),
+]
+SCALE = 1e-3 / 2.5758  # of the normal numbers: 1 % of their magnitudes are above 1e-3, the threshold's default
+GATHERED = 4
+KINDS = ("", "_median")
+
+
+class Clock:
+    """Times of one operation, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def time(self, run: Callable[[], Any]) -> Any:
+        """Run something and note how long it took."""
+        began = time.perf_counter()
+        result = run()
+        self.seconds.append(time.perf_counter() - began)
+        return result
+
+    @property
+    def least(self) -> float:
+        """The shortest time."""
+        return min(self.seconds)
+
+    @property
+    def median(self) -> float:
+        """The median time."""
+        return statistics.median(self.seconds)
+
+
+class Bench:
+    """Compressors on a vector of normal numbers, by the same generator that a training step drives."""
+
+    def __init__(self, framework: str, size: int, threads: int | None, repetitions: int) -> None:
+        self.size, self.repetitions = size, repetitions
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.ops, self._copy = _framework(framework, self.threads)
+        side = math.isqrt(size)
+        self.layout = Layout.of([("matrix", (side, side)), ("rest", (size - side * side,))])
+        random = np.random.default_rng(0)
+        self.vector = self.ops.from_numpy(random.standard_normal(size, np.float32) * np.float32(SCALE))
+        self._buffer = self.ops.copy(self.vector)
+        self.memcpy = Clock()
+
+    def run(self, text: str) -> dict[str, Any]:
+        """Return the times of the compressor of a spec, in seconds, and the bytes of its payload."""
+        compressor = parse(text)
+        bare = compressor.inner if isinstance(compressor, Feedback) else compressor
+        with_feedback = compressor if isinstance(compressor, Feedback) else _with_feedback(bare)
+        clocks = {name: Clock() for name in ("encode", "decode", "decode4", "bare", "whole")}
+        state = State(self.layout)
+        for _ in range(self.repetitions + 1):  # the first is a warm-up
+            self.memcpy.time(lambda: self._copy(self._buffer, self.vector))
+            sent = self._step(bare, state, clocks["encode"], clocks["decode"])
+            clocks["bare"].seconds.append(clocks["encode"].seconds[-1] + clocks["decode"].seconds[-1])
+        if isinstance(bare, GatherCompressor):
+            self._gather(bare, clocks["decode4"])
+        if with_feedback is not None:
+            self._feedback(with_feedback, clocks["whole"])
+        for clock in clocks.values():
+            del clock.seconds[:1]
+
+        result: dict[str, Any] = {"spec": text}
+        for kind, of in zip(KINDS, ("least", "median"), strict=True):
+            encode, decode = (getattr(clocks[name], of) for name in ("encode", "decode"))
+            result |= {f"encode{kind}_s": encode, f"decode{kind}_s": decode}
+            result[f"decode4{kind}_s"] = getattr(clocks["decode4"], of) if clocks["decode4"].seconds else None
+            added = getattr(clocks["whole"], of) - getattr(clocks["bare"], of) if clocks["whole"].seconds else None
+            result[f"feedback{kind}_s"] = added
+        return {**result, "payload_bytes": sent}
+
+    def _step(self, compressor: Compressor, state: State, encode: Clock, decode: Clock) -> int:
+        """Do a step alone: until the first collective it is encoding, after it decoding; return the bytes sent."""
+        generator = compressor.at(state.step).reduce(self.ops, self._buffer, state)
+        collective, sent = encode.time(lambda: next(generator)), 0
+        seconds = 0.0
+        while True:
+            array = collective.payload if isinstance(collective, AllGather) else collective.array
+            sent += self.ops.to_bytes(array).shape[0]
+            answer = [array] if isinstance(collective, AllGather) else array
+            began = time.perf_counter()
+            try:
+                collective = generator.send(answer)
+            except StopIteration:
+                decode.seconds.append(seconds + time.perf_counter() - began)
+                break
+            seconds += time.perf_counter() - began
+        state.commit()
+        return sent
+
+    def _gather(self, compressor: GatherCompressor, clock: Clock) -> None:
+        """Decode and sum the payloads of several workers."""
+        states = [State(self.layout, rank=rank) for rank in range(GATHERED)]
+        payloads = [compressor.encode(self.ops, self.vector, state) for state in states]
+        for _ in range(self.repetitions + 1):
+            clock.time(lambda: compressor.combine(self.ops, payloads, self.layout))
+
+    def _feedback(self, compressor: Compressor, clock: Clock) -> None:
+        """Do whole steps with feedback, exchanging vector and residual as a training step does."""
+        state = State(self.layout)
+        vector = self.ops.copy(self.vector)
+        encode, decode = Clock(), Clock()
+        for _ in range(self.repetitions + 2):  # one more: the first has no residual
+            self._copy(vector, self.vector)
+            before = state.local.get("residual")
+            self._buffer, kept = vector, self._buffer
+            self._step(compressor, state, encode, decode)
+            self._buffer = kept
+            if state.local.get("residual") is vector:
+                vector = self.ops.copy(self.vector) if before is None else before
+            clock.seconds.append(encode.seconds[-1] + decode.seconds[-1])
+        del clock.seconds[:1]
+
+
+def _framework(name: str, threads: int) -> tuple[Ops, Callable[[Array, Array], Any]]:
+    """Return the operations of a framework, and what copies one vector to another."""
+    if name == "numpy":
+        ops: Ops = NumpyOps()
+        copy: Callable[[Array, Array], Any] = np.copyto
+    else:
+        import torch
+
+        from hvd_compress.ops.torch import TorchOps
+
+        torch.set_num_threads(threads)
+        ops, copy = TorchOps(), torch.Tensor.copy_
+    if ops.kernels is not None:
+        ops.kernels.set_threads(threads)
+        copy = ops.kernels.copy
+    return ops, copy
+
+
+def _with_feedback(compressor: Compressor) -> Compressor | None:
+    return ErrorFeedback(compressor) if compressor.contraction and compressor.name != "none" else None
+
+
+def table(report: dict[str, Any]) -> Any:
+    """Return a report as a table of multiples of one memcpy."""
+    from rich import box
+    from rich.table import Table
+
+    memcpy, size = report["memcpy_s"], report["size"]
+    title = f"{size} coordinates, {report['threads']} threads: multiples of one memcpy ({1e3 * memcpy:.2f} ms)"
+    shown = Table(box=box.MARKDOWN, title=f"{title}, least (median)")
+    shown.add_column("compressor")
+    for column in ("encode", "decode", "both", "decode and sum 4", "feedback adds", "bytes", "times fewer"):
+        shown.add_column(column, justify="right")
+    for result in report["results"]:
+        both = {f"both{kind}_s": result[f"encode{kind}_s"] + result[f"decode{kind}_s"] for kind in KINDS}
+        times = result | both
+        cells = [
+            "-"
+            if times[f"{name}_s"] is None
+            else f"{times[f'{name}_s'] / memcpy:.2f} ({times[f'{name}_median_s'] / memcpy:.2f})"
+            for name in ("encode", "decode", "both", "decode4", "feedback")
+        ]
+        sent = result["payload_bytes"]
+        shown.add_row(result["spec"], *cells, str(sent), f"{4 * size / sent:.1f}" if sent else "-")
+    return shown
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Draw a report as bars: encode and decode of each compressor, in multiples of one memcpy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    results = report["results"][::-1]
+    encode, decode = ([r[f"{name}_s"] / report["memcpy_s"] for r in results] for name in ("encode", "decode"))
+    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.3 * len(results)), layout="constrained")
+    names = [r["spec"] for r in results]
+    axes.barh(names, encode, label="encode")
+    axes.barh(names, decode, left=encode, label="decode")
+    axes.axvline(1, color="black", linewidth=1, linestyle=":")
+    axes.set_xlabel(f"multiples of one memcpy of {report['size']} floats, {report['threads']} threads")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main(specs: Sequence[str], *, framework: str, json_path: Path | None, plot_path: Path | None, **of: Any) -> None:
+    """Run the benchmark, show its table, and write what was asked for; an interrupt ends it with what is done."""
+    from rich.console import Console
+    from rich.progress import track
+
+    for text in specs:
+        parse(text)  # what is wrong is said before anything is timed
+    bench = Bench(framework, **of)
+    results: list[dict[str, Any]] = []
+    console = Console(stderr=True)
+    try:
+        results.extend(map(bench.run, track(specs or SPECS, "compressors", console=console, transient=True)))
+    except KeyboardInterrupt:
+        console.print("interrupted: the table has what was done")
+    report = {"size": bench.size, "threads": bench.threads, "framework": framework, "memcpy_s": bench.memcpy.least}
+    report["results"] = results
+    if not results:
+        return
+    Console(width=None if sys.stdout.isatty() else 400).print(table(report))
+    if json_path is not None:
+        json_path.write_text(json.dumps(report, indent=1) + "\n")
+    if plot_path is not None:
+        plot(report, plot_path)

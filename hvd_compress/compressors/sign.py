@@ -1,0 +1,128 @@
+"""Methods that send one bit a coordinate: its sign. The sign of zero counts as positive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hvd_compress.compressors.base import Exchanging, setting
+from hvd_compress.compressors.quantize import WHOLE, Quantizer
+from hvd_compress.ops import Array, Ops
+from hvd_compress.state import State
+
+
+class Sign(Quantizer):
+    """What the sign methods have in common: the code is 1 where the coordinate is not negative."""
+
+    bits: ClassVar[int] = 1
+    kind: ClassVar[str] = "sign"
+
+    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+        """Return 1 or 0."""
+        return ops.cast(rows >= 0, "int32")
+
+    def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
+        """Return plus or minus the scale."""
+        return ops.cast(2 * codes - 1, "float32") * scales
+
+
+@dataclass(frozen=True)
+class EFSignSGD(Sign):
+    """Send the signs and the mean magnitude of each tensor (Karimireddy et al. 2019, algorithm 1).
+
+    ||C(v) - v||^2 <= (1 - ||v||_1^2 / (d ||v||_2^2)) ||v||^2, for each tensor.
+    """
+
+    name: ClassVar[str] = "ef_signsgd"
+    formula: ClassVar[str] = "sign(v) * mean abs(v)"
+    paper: ClassVar[str] = "Karimireddy et al. 2019"
+    wire: ClassVar[str] = "mean magnitude of each tensor (fp32), packed signs"
+
+    def scales(self, ops: Ops, rows: Array) -> Array:
+        """Return the mean magnitudes."""
+        up, down, _ = ops.row_sides(rows)
+        return ops.column(ops.cast((up - down) / rows.shape[1], "float32"))
+
+
+@dataclass(frozen=True)
+class OneBit(Sign):
+    """Send the signs, and of each tensor the mean of what is positive and of what is negative (Seide et al. 2014).
+
+    The paper has two means for each column of a weight matrix; here they are those of the tensor.
+    """
+
+    name: ClassVar[str] = "onebit"
+    formula: ClassVar[str] = "the mean of the coordinates of v's sign"
+    paper: ClassVar[str] = "Seide et al. 2014"
+    wire: ClassVar[str] = "two means of each tensor (fp32), packed signs"
+    scales_each: ClassVar[int] = 2
+
+    def scales(self, ops: Ops, rows: Array) -> Array:
+        """Return the mean of the coordinates from zero up, and of those below."""
+        up, down, count = ops.row_sides(rows)
+        rest = rows.shape[1] - count
+        means = (up / ops.where(count > 0, count, count + 1), down / ops.where(rest > 0, rest, rest + 1))
+        return ops.transpose(ops.stack([ops.cast(mean, "float32") for mean in means]))
+
+    def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
+        """Return the mean of the coordinate's side."""
+        return ops.where(codes > 0, scales[:, :1], scales[:, 1:])
+
+
+@dataclass(frozen=True)
+class SignSGD(Sign):
+    """Send the signs; apply the sign of their sum: the majority, or zero for a tie (Bernstein et al. 2018).
+
+    What is applied is no mean, hence of no use to feedback; learning rates are those of Adam rather than of SGD. The
+    one number sent beside the signs is 1, or NaN where the gradient is not finite.
+    """
+
+    name: ClassVar[str] = "signsgd"
+    formula: ClassVar[str] = "sign(v); of all workers the sign of the sum"
+    paper: ClassVar[str] = "Bernstein et al. 2018"
+    wire: ClassVar[str] = "1 or NaN (fp32), packed signs"
+    contraction: ClassVar[bool] = False
+    votes: ClassVar[bool] = True
+    small_too: ClassVar[bool] = True  # a mean beside signs would be of another scale
+    block: ClassVar[int] = WHOLE
+
+    @property
+    def default_feedback(self) -> str:
+        """None: what is applied is no mean of what is sent."""
+        return "none"
+
+    def check_feedback(self) -> None:
+        """Refuse all feedback."""
+        raise ValueError(
+            f"{self.name} allows no feedback: the majority of signs is no estimate of the mean, so that nothing is "
+            "left over; ef_signsgd is the sign method with feedback"
+        )
+
+    def scales(self, ops: Ops, rows: Array) -> Array:
+        """Return 1, or NaN for a vector of NaN."""
+        return rows[:1, :1] * 0 + 1
+
+
+@dataclass(frozen=True)
+class Signum(SignSGD):
+    """Send the signs of the momentum; apply the majority (Bernstein et al. 2018, algorithm 2).
+
+    m <- momentum * m + (1 - momentum) * g. The optimizer itself must then have no momentum.
+
+    Attributes:
+        momentum: the part of the momentum that stays, in [0, 1).
+    """
+
+    name: ClassVar[str] = "signum"
+    formula: ClassVar[str] = "sign(m); m <- momentum m + (1 - momentum) v"
+    has_momentum: ClassVar[bool] = True
+
+    momentum: float = setting(0.9, low=0, high=0.9999)
+
+    def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
+        """Update the momentum and exchange its signs."""
+        vector = vector * (1 - self.momentum)
+        if "momentum" in state.local:
+            vector = ops.add(vector, state.local["momentum"] * self.momentum)
+        state.local["momentum"] = vector
+        return (yield from super().reduce(ops, vector, state))

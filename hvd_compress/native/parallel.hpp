@@ -1,0 +1,34 @@
+// The division of work among threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "algorithms.hpp"
+#include "threads.hpp"
+
+namespace hvd {
+
+constexpr int64_t ENOUGH = 1 << 16;  // elements that make it worth waking a thread
+
+const Kernels& kernels();  // of the level of SIMD in use
+
+int parts_of(int64_t n);  // threads for n elements
+
+// Where part `part` of `count` begins: a multiple of `unit`, or n.
+inline int64_t begin_of(int part, int count, int64_t n, int64_t unit) {
+    const int64_t units = (n + unit - 1) / unit;
+    return std::min(n, units / count * part * unit + std::min<int64_t>(part, units % count) * unit);
+}
+
+// Divides [0, n) into parts that begin at multiples of `unit` and calls f(begin, end) for each.
+template <class F>
+void for_ranges(int64_t n, int64_t unit, F f) {
+    const int parts = parts_of(n);
+    for_parts(parts, [&](int part) {
+        const int64_t begin = begin_of(part, parts, n, unit), end = begin_of(part + 1, parts, n, unit);
+        if (begin < end) f(begin, end);
+    });
+}
+
+}  // namespace hvd

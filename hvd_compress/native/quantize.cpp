@@ -1,0 +1,155 @@
+#include "quantize.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "algorithms.hpp"
+#include "parallel.hpp"
+
+namespace hvd {
+
+int64_t Groups::at(int64_t coordinate) const {
+    if (block) return coordinate / block;
+    return std::upper_bound(ends.begin(), ends.end(), coordinate) - ends.begin();
+}
+
+int64_t Groups::end(int64_t group) const { return block ? std::min(size, (group + 1) * block) : ends[group]; }
+
+int64_t Codec::payload_bytes() const { return scales_bytes() + packed_bytes(groups.size, quantizer.bits); }
+
+namespace {
+
+// Coordinates that are coded together: they stay in the first-level cache, fill whole bytes, and no block crosses them.
+int64_t chunk_of(const Groups& groups) {
+    const int64_t unit = groups.block ? std::lcm(groups.block, int64_t{8}) : 8;
+    return std::min((CHUNK + unit - 1) / unit * unit, (groups.size + 7) / 8 * 8);
+}
+
+// Calls f(group, begin, end) for the runs of one group each in [begin, end).
+template <class F>
+void for_runs(const Groups& groups, int64_t begin, int64_t end, F f) {
+    for (int64_t group = groups.at(begin); begin < end; ++group) {
+        const int64_t until = std::min(end, groups.end(group));
+        if (begin < until) f(group, begin, until);
+        begin = std::max(begin, until);
+    }
+}
+
+struct Scales {
+    float values[2];
+    Scales(const Codec& codec, const uint8_t* payload, int64_t group) : values{1, -1} {
+        if (codec.scales_each) {
+            const auto bytes = static_cast<std::size_t>(4 * codec.scales_each);
+            std::memcpy(values, payload + bytes * static_cast<std::size_t>(group), bytes);
+            if (codec.scales_each == 1) values[1] = -values[0];
+        }
+    }
+};
+
+float norm_of(Norm norm, const float* x, int64_t n) {
+    if (norm == Norm::max) {
+        const uint32_t bits = kernels().largest(x, n);
+        float largest;
+        std::memcpy(&largest, &bits, 4);
+        return largest;
+    }
+    double total = 0;
+    for (int64_t begin = 0; begin < n; begin += PIECE) {
+        total += kernels().sum(x + begin, std::min(PIECE, n - begin), Sum::square);
+    }
+    return static_cast<float>(std::sqrt(total));
+}
+
+// Where the codes of a chunk lie in a payload: bytes side by side, and what is left of each code packed.
+struct Places {
+    uint8_t *planes, *rest;
+    Places(const Codec& codec, const uint8_t* payload, int64_t begin) {
+        const int bits = codec.quantizer.bits;
+        uint8_t* codes = const_cast<uint8_t*>(payload) + codec.scales_bytes();
+        planes = codes + begin;
+        rest = codes + bits / 8 * codec.groups.size + begin / 8 * (bits % 8);
+    }
+};
+
+template <class T, class Quantize, class Pack>
+void encode(
+    const Codec& codec, Norm norm, float* x, const float* residual, bool rest, uint32_t first, uint32_t second,
+    uint8_t* payload, Quantize quantize, Pack pack
+) {
+    const int64_t chunk = chunk_of(codec.groups), n = codec.groups.size;
+    for_ranges(n, chunk, [&](int64_t from, int64_t to) {
+        std::vector<T> codes(static_cast<std::size_t>(chunk));
+        for (int64_t begin = from; begin < to; begin += chunk) {
+            const int64_t end = std::min(to, begin + chunk);
+            if (residual) kernels().add(x + begin, residual + begin, end - begin);
+            for_runs(codec.groups, begin, end, [&](int64_t group, int64_t start, int64_t stop) {
+                if (norm != Norm::none) {
+                    const float scale = norm_of(norm, x + start, stop - start);
+                    std::memcpy(payload + 4 * group, &scale, 4);
+                }
+                const Scales scales(codec, payload, group);
+                const Draws draws{first, second, static_cast<uint32_t>(start)};
+                quantize(codec.quantizer, scales.values, x + start, stop - start, rest, draws, &codes[start - begin]);
+            });
+            const Places places(codec, payload, begin);
+            pack(codes.data(), end - begin, codec.quantizer.bits, places.planes, n, places.rest);
+        }
+    });
+}
+
+template <class T, class Dequantize, class Unpack>
+void decode(
+    const Codec& codec, const std::vector<const uint8_t*>& payloads, float factor, bool add, bool vote, float* total,
+    Dequantize dequantize, Unpack unpack
+) {
+    const int64_t chunk = chunk_of(codec.groups), n = codec.groups.size;
+    for_ranges(n, chunk, [&](int64_t from, int64_t to) {
+        std::vector<T> codes(static_cast<std::size_t>(chunk));
+        std::vector<float> fresh(add ? 0 : static_cast<std::size_t>(chunk));
+        for (int64_t begin = from; begin < to; begin += chunk) {
+            const int64_t end = std::min(to, begin + chunk);
+            float* sum = add ? total + begin : fresh.data();
+            bool begun = add;
+            for (const uint8_t* payload : payloads) {
+                const Places places(codec, payload, begin);
+                unpack(places.planes, n, places.rest, end - begin, codec.quantizer.bits, codes.data());
+                for_runs(codec.groups, begin, end, [&](int64_t group, int64_t start, int64_t stop) {
+                    const Scales scales(codec, payload, group);
+                    const T* coded = &codes[start - begin];
+                    dequantize(codec.quantizer, scales.values, coded, stop - start, factor, begun, sum + start - begin);
+                });
+                begun = true;
+            }
+            if (vote) kernels().to_sign(sum, end - begin);
+            if (!add) kernels().stream(total + begin, sum, end - begin);
+        }
+    });
+}
+
+}  // namespace
+
+void quantize(
+    const Codec& codec, Norm norm, float* x, const float* residual, bool rest, uint32_t first, uint32_t second,
+    uint8_t* payload
+) {
+    const Kernels& k = kernels();
+    if (codec.quantizer.bits <= 8) {
+        encode<uint8_t>(codec, norm, x, residual, rest, first, second, payload, k.quantize8, k.pack8);
+    } else {
+        encode<uint16_t>(codec, norm, x, residual, rest, first, second, payload, k.quantize16, k.pack16);
+    }
+}
+
+void dequantize(
+    const Codec& codec, const std::vector<const uint8_t*>& payloads, float factor, bool add, bool vote, float* total
+) {
+    const Kernels& k = kernels();
+    if (codec.quantizer.bits <= 8) {
+        decode<uint8_t>(codec, payloads, factor, add, vote, total, k.dequantize8, k.unpack8);
+    } else {
+        decode<uint16_t>(codec, payloads, factor, add, vote, total, k.dequantize16, k.unpack16);
+    }
+}
+
+}  // namespace hvd
