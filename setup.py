@@ -18,9 +18,9 @@ setup(
             # Traps and errno are nobody's concern, and without them comparisons and roundings can be vectorized.
             extra_compile_args=[
                 *("-std=c++17", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"),
-                *("-fopenmp", "-fvisibility=hidden", "-g0"),
+                *("-pthread", "-fvisibility=hidden", "-g0"),
             ],
-            extra_link_args=["-fopenmp"],
+            extra_link_args=["-pthread"],
             optional=True,  # without a compiler the package works, more slowly
         )
     ]

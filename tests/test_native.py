@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -436,6 +437,14 @@ def test_a_forked_child_can_use_the_kernels():
         "else: os._exit(int(k.all_finite(k.zeros(10**6))))"
     )
     assert run(code).stdout.strip() == str(1 << 8)
+
+
+def test_several_threads_can_use_the_kernels():
+    vector = np.random.default_rng(0).standard_normal(500_000).astype(np.float32)
+    expected = REFERENCE.top_k(vector, 5000)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(lambda _: module.top_k(vector, 5000), range(100)):
+            same(got, expected)
 
 
 # --- the module in the package

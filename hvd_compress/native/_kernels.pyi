@@ -22,7 +22,7 @@ def set_simd(level: str) -> None:
     """Use another level; ValueError if the processor does not have it."""
 
 def threads() -> int:
-    """Return the most threads that a kernel uses: at first OpenMP's number."""
+    """Return the most threads that a kernel uses: at first OMP_NUM_THREADS, or else one a core, up to 16."""
 
 def set_threads(count: int) -> None:
     """Use at most `count` threads, from whichever thread the kernels are called."""

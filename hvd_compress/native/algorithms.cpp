@@ -2,8 +2,6 @@
 
 #include "parallel.hpp"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -15,7 +13,6 @@ namespace hvd {
 namespace {
 
 std::atomic<const Kernels*> chosen{nullptr};
-std::atomic<int> thread_count{0};
 
 std::vector<const Kernels*> available() {
     std::vector<const Kernels*> levels{&PORTABLE};
@@ -32,10 +29,6 @@ std::vector<const Kernels*> available() {
     return levels;
 }
 
-// Set in a child process: OpenMP's threads stay behind in the parent, and waiting for them would never end.
-std::atomic<bool> forked{false};
-[[maybe_unused]] const int watch_forks = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
-
 void require(bool sound, const char* message) {
     if (!sound) throw std::invalid_argument(message);
 }
@@ -46,7 +39,7 @@ constexpr const char* NOT_ASCENDING = "indices must be ascending, distinct and i
 
 }  // namespace
 
-int parts_of(int64_t n) { return forked ? 1 : static_cast<int>(std::clamp<int64_t>(n / ENOUGH, 1, threads())); }
+int parts_of(int64_t n) { return static_cast<int>(std::clamp<int64_t>(n / ENOUGH, 1, threads())); }
 
 const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
 
@@ -65,20 +58,6 @@ void set_simd(const std::string& level) {
         if (level == candidate->name) return chosen.store(candidate);
     }
     throw std::invalid_argument("no such level of SIMD on this processor: " + level);
-}
-
-int threads() {
-    const int count = thread_count.load(std::memory_order_relaxed);
-#ifdef _OPENMP
-    return count ? count : omp_get_max_threads();
-#else
-    return count ? count : 1;
-#endif
-}
-
-void set_threads(int count) {
-    require(count >= 1, "threads must be at least 1");
-    thread_count.store(count);
 }
 
 // --- bitmaps

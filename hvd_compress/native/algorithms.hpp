@@ -8,6 +8,7 @@
 
 #include "kernels.hpp"
 #include "memory.hpp"
+#include "threads.hpp"
 
 namespace hvd {
 
@@ -16,8 +17,6 @@ namespace hvd {
 std::vector<std::string> simd_levels();  // those that this processor has, the best one last
 const char* simd();
 void set_simd(const std::string& level);
-int threads();
-void set_threads(int count);
 
 // --- bitmaps and selection
 

@@ -1,14 +1,11 @@
 // The division of work among threads.
 #pragma once
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include <algorithm>
 #include <cstdint>
 
 #include "algorithms.hpp"
+#include "threads.hpp"
 
 namespace hvd {
 
@@ -17,14 +14,6 @@ constexpr int64_t ENOUGH = 1 << 16;  // elements that make it worth waking a thr
 const Kernels& kernels();  // of the level of SIMD in use
 
 int parts_of(int64_t n);  // threads for n elements
-
-// Calls f(0) to f(count - 1), each in a thread of its own if there are as many.
-template <class F>
-void for_parts(int count, F f) {
-    if (count == 1) return f(0);
-#pragma omp parallel for schedule(static, 1) num_threads(count)
-    for (int part = 0; part < count; ++part) f(part);
-}
 
 // Where part `part` of `count` begins: a multiple of `unit`, or n.
 inline int64_t begin_of(int part, int count, int64_t n, int64_t unit) {

@@ -1,0 +1,107 @@
+#include "threads.hpp"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+
+namespace hvd {
+namespace {
+
+constexpr int ENOUGH = 16;  // threads that saturate any memory
+
+int default_threads() {
+    const char* wanted = std::getenv("OMP_NUM_THREADS");
+    if (wanted && std::atoi(wanted) >= 1) return std::atoi(wanted);
+    cpu_set_t cores;
+    const int count = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
+    return std::clamp(count, 1, ENOUGH);
+}
+
+std::atomic<int> thread_count{default_threads()};
+
+// Set in a child process: the helpers stay behind in the parent.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int watch_forks = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+
+// One job at a time, whose parts this thread and the helpers take one after the other.
+class Pool {
+public:
+    bool run(int count, void (*call)(void*, int), void* context) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (busy_) return false;  // with another thread's job
+        busy_ = true;
+        start_helpers(count - 1);
+        call_ = call;
+        context_ = context;
+        next_ = 0;
+        count_ = count;
+        for (int i = 1; i < count; ++i) wake_.notify_one();
+        while (next_ < count_) take_part(lock);
+        // A helper that has not woken up by now has nothing left to do, and nobody waits for it.
+        done_.wait(lock, [&] { return running_ == 0; });
+        busy_ = false;
+        return true;
+    }
+
+private:
+    void take_part(std::unique_lock<std::mutex>& lock) {
+        const int part = next_++;
+        ++running_;
+        lock.unlock();
+        call_(context_, part);
+        lock.lock();
+        if (--running_ == 0) done_.notify_one();
+    }
+
+    void start_helpers(int wanted) {
+        sigset_t all, before;  // signals are for Python's main thread
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        try {
+            for (; helpers_ < wanted; ++helpers_) std::thread([this] { help(); }).detach();
+        } catch (const std::system_error&) {  // then with fewer
+        }
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    }
+
+    void help() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [&] { return next_ < count_; });
+            take_part(lock);
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_, done_;
+    bool busy_ = false;
+    int helpers_ = 0, next_ = 0, count_ = 0, running_ = 0;
+    void (*call_)(void*, int) = nullptr;
+    void* context_ = nullptr;
+};
+
+}  // namespace
+
+int threads() { return forked ? 1 : thread_count.load(std::memory_order_relaxed); }
+
+void set_threads(int count) {
+    if (count < 1) throw std::invalid_argument("threads must be at least 1");
+    thread_count.store(count);
+}
+
+void run_parts(int count, void (*call)(void*, int), void* context) {
+    static Pool& pool = *new Pool;  // never destroyed: the helpers wait in it until the process ends
+    if (count > 1 && !forked && pool.run(count, call, context)) return;
+    for (int part = 0; part < count; ++part) call(context, part);
+}
+
+}  // namespace hvd
