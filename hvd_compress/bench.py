@@ -28,6 +28,7 @@ SPECS = [
 ]
 SCALE = 1e-3 / 2.5758  # of the normal numbers: 1 % of their magnitudes are above 1e-3, the threshold's default
 GATHERED = 4
+PAUSE = 0.02  # seconds that let a framework's threads go to sleep
 KINDS = ("", "_median")
 
 
@@ -61,7 +62,9 @@ class Bench:
     def __init__(self, framework: str, size: int, threads: int | None, repetitions: int) -> None:
         self.size, self.repetitions = size, repetitions
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.ops, self._copy = _framework(framework, self.threads)
+        self.ops, self._memcpy = _framework(framework, self.threads)
+        # Other than a framework's, it leaves no thread behind that spins on a core for a while.
+        self._copy = self.ops.kernels.copy if self.ops.kernels else self._memcpy
         side = math.isqrt(size)
         self.layout = Layout.of([("matrix", (side, side)), ("rest", (size - side * side,))])
         random = np.random.default_rng(0)
@@ -76,8 +79,10 @@ class Bench:
         with_feedback = compressor if isinstance(compressor, Feedback) else _with_feedback(bare)
         clocks = {name: Clock() for name in ("encode", "decode", "decode4", "bare", "whole")}
         state = State(self.layout)
+        for _ in range(self.repetitions):
+            self.memcpy.time(lambda: self._memcpy(self._buffer, self.vector))
+        time.sleep(PAUSE)
         for _ in range(self.repetitions + 1):  # the first is a warm-up
-            self.memcpy.time(lambda: self._copy(self._buffer, self.vector))
             sent = self._step(bare, state, clocks["encode"], clocks["decode"])
             clocks["bare"].seconds.append(clocks["encode"].seconds[-1] + clocks["decode"].seconds[-1])
         if isinstance(bare, GatherCompressor):
@@ -152,9 +157,8 @@ def _framework(name: str, threads: int) -> tuple[Ops, Callable[[Array, Array], A
 
         torch.set_num_threads(threads)
         ops, copy = TorchOps(), torch.Tensor.copy_
-    if ops.kernels is not None:
+    if ops.kernels:
         ops.kernels.set_threads(threads)
-        copy = ops.kernels.copy
     return ops, copy
 
 

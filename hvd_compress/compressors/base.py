@@ -211,7 +211,7 @@ class GatherCompressor(Compressor):
     def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
         """Return `total` plus `factor` times the decoded payload; `total` may be overwritten."""
         decoded = self.decode(ops, payload, layout)
-        return ops.add(total, decoded if factor == 1 else decoded * factor)
+        return ops.add(total, decoded, factor)
 
     def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
         """Return what all workers' payloads come to together: the mean of what they decode to."""

@@ -31,7 +31,7 @@ class NoCompression(Compressor):
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Average the vectors."""
         mean = yield AllReduce(vector)
-        return Reduced(mean=mean, add_sent=lambda total, factor: ops.add(total, vector * factor))
+        return Reduced(mean=mean, add_sent=lambda total, factor: ops.add(total, vector, factor))
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 a coordinate (16 or 64 where the gradient's own dtype has as many)."""
@@ -64,7 +64,7 @@ class HalfPrecision(Compressor):
         mean = yield AllReduce(half)
         return Reduced(
             mean=ops.cast(mean, "float32"),
-            add_sent=lambda total, factor: ops.add(total, ops.cast(half, "float32") * factor),
+            add_sent=lambda total, factor: ops.add(total, half, factor),
         )
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:

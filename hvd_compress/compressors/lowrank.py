@@ -41,7 +41,7 @@ class PowerSGD(Compressor):
         """Average P = M Q, orthogonalize it, average Q = M^T P; the update is P Q^T."""
         if state.step < self.start:
             mean = yield AllReduce(vector)
-            return Reduced(mean, lambda total, factor: ops.add(total, vector * factor))
+            return Reduced(mean, lambda total, factor: ops.add(total, vector, factor))
         groups, dense = self._groups(state.layout)
         matrices = [ops.stack([vector[p.slice].reshape(p.matrix) for p in group]) for group in groups]
         shapes = [(len(group), *group[0].matrix) for group in groups]
@@ -66,7 +66,7 @@ class PowerSGD(Compressor):
 
         def add_sent(total: Array, factor: float) -> Array:
             own = product(own_qs, ops.concat([vector[p.slice] for p in dense]))
-            return ops.add(total, own * factor)
+            return ops.add(total, own, factor)
 
         return Reduced(product(split(second, rights), rest), add_sent)
 

@@ -40,7 +40,7 @@ class Quantizer(GatherCompressor):
         return ops.column(ops.row_max_abs(rows))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
-        """Return the code of each coordinate, int32 below 2^bits; `uniform` are random numbers in [0, 1)."""
+        """Return the code of each coordinate, int32 below 2^bits; `uniform` are random numbers in (0, 1)."""
         raise NotImplementedError
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
@@ -55,7 +55,7 @@ class Quantizer(GatherCompressor):
         rows = self._rows(ops, vector, layout)
         uniform = [None] * len(rows)
         if self.random:
-            uniform = self._rows(ops, ops.uniform(size, state.own_stream(self.name)), layout)
+            uniform = self._rows(ops, ops.noise(size, state.own_stream(self.name)), layout)
         scales = [self.scales(ops, r) for r in rows] if self.scales_each else []
         codes = [ops.flatten(self.codes(ops, r, scales[i] if scales else r, uniform[i])) for i, r in enumerate(rows)]
         packed = ops.pack(ops.concat(codes)[:size], self.bits)
@@ -254,11 +254,11 @@ class TernGrad(Quantizer):
 
     def scales(self, ops: Ops, rows: Array) -> Array:
         """Return the largest magnitude, or where clipping begins."""
-        largest = ops.row_max_abs(rows)
-        if self.clip:
-            bound = ops.row_norm(rows) * (self.clip / math.sqrt(rows.shape[1]))
-            largest = ops.where(largest > bound, bound, largest)
-        return ops.column(largest)
+        if not self.clip:
+            return super().scales(ops, rows)
+        largest, norm = ops.row_max_norm(rows)
+        bound = norm * (self.clip / math.sqrt(rows.shape[1]))
+        return ops.column(ops.where(largest > bound, bound, largest))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
         """Return the levels, plus 1."""
@@ -318,7 +318,7 @@ class LowPrecision(Quantizer):
 class Natural(Quantizer):
     """Round at random to a neighbouring power of two: sign and exponent are sent (Horvath et al. 2019, definition 1).
 
-    A uniform number of 23 bits is added to the mantissa, whose carry goes to the exponent with the right probability.
+    A uniform number is added to the mantissa, whose carry goes to the exponent with the right probability.
     Above 2^127 there is no power of two, and it is rounded down.
     """
 

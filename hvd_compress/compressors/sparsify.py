@@ -286,10 +286,12 @@ class Wangni(Sparsifier):
         target = self.ratio * state.layout.size
         below, capped = ops.sum_abs_below(vector, math.inf)
         scale = target / below if below else 0.0
-        for _ in range(ROUNDS):
-            below, capped = ops.sum_abs_below(vector, 1 / scale if scale else math.inf)
-            if below > 0 and capped < target:
-                scale = (target - capped) / below
+        for _ in range(ROUNDS if scale else 0):
+            before = capped
+            below, capped = ops.sum_abs_below(vector, 1 / scale)
+            if capped == before or capped >= target or not below:
+                break
+            scale = (target - capped) / below
         indices = ops.draw(vector, scale, state.own_stream(self.name))
         values = ops.take(vector, indices)
         return indices, values / ops.clip(abs(values) * scale, 0, 1)

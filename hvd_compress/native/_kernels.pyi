@@ -61,6 +61,11 @@ def group_sum(
     added 8 and 8, 4 and 4, 2 and 2, 1 and 1; the pieces one after the other.
     """
 
+def group_max_square(
+    vector: NDArray[np.float32], lengths: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return each group's largest magnitude, and its sum of squares, as `group_max_abs` and `group_sum` do."""
+
 def group_sides(vector: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return three numbers a group: the sum of what is at least zero, of all else, and the number of the former."""
 

@@ -39,7 +39,10 @@ constexpr const char* NOT_ASCENDING = "indices must be ascending, distinct and i
 
 }  // namespace
 
-int parts_of(int64_t n) { return static_cast<int>(std::clamp<int64_t>(n / ENOUGH, 1, threads())); }
+int parts_of(int64_t n) {
+    // Several for each thread: one that is kept off its core, by a thread that spins, say, then does fewer of them.
+    return threads() == 1 ? 1 : static_cast<int>(std::clamp<int64_t>(n / ENOUGH, 1, 8 * threads()));
+}
 
 const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
 
@@ -634,6 +637,27 @@ void group_max_abs(const float* x, int64_t n, const int64_t* lengths, int64_t gr
             uint32_t largest = 0;
             for (int64_t piece = first; piece < last; ++piece) largest = std::max(largest, pieces[piece]);
             std::memcpy(out + group, &largest, 4);
+        }
+    );
+}
+
+void group_max_square(const float* x, int64_t n, const int64_t* lengths, int64_t groups, float* max, double* square) {
+    Scratch<uint32_t> largest(most_pieces(n, groups));
+    Scratch<double> sums(most_pieces(n, groups));
+    for_groups(
+        n, lengths, groups,
+        [&](int64_t piece, int64_t begin, int64_t size) {
+            largest[piece] = kernels().largest(x + begin, size);
+            sums[piece] = kernels().sum(x + begin, size, Sum::square);
+        },
+        [&](int64_t group, int64_t first, int64_t last) {
+            uint32_t most = 0;
+            square[group] = 0;
+            for (int64_t piece = first; piece < last; ++piece) {
+                most = std::max(most, largest[piece]);
+                square[group] += sums[piece];
+            }
+            std::memcpy(max + group, &most, 4);
         }
     );
 }

@@ -94,12 +94,13 @@ struct Kernels {
     void (*unpack8)(const uint8_t* planes, int64_t stride, const uint8_t* rest, int64_t n, int bits, uint8_t* out);
     void (*unpack16)(const uint8_t* planes, int64_t stride, const uint8_t* rest, int64_t n, int bits, uint16_t* out);
 
-    // Codes of the n coordinates of a group, of at most 8 bits or of more; with `rest`, x becomes x minus their values.
+    // Codes of the n coordinates of a group, of at most 8 bits or of more, rounded by 16 random bits each; with `rest`,
+    // x becomes x minus their values.
     void (*quantize8)(
-        const Quantizer& q, const float* scales, float* x, int64_t n, bool rest, Draws draws, uint8_t* codes
+        const Quantizer& q, const float* scales, float* x, int64_t n, bool rest, const uint16_t* noise, uint8_t* codes
     );
     void (*quantize16)(
-        const Quantizer& q, const float* scales, float* x, int64_t n, bool rest, Draws draws, uint16_t* codes
+        const Quantizer& q, const float* scales, float* x, int64_t n, bool rest, const uint16_t* noise, uint16_t* codes
     );
     // Sets `total` to factor times the values of codes, or adds them to it.
     void (*dequantize8)(
@@ -114,6 +115,8 @@ struct Kernels {
     // Random words and numbers in [0, 1) of the indices begin to begin + n - 1.
     void (*words)(uint32_t first, uint32_t second, int64_t begin, int64_t n, uint32_t* out);
     void (*uniform)(uint32_t first, uint32_t second, int64_t begin, int64_t n, float* out);
+    // 16 random bits for each of n coordinates, from that of index draws.index on; both are multiples of 32.
+    void (*noise)(Draws draws, int64_t n, uint16_t* out);
     void (*permute)(const Feistel& feistel, int64_t begin, int64_t n, int64_t* out);
 
     uint32_t (*largest)(const float* x, int64_t n);       // magnitude, as bits

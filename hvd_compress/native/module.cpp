@@ -145,6 +145,17 @@ py::array_t<float> group_max_abs(const py::array& vector, const py::array& lengt
     return result;
 }
 
+std::pair<py::array_t<float>, py::array_t<double>> group_max_square(const py::array& vector, const py::array& lengths) {
+    const auto x = in<float>(vector, "vector");
+    const auto groups = in<int64_t>(lengths, "lengths");
+    auto max = make<float>(groups.size);
+    auto square = make<double>(groups.size);
+    float* largest = max.mutable_data();
+    double* sums = square.mutable_data();
+    unlocked([&] { hvd::group_max_square(x.data, x.size, groups.data, groups.size, largest, sums); });
+    return {max, square};
+}
+
 py::array_t<double> group_sum(const py::array& vector, const py::array& lengths, const std::string& of) {
     const auto x = in<float>(vector, "vector");
     const auto groups = in<int64_t>(lengths, "lengths");
@@ -417,6 +428,7 @@ PYBIND11_MODULE(_kernels, m) {
     m.def("affine", affine, array("x"), py::arg("a"), array("y"), py::arg("b"));
     m.def("all_finite", all_finite, array("vector"));
     m.def("group_max_abs", group_max_abs, array("vector"), array("lengths"));
+    m.def("group_max_square", group_max_square, array("vector"), array("lengths"));
     m.def("group_sides", group_sides, array("vector"), array("lengths"));
     m.def("group_sum", group_sum, array("vector"), array("lengths"), py::arg("of"));
 

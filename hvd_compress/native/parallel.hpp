@@ -13,7 +13,7 @@ constexpr int64_t ENOUGH = 1 << 16;  // elements that make it worth waking a thr
 
 const Kernels& kernels();  // of the level of SIMD in use
 
-int parts_of(int64_t n);  // threads for n elements
+int parts_of(int64_t n);  // into which to divide n elements
 
 // Where part `part` of `count` begins: a multiple of `unit`, or n.
 inline int64_t begin_of(int part, int count, int64_t n, int64_t unit) {

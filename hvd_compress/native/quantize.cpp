@@ -80,8 +80,14 @@ void encode(
     const int64_t chunk = chunk_of(codec.groups), n = codec.groups.size;
     for_ranges(n, chunk, [&](int64_t from, int64_t to) {
         std::vector<T> codes(static_cast<std::size_t>(chunk));
+        const bool random = codec.quantizer.kind == Quantizer::levels || codec.quantizer.kind == Quantizer::natural;
+        std::vector<uint16_t> noise(static_cast<std::size_t>(chunk + 64));
         for (int64_t begin = from; begin < to; begin += chunk) {
-            const int64_t end = std::min(to, begin + chunk);
+            const int64_t end = std::min(to, begin + chunk), aligned = begin / 32 * 32;
+            if (random) {
+                const Draws draws{first, second, static_cast<uint32_t>(aligned)};
+                kernels().noise(draws, (end - aligned + 31) / 32 * 32, noise.data());
+            }
             if (residual) kernels().add(x + begin, residual + begin, end - begin);
             for_runs(codec.groups, begin, end, [&](int64_t group, int64_t start, int64_t stop) {
                 if (norm != Norm::none) {
@@ -89,8 +95,8 @@ void encode(
                     std::memcpy(payload + 4 * group, &scale, 4);
                 }
                 const Scales scales(codec, payload, group);
-                const Draws draws{first, second, static_cast<uint32_t>(start)};
-                quantize(codec.quantizer, scales.values, x + start, stop - start, rest, draws, &codes[start - begin]);
+                const uint16_t* bits = &noise[static_cast<std::size_t>(start - aligned)];
+                quantize(codec.quantizer, scales.values, x + start, stop - start, rest, bits, &codes[start - begin]);
             });
             const Places places(codec, payload, begin);
             pack(codes.data(), end - begin, codec.quantizer.bits, places.planes, n, places.rest);

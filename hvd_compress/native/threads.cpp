@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 namespace hvd {
 namespace {
@@ -39,12 +40,14 @@ public:
         std::unique_lock<std::mutex> lock(mutex_);
         if (busy_) return false;  // with another thread's job
         busy_ = true;
-        start_helpers(count - 1);
+        const int helpers = std::min(count, threads()) - 1;
+        start_helpers(helpers);
+        leave_core();
         call_ = call;
         context_ = context;
         next_ = 0;
         count_ = count;
-        for (int i = 1; i < count; ++i) wake_.notify_one();
+        for (int i = 0; i < helpers; ++i) wake_.notify_one();
         while (next_ < count_) take_part(lock);
         // A helper that has not woken up by now has nothing left to do, and nobody waits for it.
         done_.wait(lock, [&] { return running_ == 0; });
@@ -67,10 +70,25 @@ private:
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
         try {
-            for (; helpers_ < wanted; ++helpers_) std::thread([this] { help(); }).detach();
+            while (static_cast<int>(helpers_.size()) < wanted) {
+                std::thread helper([this] { help(); });
+                helpers_.push_back(helper.native_handle());
+                helper.detach();
+                core_ = -1;
+            }
         } catch (const std::system_error&) {  // then with fewer
         }
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    }
+
+    // Keeps the helpers off this thread's core, where a scheduler may else wake them and let them wait for it.
+    void leave_core() {
+        const int core = sched_getcpu();
+        cpu_set_t cores;
+        if (core < 0 || core == core_ || sched_getaffinity(0, sizeof cores, &cores) != 0) return;
+        core_ = core;
+        if (CPU_COUNT(&cores) > 1) CPU_CLR(core, &cores);
+        for (const pthread_t helper : helpers_) pthread_setaffinity_np(helper, sizeof cores, &cores);
     }
 
     void help() {
@@ -84,7 +102,9 @@ private:
     std::mutex mutex_;
     std::condition_variable wake_, done_;
     bool busy_ = false;
-    int helpers_ = 0, next_ = 0, count_ = 0, running_ = 0;
+    std::vector<pthread_t> helpers_;
+    int core_ = -1;  // which the helpers keep off
+    int next_ = 0, count_ = 0, running_ = 0;
     void (*call_)(void*, int) = nullptr;
     void* context_ = nullptr;
 };
@@ -100,7 +120,7 @@ void set_threads(int count) {
 
 void run_parts(int count, void (*call)(void*, int), void* context) {
     static Pool& pool = *new Pool;  // never destroyed: the helpers wait in it until the process ends
-    if (count > 1 && !forked && pool.run(count, call, context)) return;
+    if (count > 1 && threads() > 1 && pool.run(count, call, context)) return;
     for (int part = 0; part < count; ++part) call(context, part);
 }
 

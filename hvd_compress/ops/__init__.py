@@ -86,8 +86,8 @@ class Ops(Protocol):
     def clip(self, array: Array, low: float, high: float) -> Array:
         """Limit to [low, high]; NaN stays."""
 
-    def add(self, total: Array, vector: Array) -> Array:
-        """Return the sum; `total` may be overwritten."""
+    def add(self, total: Array, vector: Array, factor: float = 1.0) -> Array:
+        """Return total + factor * vector, in the dtype of `total`, which may be overwritten."""
 
     def affine(self, x: Array, a: float, y: Array, b: float) -> Array:
         """Return a * x + b * y for vectors of float32."""
@@ -124,6 +124,9 @@ class Ops(Protocol):
     def row_norm(self, rows: Array) -> Array:
         """Return the Euclidean norm of each row, computed in float64."""
 
+    def row_max_norm(self, rows: Array) -> tuple[Array, Array]:
+        """Return what `row_max_abs` and `row_norm` do."""
+
     def row_sides(self, rows: Array) -> tuple[Array, Array, Array]:
         """Return each row's sum of what is at least zero, sum of all else, and number of the former, in float64."""
 
@@ -157,6 +160,9 @@ class Ops(Protocol):
 
     def uniform(self, count: int, stream: Stream) -> Array:
         """Return numbers in [0, 1), float32 with 24 random bits."""
+
+    def noise(self, count: int, stream: Stream) -> Array:
+        """Return float32 numbers in (0, 1) with 16 random bits, for rounding."""
 
     def draw(self, vector: Array, scale: float, stream: Stream) -> Array:
         """Return each index with probability min(1, scale * magnitude), NaN for certain; int64 ascending."""

@@ -78,11 +78,11 @@ class NumpyOps:
     def clip(self, array: Array, low: float, high: float) -> Array:
         return np.clip(array, low, high)
 
-    def add(self, total: Array, vector: Array) -> Array:
-        if self._has_kernel_for(total, "float32") and self._has_kernel_for(vector, "float32"):
+    def add(self, total: Array, vector: Array, factor: float = 1.0) -> Array:
+        if factor == 1 and self._has_kernel_for(total, "float32") and self._has_kernel_for(vector, "float32"):
             self.kernels.add_(total, vector)
         else:
-            total += vector
+            total += vector if factor == 1 else vector * total.dtype.type(factor)
         return total
 
     def affine(self, x: Array, a: float, y: Array, b: float) -> Array:
@@ -128,6 +128,12 @@ class NumpyOps:
         if self._has_kernel_for(rows.reshape(-1), "float32"):
             return np.sqrt(self.kernels.group_sum(rows.reshape(-1), _lengths(rows), "square")).astype(np.float32)
         return np.linalg.norm(rows.astype(np.float64), axis=1).astype(np.float32)
+
+    def row_max_norm(self, rows: Array) -> tuple[Array, Array]:
+        if self._has_kernel_for(rows.reshape(-1), "float32"):
+            largest, squares = self.kernels.group_max_square(rows.reshape(-1), _lengths(rows))
+            return largest, np.sqrt(squares).astype(np.float32)
+        return self.row_max_abs(rows), self.row_norm(rows)
 
     def row_sides(self, rows: Array) -> tuple[Array, Array, Array]:
         if self._has_kernel_for(rows.reshape(-1), "float32"):
@@ -187,6 +193,9 @@ class NumpyOps:
         if self.kernels:
             return self.kernels.uniform(count, stream.words())
         return (random.bits(count, stream) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+
+    def noise(self, count: int, stream: Stream) -> Array:
+        return random.noise(count, stream)
 
     def draw(self, vector: Array, scale: float, stream: Stream) -> Array:
         if self._has_kernel_for(vector, "float32"):

@@ -94,8 +94,8 @@ class TorchOps:
     def clip(self, array: Tensor, low: float, high: float) -> Tensor:
         return array.clamp(low, high)
 
-    def add(self, total: Tensor, vector: Tensor) -> Tensor:
-        return total.add_(vector)
+    def add(self, total: Tensor, vector: Tensor, factor: float = 1.0) -> Tensor:
+        return total.add_(vector, alpha=factor)
 
     def affine(self, x: Tensor, a: float, y: Tensor, b: float) -> Tensor:
         return self._numpy.affine(x, a, y, b) if self._numpy else x * a + y * b
@@ -136,6 +136,12 @@ class TorchOps:
         if self._numpy:
             return self._numpy.row_norm(rows)
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).float()
+
+    def row_max_norm(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if self._numpy:
+            largest, norm = self._numpy.row_max_norm(rows)
+            return largest, norm
+        return self.row_max_abs(rows), self.row_norm(rows)
 
     def row_sides(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self._numpy:
@@ -192,10 +198,19 @@ class TorchOps:
     def uniform(self, count: int, stream: Stream) -> Tensor:
         if self._numpy:
             return self._numpy.uniform(count, stream)
+        return (self._words(count, stream) >> 8).bitwise_and_(0xFFFFFF).float().mul_(2**-24)
+
+    def _words(self, count: int, stream: Stream) -> Tensor:
         first, second = (_signed(word) for word in stream.words())
         x = torch.arange(count, dtype=torch.int32, device=self.device).add_(first)
-        x = _mix_(_mix_(x).bitwise_xor_(second))
-        return (x >> 8).bitwise_and_(0xFFFFFF).float().mul_(2**-24)
+        return _mix_(_mix_(x).bitwise_xor_(second))
+
+    def noise(self, count: int, stream: Stream) -> Tensor:
+        if self._numpy:
+            return self._numpy.noise(count, stream)
+        words = self._words(-(-count // 32) * 16, stream).reshape(-1, 1, 16)
+        halves = torch.cat([words & 0xFFFF, words >> 16 & 0xFFFF], dim=1).reshape(-1)[:count]
+        return halves.float().add_(0.5).mul_(2**-16)
 
     def draw(self, vector: Tensor, scale: float, stream: Stream) -> Tensor:
         if self._numpy:
