@@ -43,7 +43,7 @@ class PowerSGD(Compressor):
             mean = yield AllReduce(vector)
             return Reduced(mean, lambda total, factor: ops.add(total, vector, factor))
         groups, dense = self._groups(state.layout)
-        matrices = [ops.stack([vector[p.slice].reshape(p.matrix) for p in group]) for group in groups]
+        matrices = [self._matrices(ops, vector, group) for group in groups]
         shapes = [(len(group), *group[0].matrix) for group in groups]
         rights = [(b, m, self.rank) for b, n, m in shapes]
 
@@ -57,18 +57,18 @@ class PowerSGD(Compressor):
         second = (yield AllReduce(ops.concat(list(map(ops.flatten, own_qs))))) if groups else vector[:0]
         state.shared["q"] = second
 
-        def product(rights: Sequence[Array], plain: Array) -> Array:
-            parts: dict[str, Array] = {}
+        def add(total: Array, rights: Sequence[Array], plain: Sequence[Array], factor: float) -> Array:
+            parts: list[tuple[slice, Array, Array | None]] = []
             for group, p, q in zip(groups, ps, rights, strict=True):
-                parts |= zip((member.name for member in group), p @ ops.transpose(q), strict=True)
-            parts |= zip((p.name for p in dense), split(plain, [(p.size,) for p in dense]), strict=True)
-            return ops.concat([ops.flatten(parts[p.name]) for p in state.layout.parameters])
+                parts += [(member.slice, p[i], q[i]) for i, member in enumerate(group)]
+            parts += [(p.slice, values, None) for p, values in zip(dense, plain, strict=True)]
+            return ops.add_parts(total, parts, factor)
 
-        def add_sent(total: Array, factor: float) -> Array:
-            own = product(own_qs, ops.concat([vector[p.slice] for p in dense]))
-            return ops.add(total, own, factor)
-
-        return Reduced(product(split(second, rights), rest), add_sent)
+        means = split(rest, [(p.size,) for p in dense])
+        return Reduced(
+            mean=add(ops.zeros(state.layout.size), split(second, rights), means, 1.0),
+            add_sent=lambda total, factor: add(total, own_qs, [vector[p.slice] for p in dense], factor),
+        )
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 r(n + m) for each matrix, 32 a coordinate for what is dense (and in the first `start` steps for all)."""
@@ -85,6 +85,12 @@ class PowerSGD(Compressor):
             if self._pays(p):
                 groups.setdefault(p.matrix, []).append(p)
         return list(groups.values()), [p for p in layout.parameters if not self._pays(p)]
+
+    @staticmethod
+    def _matrices(ops: Ops, vector: Array, group: list[Parameter]) -> Array:
+        """Return the matrices of one shape in one array; a single one is not copied."""
+        matrices = [vector[p.slice].reshape(p.matrix) for p in group]
+        return ops.stack(matrices) if len(group) > 1 else matrices[0].reshape(1, *group[0].matrix)
 
     def _start(self, ops: Ops, shapes: Sequence[tuple[int, ...]], state: State) -> Array:
         """Return the right factors to begin with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -71,21 +72,21 @@ class Sparsifier(GatherCompressor):
 
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
         """Scatter the values into zeros."""
-        return self.accumulate(ops, ops.zeros(layout.size), payload, layout)
+        return self.combine(ops, [payload], layout)
+
+    def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
+        """Scatter the values of all payloads, divided by their number."""
+        parts = [self._decode(ops, payload, layout) for payload in payloads]
+        return ops.scatter(layout.size, parts, 1 / len(payloads))
 
     def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
         """Add `factor` times the values to `total` at their indices."""
-        indices, coded = self._split(ops, payload, layout)
-        count = indices.shape[0]
-        if isinstance(self.values, Quantizer):
-            values = self.values.decode(ops, coded, Layout.flat(count)) if count else ops.zeros(0)
-        else:
-            values = ops.cast(ops.from_bytes(coded, "float16" if self.values == "fp16" else "float32"), "float32")
+        indices, values = self._decode(ops, payload, layout)
         return ops.scatter_add(total, indices, values if factor == 1 else values * factor)
 
     def support(self, ops: Ops, payload: Array, layout: Layout) -> Array:
         """Return the indices in a payload."""
-        return self._split(ops, payload, layout)[0]
+        return self._decode(ops, payload, layout)[0]
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """Those of the values and the indices; if `varying`, 64 for the number and 64 for the payload's length."""
@@ -98,8 +99,8 @@ class Sparsifier(GatherCompressor):
             return self.values.payload_bits(Layout.flat(count)) if count else 0
         return count * (16 if self.values == "fp16" else 32)
 
-    def _split(self, ops: Ops, payload: Array, layout: Layout) -> tuple[Array, Array]:
-        """Return the indices and the coded values of a payload."""
+    def _decode(self, ops: Ops, payload: Array, layout: Layout) -> tuple[Array, Array]:
+        """Return the indices and the values in a payload."""
         count, start = self.count(layout) if not self.varying else 0, 0
         if self.varying:
             start = COUNT_BYTES
@@ -112,12 +113,21 @@ class Sparsifier(GatherCompressor):
                 raise ValueError(f"{self.name}: a payload of {count} coordinates came in, there are {layout.size}")
         cut = start + self._value_bits(count) // 8
         check_length(self.name, payload, cut + index_bytes(layout.size, count))
-        return decode_indices(ops, payload[cut:], layout.size, count), payload[start:cut]
+        indices, coded = decode_indices(ops, payload[cut:], layout.size, count), payload[start:cut]
+        if not isinstance(self.values, Quantizer):
+            coded = ops.from_bytes(coded, "float16" if self.values == "fp16" else "float32")
+            return indices, ops.cast(coded, "float32")
+        return indices, self.values.decode(ops, coded, Layout.flat(count)) if count else ops.zeros(0)
 
 
 def tensors(layout: Layout, scope: str) -> list[Parameter]:
     """Return what is selected from separately: the tensors, or for the scope "model" the vector as one."""
     return list(Layout.flat(layout.size).parameters) if scope == "model" else [p for p in layout.parameters if p.size]
+
+
+def shifted(indices: Array, parameter: Parameter) -> Array:
+    """Return a tensor's indices as those of the vector that it lies in."""
+    return indices + parameter.offset if parameter.offset else indices
 
 
 @dataclass(frozen=True)
@@ -150,7 +160,7 @@ class TopK(Sparsifier):
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
         """Take the largest of each tensor, or of all."""
         parts = tensors(state.layout, self.scope)
-        indices = ops.concat([ops.top_k(vector[p.slice], count_of(self.ratio, p.size)) + p.offset for p in parts])
+        indices = ops.concat([shifted(ops.top_k(vector[p.slice], count_of(self.ratio, p.size)), p) for p in parts])
         return indices, ops.take(vector, indices)
 
     def count(self, layout: Layout) -> int:
@@ -230,7 +240,7 @@ class DGC(Sparsifier):
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
         """Compare each tensor with its threshold."""
         parts = tensors(state.layout, self.scope)
-        indices = ops.concat([self._largest(ops, vector[p.slice]) + p.offset for p in parts])
+        indices = ops.concat([shifted(self._largest(ops, vector[p.slice]), p) for p in parts])
         return indices, ops.take(vector, indices)
 
     def count(self, layout: Layout) -> int:
@@ -344,7 +354,7 @@ class RandomK(Compressor):
             values = values * (size / count)
         mean = yield AllReduce(values)
         return Reduced(
-            mean=ops.scatter_add(ops.zeros(size), indices, mean),
+            mean=ops.scatter(size, [(indices, mean)], 1.0),
             add_sent=lambda total, factor: ops.scatter_add(total, indices, values * factor),
             support=lambda: indices,
         )

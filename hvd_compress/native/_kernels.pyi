@@ -126,6 +126,14 @@ def sum_abs_below(vector: NDArray[np.float32], bound: float) -> tuple[float, int
 def take(vector: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the elements at the indices; ValueError if one is out of range."""
 
+def scatter(
+    size: int, parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]], factor: float
+) -> NDArray[np.float32]:
+    """Return zeros plus `factor` times the values at the indices, for pairs of ascending indices and values.
+
+    ValueError if indices do not ascend, or are out of range.
+    """
+
 def scatter_add(total: NDArray[np.float32], indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
     """Add values at ascending distinct indices; ValueError, and nothing added, if they are not."""
 

@@ -373,6 +373,33 @@ void scatter_set(float* total, int64_t n, const int64_t* indices, int64_t count,
     scatter(n, indices, count, [=](int64_t index, int64_t i) { total[index] = values[i]; });
 }
 
+void scatter(const std::vector<Sparse>& parts, float factor, int64_t n, float* out) {
+    std::atomic<bool> sound{true};
+    for_ranges(n, CHUNK, [&](int64_t first, int64_t last) {
+        std::vector<const int64_t*> next;
+        for (const Sparse& part : parts) {
+            next.push_back(std::lower_bound(part.indices, part.indices + part.count, first));
+        }
+        alignas(64) float chunk[CHUNK];
+        for (int64_t begin = first; begin < last; begin += CHUNK) {
+            const int64_t size = std::min(CHUNK, last - begin);
+            std::fill(chunk, chunk + size, 0.0f);
+            for (std::size_t p = 0; p < parts.size(); ++p) {
+                const int64_t* const end = parts[p].indices + parts[p].count;
+                for (; next[p] < end && *next[p] < begin + size; ++next[p]) {
+                    if (*next[p] < begin) return sound.store(false);
+                    chunk[*next[p] - begin] += parts[p].values[next[p] - parts[p].indices] * factor;
+                }
+            }
+            kernels().stream(out + begin, chunk, size);
+        }
+        for (std::size_t p = 0; p < parts.size(); ++p) {
+            if (last == n && next[p] != parts[p].indices + parts[p].count) sound.store(false);
+        }
+    });
+    require(sound, NOT_ASCENDING);
+}
+
 // --- random numbers
 
 void words(uint32_t first, uint32_t second, int64_t count, uint32_t* out) {
@@ -568,13 +595,8 @@ void add(float* total, const float* x, int64_t n) {
 }
 
 void affine(const float* x, float a, const float* y, float b, int64_t n, float* out) {
-    for_ranges(n, CHUNK, [&](int64_t first, int64_t last) {
-        float chunk[CHUNK];
-        for (int64_t begin = first; begin < last; begin += CHUNK) {
-            const int64_t size = std::min(CHUNK, last - begin);
-            kernels().affine(x + begin, a, y + begin, b, size, chunk);
-            kernels().stream(out + begin, chunk, size);
-        }
+    for_ranges(n, CHUNK, [&](int64_t begin, int64_t end) {
+        kernels().affine(x + begin, a, y + begin, b, end - begin, out + begin);
     });
 }
 

@@ -51,6 +51,15 @@ void draw(const float* x, int64_t n, float scale, uint32_t first, uint32_t secon
 
 void take(const float* x, int64_t n, const int64_t* indices, int64_t count, float* out);
 void scatter_add(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values);
+
+// Ascending distinct indices and a value for each.
+struct Sparse {
+    const int64_t* indices;
+    const float* values;
+    int64_t count;
+};
+
+void scatter(const std::vector<Sparse>& parts, float factor, int64_t n, float* out);  // all else is zero
 void scatter_set(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values);
 
 // --- random numbers

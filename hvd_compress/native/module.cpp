@@ -301,8 +301,23 @@ py::array_t<float> take(const py::array& vector, const py::array& indices) {
     return result;
 }
 
+py::array_t<float> scatter(int64_t size, const std::vector<std::pair<py::array, py::array>>& parts, float factor) {
+    auto result = empty(size);
+    float* out = result.mutable_data();
+    std::vector<hvd::Sparse> sparse;
+    for (const auto& [indices, values] : parts) {
+        const auto at = in<int64_t>(indices, "indices");
+        const auto source = in<float>(values, "values");
+        require(at.size == source.size, "indices and values must be of one length");
+        require(at.size <= size, "there are more indices than coordinates");
+        sparse.push_back({at.data, source.data, at.size});
+    }
+    unlocked([&] { hvd::scatter(sparse, factor, size, out); });
+    return result;
+}
+
 template <class F>
-void scatter(F f, py::array& total, const py::array& indices, const py::array& values) {
+void scatter_with(F f, py::array& total, const py::array& indices, const py::array& values) {
     const auto target = inout<float>(total, "total");
     const auto at = in<int64_t>(indices, "indices");
     const auto source = in<float>(values, "values");
@@ -435,19 +450,20 @@ PYBIND11_MODULE(_kernels, m) {
     m.def("top_k", top_k, array("vector"), py::arg("count"));
     m.def("above", above, array("vector"), py::arg("threshold"));
     m.def("draw", draw, array("vector"), py::arg("scale"), py::arg("stream"));
+    m.def("scatter", scatter, py::arg("size"), py::arg("parts"), py::arg("factor"));
     m.def("sum_abs_below", sum_abs_below, array("vector"), py::arg("bound"));
     m.def("take", take, array("vector"), array("indices"));
     m.def(
         "scatter_add",
         [](py::array total, const py::array& indices, const py::array& values) {
-            scatter(hvd::scatter_add, total, indices, values);
+            scatter_with(hvd::scatter_add, total, indices, values);
         },
         array("total"), array("indices"), array("values")
     );
     m.def(
         "scatter_set",
         [](py::array total, const py::array& indices, const py::array& values) {
-            scatter(hvd::scatter_set, total, indices, values);
+            scatter_with(hvd::scatter_set, total, indices, values);
         },
         array("total"), array("indices"), array("values")
     );

@@ -147,6 +147,9 @@ class Ops(Protocol):
     def take(self, vector: Array, indices: Array) -> Array:
         """Return the elements at the indices."""
 
+    def scatter(self, size: int, parts: Sequence[tuple[Array, Array]], factor: float) -> Array:
+        """Return zeros of shape (size,) plus `factor` times the values of each pair (ascending indices, values)."""
+
     def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
         """Add values at ascending distinct indices; `total` may be overwritten."""
 
@@ -191,6 +194,9 @@ class Ops(Protocol):
         """Return the positions of the bits set among the first `size`, int64 ascending."""
 
     # --- linear algebra
+
+    def add_parts(self, total: Array, parts: Sequence[tuple[slice, Array, Array | None]], factor: float) -> Array:
+        """Add factor * left @ right^T at each slice, or factor * left without a right; `total` may be overwritten."""
 
     def orthogonalize(self, matrix: Array) -> Array:
         """Return orthonormal bases of the columns of n matrices, of the same shape; NaN for a matrix with NaN."""

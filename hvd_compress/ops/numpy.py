@@ -172,6 +172,14 @@ class NumpyOps:
             return self.kernels.take(vector, indices)
         return vector[indices]
 
+    def scatter(self, size: int, parts: Sequence[tuple[Array, Array]], factor: float) -> Array:
+        if self.kernels:
+            return self.kernels.scatter(size, list(parts), factor)
+        total = self.zeros(size)
+        for indices, values in parts:
+            total[indices] += values * np.float32(factor)
+        return total
+
     def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
         fit = self._has_kernel_for(total, "float32") and self._has_kernel_for(indices, "int64")
         if fit and self._has_kernel_for(values, "float32"):
@@ -251,6 +259,12 @@ class NumpyOps:
         if self._has_kernel_for(payload, "uint8"):
             return self.kernels.set_bits(payload, size)
         return np.flatnonzero(np.unpackbits(payload, bitorder="little")[:size])
+
+    def add_parts(self, total: Array, parts: Sequence[tuple[slice, Array, Array | None]], factor: float) -> Array:
+        for place, left, right in parts:
+            part = left if right is None else (left @ right.T).reshape(-1)
+            total[place] += part if factor == 1 else part * np.float32(factor)
+        return total
 
     def orthogonalize(self, matrix: Array) -> Array:
         return np.linalg.qr(matrix)[0]

@@ -95,7 +95,7 @@ class TorchOps:
         return array.clamp(low, high)
 
     def add(self, total: Tensor, vector: Tensor, factor: float = 1.0) -> Tensor:
-        return total.add_(vector, alpha=factor)
+        return total.add_(self.cast(vector, "float32") if vector.dtype == torch.float16 else vector, alpha=factor)
 
     def affine(self, x: Tensor, a: float, y: Tensor, b: float) -> Tensor:
         return self._numpy.affine(x, a, y, b) if self._numpy else x * a + y * b
@@ -181,6 +181,14 @@ class TorchOps:
         if self._numpy:
             return self._numpy.take(vector, indices)
         return vector[indices]
+
+    def scatter(self, size: int, parts: Sequence[tuple[Tensor, Tensor]], factor: float) -> Tensor:
+        if self._numpy:
+            return self._numpy.scatter(size, list(parts), factor)
+        total = self.zeros(size)
+        for indices, values in parts:
+            total.index_add_(0, indices, values * factor)
+        return total
 
     def scatter_add(self, total: Tensor, indices: Tensor, values: Tensor) -> Tensor:
         if self._numpy:
@@ -270,6 +278,14 @@ class TorchOps:
             return self._numpy.set_bits(payload, size)
         shifts = torch.arange(8, dtype=torch.uint8, device=self.device)
         return (payload[:, None] >> shifts & 1).reshape(-1)[:size].nonzero().reshape(-1)
+
+    def add_parts(self, total: Tensor, parts: Sequence[tuple[slice, Tensor, Tensor | None]], factor: float) -> Tensor:
+        for place, left, right in parts:
+            if right is None:
+                total[place].add_(left, alpha=factor)
+            else:
+                total[place].view(left.shape[0], right.shape[0]).addmm_(left, right.T, alpha=factor)
+        return total
 
     def orthogonalize(self, matrix: Tensor) -> Tensor:
         return torch.linalg.qr(matrix)[0]
