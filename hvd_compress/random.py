@@ -51,14 +51,14 @@ def bits(count: int, stream: Stream) -> NDArray[np.uint32]:
     return _mix_array(_mix_array(x) ^ second)
 
 
-def noise(count: int, stream: Stream) -> NDArray[np.float32]:
-    """Return ``count`` numbers of 16 random bits, (n + 1/2) / 2^16: what rounding at random needs, at half the cost.
+def noise(count: int, stream: Stream) -> NDArray[np.int32]:
+    """Return ``count`` numbers of 16 random bits, int32: what rounding at random needs, at half the cost.
 
     Each word of the stream makes two: of 32 numbers, the first 16 are the low halves of 16 words, the others the high.
     """
     words = bits(-(-count // 32) * 16, stream).reshape(-1, 1, 16)
-    halves = np.concatenate([words & np.uint32(0xFFFF), words >> np.uint32(16)], axis=1).reshape(-1)[:count]
-    return (halves.astype(np.float32) + np.float32(0.5)) * np.float32(2**-16)
+    halves = np.concatenate([words & np.uint32(0xFFFF), words >> np.uint32(16)], axis=1)
+    return halves.reshape(-1)[:count].astype(np.int32)
 
 
 def _mix_array(x: NDArray[np.uint32]) -> NDArray[np.uint32]:

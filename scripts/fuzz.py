@@ -77,7 +77,7 @@ def case() -> tuple:
         lambda: ("top_k", vector(), count),
         lambda: ("above", vector(), float(rng.standard_cauchy())),
         lambda: ("group_sum", vector(), lengths(), "square"),
-        lambda: ("group_max_abs", vector(), lengths()),
+        lambda: ("group_max_abs", vector(), lengths(), None),
         lambda: ("distinct", count, size, stream),
         lambda: ("uniform", count, stream),
         lambda: ("all_finite", vector()),

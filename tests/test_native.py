@@ -319,10 +319,10 @@ def test_groups(kernels, lengths):
     same(kernels.group_sum(vector, lengths, "abs"), group_sum(np.abs(vector), lengths))
     same(kernels.group_sum(vector, lengths, "square"), group_sum(vector.astype(np.float64) ** 2, lengths))
     groups = np.split(vector, np.cumsum(lengths)[:-1])
-    same(kernels.group_max_abs(vector, lengths), np.array([np.abs(g).max(initial=0) for g in groups], np.float32))
+    same(kernels.group_max_abs(vector, lengths, None), np.array([np.abs(g).max(initial=0) for g in groups], np.float32))
     if len(vector):
         vector[-1] = np.nan
-        assert np.isnan(kernels.group_max_abs(vector, lengths)).sum() == 1
+        assert np.isnan(kernels.group_max_abs(vector, lengths, None)).sum() == 1
         assert np.isnan(kernels.group_sum(vector, lengths, "square")).sum() == 1
 
 
@@ -382,8 +382,8 @@ def test_wrong_arguments_are_refused():
         "add up": [
             lambda: module.group_sum(x, np.array([9]), "x"),
             lambda: module.group_sum(x, np.array([11, -1]), "x"),
-            lambda: module.group_max_abs(x, np.array([2**62, 2**62, 2**63 - 1])),
-            lambda: module.group_max_abs(x, i[:0]),
+            lambda: module.group_max_abs(x, np.array([2**62, 2**62, 2**63 - 1]), None),
+            lambda: module.group_max_abs(x, i[:0], None),
         ],
         "of must": [lambda: module.group_sum(x, np.array([10]), "cube")],
         "threads": [lambda: module.set_threads(0)],

@@ -13,7 +13,7 @@ from hvd_compress.ops import Array, Ops, packed_bytes
 from hvd_compress.state import State
 
 BY_TENSOR, WHOLE = 0, -1  # values of `Quantizer.block` other than a number of coordinates
-SMALLEST = 2.0**-120  # a group whose scale is below it is sent as zeros: its reciprocal may overflow
+SMALLEST = 2.0**-100  # a group whose scale is below it is sent as zeros: its reciprocal may overflow
 
 
 class Quantizer(GatherCompressor):
@@ -35,12 +35,12 @@ class Quantizer(GatherCompressor):
         """The kernel's numerator, and its least and its largest level, for the kind "levels"."""
         return 1, 0, 0
 
-    def scales(self, ops: Ops, rows: Array) -> Array:
-        """Return the scales of each row, float32 of shape (n, scales_each)."""
-        return ops.column(ops.row_max_abs(rows))
+    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
+        """Return the scales of each row (of rows + plus, if given), float32 of shape (n, scales_each)."""
+        return ops.column(ops.row_max_abs(rows, plus))
 
-    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
-        """Return the code of each coordinate, int32 below 2^bits; `uniform` are random numbers in (0, 1)."""
+    def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
+        """Return the code of each coordinate, int32 below 2^bits; `noise` are random numbers, int32 of 16 bits."""
         raise NotImplementedError
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
@@ -53,11 +53,11 @@ class Quantizer(GatherCompressor):
             return self._encode_by_kernel(ops, vector, None, False, state)
         size, layout = state.layout.size, state.layout
         rows = self._rows(ops, vector, layout)
-        uniform = [None] * len(rows)
+        noise = [None] * len(rows)
         if self.random:
-            uniform = self._rows(ops, ops.noise(size, state.own_stream(self.name)), layout)
+            noise = self._rows(ops, ops.noise(size, state.own_stream(self.name)), layout)
         scales = [self.scales(ops, r) for r in rows] if self.scales_each else []
-        codes = [ops.flatten(self.codes(ops, r, scales[i] if scales else r, uniform[i])) for i, r in enumerate(rows)]
+        codes = [ops.flatten(self.codes(ops, r, scales[i] if scales else r, noise[i])) for i, r in enumerate(rows)]
         packed = ops.pack(ops.concat(codes)[:size], self.bits)
         return ops.concat([*(ops.to_bytes(ops.flatten(s)) for s in scales), packed])
 
@@ -102,9 +102,9 @@ class Quantizer(GatherCompressor):
     def _encode_by_kernel(self, ops: Ops, vector: Array, residual: Array | None, rest: bool, state: State) -> Array:
         layout, scales = state.layout, self.norm if self.scales_each else None
         if self.scales_each and self.block <= 0:
-            if residual is not None:
-                vector, residual = ops.add(vector, residual), None
-            scales = ops.concat([ops.flatten(self.scales(ops, r)) for r in self._rows(ops, vector, layout)])
+            rows = self._rows(ops, vector, layout)
+            plus = self._rows(ops, residual, layout) if residual is not None else [None] * len(rows)
+            scales = ops.concat([ops.flatten(self.scales(ops, r, e)) for r, e in zip(rows, plus, strict=True)])
         words = state.own_stream(self.name).words()
         return ops.kernels.quantize(vector, residual, rest, self._code, self._division(layout), scales, words)
 
@@ -155,10 +155,19 @@ def reciprocal(ops: Ops, scales: Array, numerator: float = 1.0) -> Array:
     return ops.where(sound, numerator / ops.where(sound, scales, ops.ones_like(scales)), ops.zeros_like(scales))
 
 
-def stochastic_levels(ops: Ops, scaled: Array, uniform: Array | None, low: int, high: int) -> Array:
-    """Round each number at random to one of its two neighbouring integers, which are limited to [low, high]; int32."""
-    assert uniform is not None
-    return ops.cast(ops.clip(ops.floor(scaled + uniform), low, high), "int32")
+def stochastic_levels(
+    ops: Ops, rows: Array, scales: Array, noise: Array | None, levels: tuple[float, int, int]
+) -> Array:
+    """Return numerator * v / scale, rounded at random to one of its two neighbouring integers, minus `low`; int32.
+
+    It is limited to [low, high], in units of 2^-16, and the random number of 16 bits is added before the last 16 bits
+    are cut off. `levels` are numerator, low and high.
+    """
+    numerator, low, high = levels
+    scaled = rows * reciprocal(ops, scales, 65536.0 * numerator) + (0.5 - 65536.0 * low)
+    units = ops.cast(ops.clip(scaled, 0.0, 65536.0 * (high - low)), "int32")
+    assert noise is not None
+    return units + noise >> 16
 
 
 @dataclass(frozen=True)
@@ -202,14 +211,13 @@ class QSGD(Quantizer):
         """s, -s and s."""
         return self.levels, -self.levels, self.levels
 
-    def scales(self, ops: Ops, rows: Array) -> Array:
+    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
         """Return the norms."""
-        return ops.column(ops.row_max_abs(rows) if self.norm == "max" else ops.row_norm(rows))
+        return ops.column(ops.row_max_abs(rows, plus) if self.norm == "max" else ops.row_norm(rows))
 
-    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+    def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
         """Return the levels, plus s."""
-        scaled = rows * reciprocal(ops, scales, self.levels)
-        return stochastic_levels(ops, scaled, uniform, -self.levels, self.levels) + self.levels
+        return stochastic_levels(ops, rows, scales, noise, self.levels_from)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
         """Return norm * level / s."""
@@ -252,17 +260,17 @@ class TernGrad(Quantizer):
         """1, -1 and 1."""
         return 1, -1, 1
 
-    def scales(self, ops: Ops, rows: Array) -> Array:
+    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
         """Return the largest magnitude, or where clipping begins."""
         if not self.clip:
-            return super().scales(ops, rows)
-        largest, norm = ops.row_max_norm(rows)
+            return super().scales(ops, rows, plus)
+        largest, norm = ops.row_max_norm(rows, plus)
         bound = norm * (self.clip / math.sqrt(rows.shape[1]))
         return ops.column(ops.where(largest > bound, bound, largest))
 
-    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+    def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
         """Return the levels, plus 1."""
-        return stochastic_levels(ops, rows * reciprocal(ops, scales), uniform, -1, 1) + 1
+        return stochastic_levels(ops, rows, scales, noise, self.levels_from)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
         """Return scale * level."""
@@ -300,14 +308,13 @@ class LowPrecision(Quantizer):
         half = 1 << self.bits - 1
         return 1, -half, half - 1
 
-    def scales(self, ops: Ops, rows: Array) -> Array:
+    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
         """Return delta."""
-        return ops.column(ops.row_max_abs(rows) / ((1 << self.bits - 1) - 1))
+        return ops.column(ops.row_max_abs(rows, plus) / ((1 << self.bits - 1) - 1))
 
-    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+    def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
         """Return the grid points' numbers, from the lowest."""
-        half = 1 << self.bits - 1
-        return stochastic_levels(ops, rows * reciprocal(ops, scales), uniform, -half, half - 1) + half
+        return stochastic_levels(ops, rows, scales, noise, self.levels_from)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
         """Return delta * grid point."""
@@ -333,12 +340,12 @@ class Natural(Quantizer):
     random: ClassVar[bool] = True
     kind: ClassVar[str] = "natural"
 
-    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+    def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
         """Return the exponent, and the sign above it."""
-        assert uniform is not None
+        assert noise is not None
         words = ops.bits_of(rows)
         magnitude = words & 0x7FFFFFFF
-        exponent = magnitude + ops.cast(uniform * 2.0**23, "int32") >> 23
+        exponent = magnitude + (noise * 128 + 64) >> 23
         exponent = ops.where(exponent > 254, ops.ones_like(exponent) * 254, exponent)
         exponent = ops.where(magnitude >= 255 << 23, ops.ones_like(exponent) * 255, exponent)
         return exponent | (words >> 31 & 1) << 8
@@ -375,7 +382,7 @@ class Int8(Quantizer):
         """None: the relative error is that of one rounding."""
         return "none"
 
-    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+    def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
         """Find each magnitude's decade, and its cell there."""
         relative = abs(rows) * reciprocal(ops, scales)
         code = ops.cast(relative * 0, "int32")
@@ -421,7 +428,7 @@ class BFloat16(Quantizer):
         """None: the error is that of one rounding."""
         return "none"
 
-    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+    def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
         """Round to even in the upper half of the word; NaN stays NaN."""
         words = ops.bits_of(rows)
         nearest = words + 0x7FFF + (words >> 16 & 1) >> 16

@@ -17,7 +17,7 @@ class Sign(Quantizer):
     bits: ClassVar[int] = 1
     kind: ClassVar[str] = "sign"
 
-    def codes(self, ops: Ops, rows: Array, scales: Array, uniform: Array | None) -> Array:
+    def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
         """Return 1 or 0."""
         return ops.cast(rows >= 0, "int32")
 
@@ -38,9 +38,9 @@ class EFSignSGD(Sign):
     paper: ClassVar[str] = "Karimireddy et al. 2019"
     wire: ClassVar[str] = "mean magnitude of each tensor (fp32), packed signs"
 
-    def scales(self, ops: Ops, rows: Array) -> Array:
+    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
         """Return the mean magnitudes."""
-        up, down, _ = ops.row_sides(rows)
+        up, down, _ = ops.row_sides(rows, plus)
         return ops.column(ops.cast((up - down) / rows.shape[1], "float32"))
 
 
@@ -57,9 +57,9 @@ class OneBit(Sign):
     wire: ClassVar[str] = "two means of each tensor (fp32), packed signs"
     scales_each: ClassVar[int] = 2
 
-    def scales(self, ops: Ops, rows: Array) -> Array:
+    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
         """Return the mean of the coordinates from zero up, and of those below."""
-        up, down, count = ops.row_sides(rows)
+        up, down, count = ops.row_sides(rows, plus)
         rest = rows.shape[1] - count
         means = (up / ops.where(count > 0, count, count + 1), down / ops.where(rest > 0, rest, rest + 1))
         return ops.transpose(ops.stack([ops.cast(mean, "float32") for mean in means]))
@@ -98,7 +98,7 @@ class SignSGD(Sign):
             "left over; ef_signsgd is the sign method with feedback"
         )
 
-    def scales(self, ops: Ops, rows: Array) -> Array:
+    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
         """Return 1, or NaN for a vector of NaN."""
         return rows[:1, :1] * 0 + 1
 

@@ -47,9 +47,11 @@ def affine(x: NDArray[np.float32], a: float, y: NDArray[np.float32], b: float) -
 def all_finite(vector: NDArray[np.float32]) -> bool:
     """Tell whether no element is NaN or infinite."""
 
-# --- groups: consecutive runs of the vector, whose int64 lengths add up to the vector's
+# --- groups: consecutive runs of the vector (or of vector + plus), whose int64 lengths add up to the vector's
 
-def group_max_abs(vector: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+def group_max_abs(
+    vector: NDArray[np.float32], lengths: NDArray[np.int64], plus: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
     """Return each group's largest magnitude: 0 if it is empty, NaN if it has one."""
 
 def group_sum(
@@ -62,11 +64,13 @@ def group_sum(
     """
 
 def group_max_square(
-    vector: NDArray[np.float32], lengths: NDArray[np.int64]
+    vector: NDArray[np.float32], lengths: NDArray[np.int64], plus: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return each group's largest magnitude, and its sum of squares, as `group_max_abs` and `group_sum` do."""
 
-def group_sides(vector: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+def group_sides(
+    vector: NDArray[np.float32], lengths: NDArray[np.int64], plus: NDArray[np.float32] | None
+) -> NDArray[np.float64]:
     """Return three numbers a group: the sum of what is at least zero, of all else, and the number of the former."""
 
 # --- quantizers (see `hvd_compress.compressors.quantize`)

@@ -591,7 +591,7 @@ void copy(void* to, const void* from, int64_t bytes) {
 }
 
 void add(float* total, const float* x, int64_t n) {
-    for_ranges(n, CHUNK, [&](int64_t begin, int64_t end) { kernels().add(total + begin, x + begin, end - begin); });
+    for_ranges(n, CHUNK, [&](int64_t begin, int64_t end) { kernels().add(total + begin, x + begin, end - begin, total + begin); });
 }
 
 void affine(const float* x, float a, const float* y, float b, int64_t n, float* out) {
@@ -605,7 +605,7 @@ bool all_finite(const float* x, int64_t n) {
     std::atomic<bool> finite{true};
     for_ranges(n, CHUNK, [&](int64_t first, int64_t last) {
         for (int64_t begin = first; begin < last && finite.load(std::memory_order_relaxed); begin += CHUNK) {
-            if (kernels().largest(x + begin, std::min(CHUNK, last - begin)) >= INFINITE) finite.store(false);
+            if (kernels().largest(x + begin, nullptr, std::min(CHUNK, last - begin)) >= INFINITE) finite.store(false);
         }
     });
     return finite;
@@ -650,11 +650,13 @@ int64_t most_pieces(int64_t n, int64_t groups) { return n / PIECE + groups; }
 
 }  // namespace
 
-void group_max_abs(const float* x, int64_t n, const int64_t* lengths, int64_t groups, float* out) {
+void group_max_abs(const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, float* out) {
     Scratch<uint32_t> pieces(most_pieces(n, groups));
     for_groups(
         n, lengths, groups,
-        [&](int64_t piece, int64_t begin, int64_t size) { pieces[piece] = kernels().largest(x + begin, size); },
+        [&](int64_t piece, int64_t begin, int64_t size) {
+            pieces[piece] = kernels().largest(x + begin, plus ? plus + begin : nullptr, size);
+        },
         [&](int64_t group, int64_t first, int64_t last) {
             uint32_t largest = 0;
             for (int64_t piece = first; piece < last; ++piece) largest = std::max(largest, pieces[piece]);
@@ -663,14 +665,17 @@ void group_max_abs(const float* x, int64_t n, const int64_t* lengths, int64_t gr
     );
 }
 
-void group_max_square(const float* x, int64_t n, const int64_t* lengths, int64_t groups, float* max, double* square) {
+void group_max_square(
+    const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, float* max, double* square
+) {
     Scratch<uint32_t> largest(most_pieces(n, groups));
     Scratch<double> sums(most_pieces(n, groups));
     for_groups(
         n, lengths, groups,
         [&](int64_t piece, int64_t begin, int64_t size) {
-            largest[piece] = kernels().largest(x + begin, size);
-            sums[piece] = kernels().sum(x + begin, size, Sum::square);
+            const float* added = plus ? plus + begin : nullptr;
+            largest[piece] = kernels().largest(x + begin, added, size);
+            sums[piece] = kernels().sum(x + begin, added, size, Sum::square);
         },
         [&](int64_t group, int64_t first, int64_t last) {
             uint32_t most = 0;
@@ -688,7 +693,7 @@ void group_sum(const float* x, int64_t n, const int64_t* lengths, int64_t groups
     Scratch<double> pieces(most_pieces(n, groups));
     for_groups(
         n, lengths, groups,
-        [&](int64_t piece, int64_t begin, int64_t size) { pieces[piece] = kernels().sum(x + begin, size, kind); },
+        [&](int64_t piece, int64_t begin, int64_t size) { pieces[piece] = kernels().sum(x + begin, nullptr, size, kind); },
         [&](int64_t group, int64_t first, int64_t last) {
             double sum = 0;
             for (int64_t piece = first; piece < last; ++piece) sum += pieces[piece];
@@ -710,14 +715,14 @@ void sum_below(const float* x, int64_t n, float bound, double* out) {
     for (int64_t i = 0; i < 2 * count; ++i) out[i % 2] += pieces[i];
 }
 
-void group_sides(const float* x, int64_t n, const int64_t* lengths, int64_t groups, double* out) {
+void group_sides(const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, double* out) {
     Scratch<double> pieces(3 * most_pieces(n, groups));
     for_groups(
         n, lengths, groups,
         [&](int64_t piece, int64_t begin, int64_t size) {
-            double* part = pieces.get() + 3 * piece;
-            std::fill(part, part + 3, 0.0);
-            kernels().sides(x + begin, size, part);
+            double* sums = pieces.get() + 3 * piece;
+            std::fill(sums, sums + 3, 0.0);
+            kernels().sides(x + begin, plus ? plus + begin : nullptr, size, sums);
         },
         [&](int64_t group, int64_t first, int64_t last) {
             std::fill(out + 3 * group, out + 3 * group + 3, 0.0);

@@ -96,10 +96,13 @@ void copy(void* to, const void* from, int64_t bytes);
 void add(float* total, const float* x, int64_t n);
 void affine(const float* x, float a, const float* y, float b, int64_t n, float* out);
 bool all_finite(const float* x, int64_t n);
-void group_max_abs(const float* x, int64_t n, const int64_t* lengths, int64_t groups, float* out);
-void group_max_square(const float* x, int64_t n, const int64_t* lengths, int64_t groups, float* max, double* square);
+// Of x, or of x + plus if it is not null:
+void group_max_abs(const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, float* out);
+void group_max_square(
+    const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, float* max, double* square
+);
+void group_sides(const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, double* out);
 void group_sum(const float* x, int64_t n, const int64_t* lengths, int64_t groups, Sum kind, double* out);
 void sum_below(const float* x, int64_t n, float bound, double* out);  // the sum, and the number of the others
-void group_sides(const float* x, int64_t n, const int64_t* lengths, int64_t groups, double* out);  // three a group
 
 }  // namespace hvd

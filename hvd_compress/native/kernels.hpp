@@ -95,12 +95,14 @@ struct Kernels {
     void (*unpack16)(const uint8_t* planes, int64_t stride, const uint8_t* rest, int64_t n, int bits, uint16_t* out);
 
     // Codes of the n coordinates of a group, of at most 8 bits or of more, rounded by 16 random bits each; with `rest`,
-    // x becomes x minus their values.
+    // x becomes x (plus the residual, if it is not null) minus their values.
     void (*quantize8)(
-        const Quantizer& q, const float* scales, float* x, int64_t n, bool rest, const uint16_t* noise, uint8_t* codes
+        const Quantizer& q, const float* scales, float* x, const float* residual, int64_t n, bool rest,
+        const uint16_t* noise, uint8_t* codes
     );
     void (*quantize16)(
-        const Quantizer& q, const float* scales, float* x, int64_t n, bool rest, const uint16_t* noise, uint16_t* codes
+        const Quantizer& q, const float* scales, float* x, const float* residual, int64_t n, bool rest,
+        const uint16_t* noise, uint16_t* codes
     );
     // Sets `total` to factor times the values of codes, or adds them to it.
     void (*dequantize8)(
@@ -119,14 +121,15 @@ struct Kernels {
     void (*noise)(Draws draws, int64_t n, uint16_t* out);
     void (*permute)(const Feistel& feistel, int64_t begin, int64_t n, int64_t* out);
 
-    uint32_t (*largest)(const float* x, int64_t n);       // magnitude, as bits
-    double (*sum)(const float* x, int64_t n, Sum kind);   // n <= PIECE
-    void (*sides)(const float* x, int64_t n, double* out);  // n <= PIECE; adds sums and number to out[0] to out[2]
+    // Of x, or of x + plus if it is not null; n <= PIECE for the sums.
+    uint32_t (*largest)(const float* x, const float* plus, int64_t n);  // magnitude, as bits
+    double (*sum)(const float* x, const float* plus, int64_t n, Sum kind);
+    void (*sides)(const float* x, const float* plus, int64_t n, double* out);  // adds two sums and a number
     // Adds to out[0] the sum of the magnitudes below the bound, and to out[1] the number of the others; n <= PIECE.
     void (*sum_below)(const float* x, int64_t n, float bound, double* out);
     // Sets bit i of `words` where the random number is not at least scale * magnitude. Bits past n are zero.
     void (*draw)(const float* x, int64_t n, float scale, Draws draws, uint64_t* words);
-    void (*add)(float* total, const float* x, int64_t n);
+    void (*add)(const float* x, const float* y, int64_t n, float* out);
     void (*affine)(const float* x, float a, const float* y, float b, int64_t n, float* out);  // a * x + b * y
 };
 

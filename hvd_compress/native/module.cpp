@@ -136,23 +136,33 @@ bool all_finite(const py::array& vector) {
 
 // --- groups
 
-py::array_t<float> group_max_abs(const py::array& vector, const py::array& lengths) {
+// A vector of the same length, or null for None.
+const float* optional_in(const py::object& array, int64_t size, const char* name) {
+    if (array.is_none()) return nullptr;
+    const auto found = in<float>(array.cast<py::array>(), name);
+    require(found.size == size, "vectors must be of one length");
+    return found.data;
+}
+
+py::array_t<float> group_max_abs(const py::array& vector, const py::array& lengths, const py::object& plus) {
     const auto x = in<float>(vector, "vector");
+    const float* added = optional_in(plus, x.size, "plus");
     const auto groups = in<int64_t>(lengths, "lengths");
     auto result = make<float>(groups.size);
     float* out = result.mutable_data();
-    unlocked([&] { hvd::group_max_abs(x.data, x.size, groups.data, groups.size, out); });
+    unlocked([&] { hvd::group_max_abs(x.data, added, x.size, groups.data, groups.size, out); });
     return result;
 }
 
-std::pair<py::array_t<float>, py::array_t<double>> group_max_square(const py::array& vector, const py::array& lengths) {
+std::pair<py::array_t<float>, py::array_t<double>> group_max_square(const py::array& vector, const py::array& lengths, const py::object& plus) {
     const auto x = in<float>(vector, "vector");
+    const float* added = optional_in(plus, x.size, "plus");
     const auto groups = in<int64_t>(lengths, "lengths");
     auto max = make<float>(groups.size);
     auto square = make<double>(groups.size);
     float* largest = max.mutable_data();
     double* sums = square.mutable_data();
-    unlocked([&] { hvd::group_max_square(x.data, x.size, groups.data, groups.size, largest, sums); });
+    unlocked([&] { hvd::group_max_square(x.data, added, x.size, groups.data, groups.size, largest, sums); });
     return {max, square};
 }
 
@@ -167,12 +177,13 @@ py::array_t<double> group_sum(const py::array& vector, const py::array& lengths,
     return result;
 }
 
-py::array_t<double> group_sides(const py::array& vector, const py::array& lengths) {
+py::array_t<double> group_sides(const py::array& vector, const py::array& lengths, const py::object& plus) {
     const auto x = in<float>(vector, "vector");
+    const float* added = optional_in(plus, x.size, "plus");
     const auto groups = in<int64_t>(lengths, "lengths");
     auto result = make<double>(3 * groups.size);
     double* out = result.mutable_data();
-    unlocked([&] { hvd::group_sides(x.data, x.size, groups.data, groups.size, out); });
+    unlocked([&] { hvd::group_sides(x.data, added, x.size, groups.data, groups.size, out); });
     return result;
 }
 
@@ -216,14 +227,8 @@ py::array_t<uint8_t> quantize(
     const auto codec = codec_of(code, groups, x.size);
     auto payload = make<uint8_t>(codec.payload_bytes());
     uint8_t* out = payload.mutable_data();
-    const float* add = nullptr;
-    py::array kept;
-    if (!residual.is_none()) {
-        kept = residual.cast<py::array>();
-        const auto e = in<float>(kept, "residual");
-        require(e.size == x.size && rest, "residual must be of the vector's length, and goes with rest");
-        add = e.data;
-    }
+    const float* add = optional_in(residual, x.size, "residual");
+    require(!add || rest, "a residual goes with rest");
     auto norm = hvd::Norm::none;
     if (py::isinstance<py::str>(scales)) {
         const auto name = scales.cast<std::string>();
@@ -442,9 +447,9 @@ PYBIND11_MODULE(_kernels, m) {
     m.def("add_", add_, array("total"), array("vector"));
     m.def("affine", affine, array("x"), py::arg("a"), array("y"), py::arg("b"));
     m.def("all_finite", all_finite, array("vector"));
-    m.def("group_max_abs", group_max_abs, array("vector"), array("lengths"));
-    m.def("group_max_square", group_max_square, array("vector"), array("lengths"));
-    m.def("group_sides", group_sides, array("vector"), array("lengths"));
+    m.def("group_max_abs", group_max_abs, array("vector"), array("lengths"), py::arg("plus").none(true));
+    m.def("group_max_square", group_max_square, array("vector"), array("lengths"), py::arg("plus").none(true));
+    m.def("group_sides", group_sides, array("vector"), array("lengths"), py::arg("plus").none(true));
     m.def("group_sum", group_sum, array("vector"), array("lengths"), py::arg("of"));
 
     m.def("top_k", top_k, array("vector"), py::arg("count"));

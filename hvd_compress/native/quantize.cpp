@@ -49,14 +49,14 @@ struct Scales {
 
 float norm_of(Norm norm, const float* x, int64_t n) {
     if (norm == Norm::max) {
-        const uint32_t bits = kernels().largest(x, n);
+        const uint32_t bits = kernels().largest(x, nullptr, n);
         float largest;
         std::memcpy(&largest, &bits, 4);
         return largest;
     }
     double total = 0;
     for (int64_t begin = 0; begin < n; begin += PIECE) {
-        total += kernels().sum(x + begin, std::min(PIECE, n - begin), Sum::square);
+        total += kernels().sum(x + begin, nullptr, std::min(PIECE, n - begin), Sum::square);
     }
     return static_cast<float>(std::sqrt(total));
 }
@@ -88,7 +88,7 @@ void encode(
                 const Draws draws{first, second, static_cast<uint32_t>(aligned)};
                 kernels().noise(draws, (end - aligned + 31) / 32 * 32, noise.data());
             }
-            if (residual) kernels().add(x + begin, residual + begin, end - begin);
+            if (residual && norm != Norm::none) kernels().add(x + begin, residual + begin, end - begin, x + begin);
             for_runs(codec.groups, begin, end, [&](int64_t group, int64_t start, int64_t stop) {
                 if (norm != Norm::none) {
                     const float scale = norm_of(norm, x + start, stop - start);
@@ -96,7 +96,10 @@ void encode(
                 }
                 const Scales scales(codec, payload, group);
                 const uint16_t* bits = &noise[static_cast<std::size_t>(start - aligned)];
-                quantize(codec.quantizer, scales.values, x + start, stop - start, rest, bits, &codes[start - begin]);
+                const float* added = residual && norm == Norm::none ? residual + start : nullptr;
+                quantize(
+                    codec.quantizer, scales.values, x + start, added, stop - start, rest, bits, &codes[start - begin]
+                );
             });
             const Places places(codec, payload, begin);
             pack(codes.data(), end - begin, codec.quantizer.bits, places.planes, n, places.rest);

@@ -118,17 +118,20 @@ class Ops(Protocol):
     def column(self, vector: Array) -> Array:
         """Return shape (n, 1), to multiply rows with."""
 
-    def row_max_abs(self, rows: Array) -> Array:
-        """Return the largest magnitude of each row; NaN where a row has one."""
+    def row_max_abs(self, rows: Array, plus: Array | None = None) -> Array:
+        """Return the largest magnitude of each row (of rows + plus, if given); NaN where a row has one."""
 
     def row_norm(self, rows: Array) -> Array:
         """Return the Euclidean norm of each row, computed in float64."""
 
-    def row_max_norm(self, rows: Array) -> tuple[Array, Array]:
-        """Return what `row_max_abs` and `row_norm` do."""
+    def row_max_norm(self, rows: Array, plus: Array | None = None) -> tuple[Array, Array]:
+        """Return what `row_max_abs` and `row_norm` do, of rows + plus, if given."""
 
-    def row_sides(self, rows: Array) -> tuple[Array, Array, Array]:
-        """Return each row's sum of what is at least zero, sum of all else, and number of the former, in float64."""
+    def row_sides(self, rows: Array, plus: Array | None = None) -> tuple[Array, Array, Array]:
+        """Return each row's sum of what is at least zero, sum of all else, and number of the former, in float64.
+
+        They are those of rows + plus, if given.
+        """
 
     # --- selection
 
@@ -165,7 +168,7 @@ class Ops(Protocol):
         """Return numbers in [0, 1), float32 with 24 random bits."""
 
     def noise(self, count: int, stream: Stream) -> Array:
-        """Return float32 numbers in (0, 1) with 16 random bits, for rounding."""
+        """Return int32 numbers of 16 random bits, for rounding."""
 
     def draw(self, vector: Array, scale: float, stream: Stream) -> Array:
         """Return each index with probability min(1, scale * magnitude), NaN for certain; int64 ascending."""

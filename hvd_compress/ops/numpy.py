@@ -119,26 +119,26 @@ class NumpyOps:
     def column(self, vector: Array) -> Array:
         return vector[:, None]
 
-    def row_max_abs(self, rows: Array) -> Array:
+    def row_max_abs(self, rows: Array, plus: Array | None = None) -> Array:
         if self._has_kernel_for(rows.reshape(-1), "float32"):
-            return self.kernels.group_max_abs(rows.reshape(-1), _lengths(rows))
-        return np.abs(rows).max(axis=1, initial=0)
+            return self.kernels.group_max_abs(rows.reshape(-1), _lengths(rows), _flat(plus))
+        return np.abs(_sum(rows, plus)).max(axis=1, initial=0)
 
     def row_norm(self, rows: Array) -> Array:
-        if self._has_kernel_for(rows.reshape(-1), "float32"):
-            return np.sqrt(self.kernels.group_sum(rows.reshape(-1), _lengths(rows), "square")).astype(np.float32)
         return np.linalg.norm(rows.astype(np.float64), axis=1).astype(np.float32)
 
-    def row_max_norm(self, rows: Array) -> tuple[Array, Array]:
+    def row_max_norm(self, rows: Array, plus: Array | None = None) -> tuple[Array, Array]:
         if self._has_kernel_for(rows.reshape(-1), "float32"):
-            largest, squares = self.kernels.group_max_square(rows.reshape(-1), _lengths(rows))
+            largest, squares = self.kernels.group_max_square(rows.reshape(-1), _lengths(rows), _flat(plus))
             return largest, np.sqrt(squares).astype(np.float32)
-        return self.row_max_abs(rows), self.row_norm(rows)
+        return self.row_max_abs(rows, plus), self.row_norm(_sum(rows, plus))
 
-    def row_sides(self, rows: Array) -> tuple[Array, Array, Array]:
+    def row_sides(self, rows: Array, plus: Array | None = None) -> tuple[Array, Array, Array]:
         if self._has_kernel_for(rows.reshape(-1), "float32"):
-            up, down, count = self.kernels.group_sides(rows.reshape(-1), _lengths(rows)).reshape(-1, 3).T
+            sides = self.kernels.group_sides(rows.reshape(-1), _lengths(rows), _flat(plus))
+            up, down, count = sides.reshape(-1, 3).T
             return up, down, count
+        rows = _sum(rows, plus)
         positive, wide = rows >= 0, rows.astype(np.float64)
         up, down = np.where(positive, wide, 0).sum(axis=1), np.where(positive, 0, wide).sum(axis=1)
         return up, down, positive.sum(axis=1).astype(np.float64)
@@ -272,3 +272,11 @@ class NumpyOps:
 
 def _lengths(rows: Array) -> Array:
     return np.full(rows.shape[0], rows.shape[1], np.int64)
+
+
+def _flat(rows: Array | None) -> Array | None:
+    return None if rows is None else rows.reshape(-1)
+
+
+def _sum(rows: Array, plus: Array | None) -> Array:
+    return rows if plus is None else rows + plus

@@ -129,24 +129,23 @@ class TorchOps:
     def column(self, vector: Tensor) -> Tensor:
         return vector[:, None]
 
-    def row_max_abs(self, rows: Tensor) -> Tensor:
-        return self._numpy.row_max_abs(rows) if self._numpy else rows.abs().amax(dim=1)
+    def row_max_abs(self, rows: Tensor, plus: Tensor | None = None) -> Tensor:
+        return self._numpy.row_max_abs(rows, plus) if self._numpy else _sum(rows, plus).abs().amax(dim=1)
 
     def row_norm(self, rows: Tensor) -> Tensor:
-        if self._numpy:
-            return self._numpy.row_norm(rows)
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).float()
 
-    def row_max_norm(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def row_max_norm(self, rows: Tensor, plus: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self._numpy:
-            largest, norm = self._numpy.row_max_norm(rows)
+            largest, norm = self._numpy.row_max_norm(rows, plus)
             return largest, norm
-        return self.row_max_abs(rows), self.row_norm(rows)
+        return self.row_max_abs(rows, plus), self.row_norm(_sum(rows, plus))
 
-    def row_sides(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def row_sides(self, rows: Tensor, plus: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         if self._numpy:
-            up, down, count = self._numpy.row_sides(rows)
+            up, down, count = self._numpy.row_sides(rows, plus)
             return up, down, count
+        rows = _sum(rows, plus)
         positive, wide = rows >= 0, rows.double()
         up, down = torch.where(positive, wide, 0.0).sum(dim=1), torch.where(positive, 0.0, wide).sum(dim=1)
         return up, down, positive.sum(dim=1).double()
@@ -217,8 +216,7 @@ class TorchOps:
         if self._numpy:
             return self._numpy.noise(count, stream)
         words = self._words(-(-count // 32) * 16, stream).reshape(-1, 1, 16)
-        halves = torch.cat([words & 0xFFFF, words >> 16 & 0xFFFF], dim=1).reshape(-1)[:count]
-        return halves.float().add_(0.5).mul_(2**-16)
+        return torch.cat([words & 0xFFFF, words >> 16 & 0xFFFF], dim=1).reshape(-1)[:count]
 
     def draw(self, vector: Tensor, scale: float, stream: Stream) -> Tensor:
         if self._numpy:
@@ -321,6 +319,10 @@ def _to_tensors(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
     return [_to_tensors(item) for item in value] if type(value) in (tuple, list) else value
+
+
+def _sum(rows: Tensor, plus: Tensor | None) -> Tensor:
+    return rows if plus is None else rows + plus
 
 
 def _signed(word: int) -> int:

@@ -36,7 +36,7 @@ class _BucketExchange(Exchange):
             seed=seed,
         )
         self.places = {parameters[place.name]: place for place in bucket.layout.parameters}
-        self.vector = torch.zeros(bucket.layout.size, dtype=getattr(torch, bucket.dtype), device=device)
+        self.vector: Tensor = self.ops.cast(self.ops.zeros(bucket.layout.size), bucket.dtype)
         self.missing = len(self.places)
 
     def commit(self) -> Tensor:
