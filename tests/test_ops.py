@@ -155,3 +155,13 @@ def test_orthogonalize(ops):
     assert np.allclose(q @ (q.T @ m), m, atol=1e-5)
     assert np.isnan(ops.to_numpy(ops.orthogonalize(matrix * np.nan))).all()
     assert np.isfinite(ops.to_numpy(ops.orthogonalize(matrix * 0))).all()
+
+
+@every
+@pytest.mark.parametrize("offset", range(9))
+def test_from_bytes_of_any_place_in_a_payload(ops, offset):
+    payload = np.arange(40, dtype=np.uint8)
+    values = ops.from_bytes(ops.from_numpy(payload)[offset : offset + 16], "float32")
+    assert np.array_equal(ops.to_numpy(values), np.frombuffer(payload.tobytes(), np.float32, 4, offset))
+    indices = ops.from_numpy(np.array([0, 2, 3, 7]))
+    assert ops.to_numpy(ops.scatter(8, [(indices, values)], 1.0))[7] == ops.to_numpy(values)[3]

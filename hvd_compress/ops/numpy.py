@@ -219,7 +219,7 @@ class NumpyOps:
         return np.ascontiguousarray(array).view(np.uint8)
 
     def from_bytes(self, payload: Array, dtype: str) -> Array:
-        return np.ascontiguousarray(payload).view(dtype)
+        return np.require(np.ascontiguousarray(payload).view(dtype), requirements="A")
 
     def pack(self, numbers: Array, bits: int) -> Array:
         if self._has_kernel_for(numbers, "uint8", "int32", "int64"):

@@ -113,7 +113,7 @@ class TorchOps:
         return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
     def all_finite(self, vector: Tensor) -> bool:
-        if self._numpy:
+        if self._numpy and vector.dtype == torch.float32:
             return self._numpy.all_finite(vector)
         # The sum may overflow where no element does.
         return bool(vector.sum().isfinite()) or bool(vector.isfinite().all())
@@ -191,7 +191,8 @@ class TorchOps:
 
     def scatter_add(self, total: Tensor, indices: Tensor, values: Tensor) -> Tensor:
         if self._numpy:
-            return self._numpy.scatter_add(total, indices, values)
+            self._numpy.scatter_add(total, indices, values)
+            return total
         return total.index_add_(0, indices, values)
 
     def scatter_zero(self, total: Tensor, indices: Tensor) -> Tensor:
@@ -233,7 +234,8 @@ class TorchOps:
 
     def from_bytes(self, payload: Tensor, dtype: str) -> Tensor:
         kind = getattr(torch, dtype)
-        if payload.storage_offset() % kind.itemsize or not payload.is_contiguous():
+        unaligned = payload.storage_offset() % kind.itemsize or payload.data_ptr() % kind.itemsize
+        if unaligned or not payload.is_contiguous():
             payload = payload.clone()
         return payload.view(kind)
 

@@ -43,7 +43,8 @@ class _BucketExchange(Exchange):
         """As for any exchange; a vector that has become the residual is replaced by the one that was."""
         before = self.state.local.kept.get("residual")
         mean: Tensor = super().commit()
-        if self.state.local.get("residual") is self.vector:
+        residual = self.state.local.get("residual")
+        if residual is not None and residual.data_ptr() == self.vector.data_ptr():
             self.vector = torch.empty_like(self.vector) if before is None else before
         return mean
 
