@@ -64,6 +64,22 @@ def case() -> tuple:
             return np.array([size // 3, 0, size - size // 3])
         return rng.integers(-1, 3, number(50)) * rng.choice([1, 4096, size // 10 + 1, 2**61])
 
+    def code() -> tuple:
+        kind = str(rng.choice(["levels", "natural", "dynamic", "bfloat", "sign"]))
+        width = {"natural": 9, "bfloat": 16, "dynamic": 8, "sign": 1}.get(kind, number(12))
+        return (kind, width, 1.0, -number(3), number(40), int(rng.integers(0, 3)))
+
+    def groups() -> int | list[int]:
+        return number(100) if rng.random() < 0.5 else [size // 3, 0, size - size // 3]
+
+    def dequantize() -> tuple:
+        how = (code(), groups())
+        try:
+            payload = mutated(_kernels.quantize(vector(), None, False, *how, "max", stream))
+        except ValueError:
+            payload = random_bytes(number(200))
+        return ("dequantize", [payload], *how, size, 1.0, bool(count % 2), None)
+
     cases = [
         lambda: ("decode_indices", payload(index_bytes(size, count)), size, count),
         lambda: ("decode_indices", encoded(), size, count),
@@ -78,6 +94,13 @@ def case() -> tuple:
         lambda: ("above", vector(), float(rng.standard_cauchy())),
         lambda: ("group_sum", vector(), lengths(), "square"),
         lambda: ("group_max_abs", vector(), lengths(), None),
+        dequantize,
+        lambda: ("quantize", vector(), None, False, code(), groups(), rng.choice(["max", "l2"]), stream),
+        lambda: ("scatter", size, [(indices(), vector()[:count].copy()), (indices(), vector()[:count].copy())], 0.5),
+        lambda: ("times", vector(), [number(size), 0], (number(40), number(40)), vector()[:count].copy(), number(5)),
+        lambda: ("draw", vector(), float(rng.standard_cauchy()), stream),
+        lambda: ("sum_abs_below", vector(), float(rng.standard_cauchy())),
+        lambda: ("group_sides", vector(), lengths(), vector()),
         lambda: ("distinct", count, size, stream),
         lambda: ("uniform", count, stream),
         lambda: ("all_finite", vector()),

@@ -131,6 +131,47 @@ def test_quantizers_check_what_they_are_given(data):
         assert got.shape == (size,)
 
 
+# --- products of low rank
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4, 7, 70])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (64, 576), (200, 17), (5, 3000)])
+def test_products_of_low_rank(kernels, shape, rank):
+    rng = np.random.default_rng(0)
+    (n, m), size = shape, shape[0] * shape[1]
+    vector = rng.standard_normal(3 * size + 5).astype(np.float32)
+    offsets = [2, 2 * size + 3]
+    matrices = [vector[at : at + size].reshape(shape).astype(np.float64) for at in offsets]
+    left, right = (rng.standard_normal((2, rows, rank)).astype(np.float32) for rows in shape)
+    scale = np.sqrt(n * m * rank)
+    got = kernels.times(vector, offsets, shape, right.reshape(-1), rank).reshape(2, n, rank)
+    assert np.allclose(got, np.stack(matrices) @ right, atol=1e-6 * scale)
+    got = kernels.times_transposed(vector, offsets, shape, left.reshape(-1), rank).reshape(2, m, rank)
+    assert np.allclose(got, np.stack(matrices).swapaxes(1, 2) @ left, atol=1e-6 * scale)
+    total, expected = vector.copy(), vector.astype(np.float64)
+    kernels.add_product(total, offsets, shape, left.reshape(-1), right.reshape(-1), rank, -0.5)
+    for at, p, q in zip(offsets, left, right, strict=True):
+        expected[at : at + size] -= 0.5 * (p.astype(np.float64) @ q.T).reshape(-1)
+    assert np.allclose(total, expected, atol=1e-6 * scale)
+
+
+def test_products_of_low_rank_check_what_they_are_given():
+    x = np.zeros(20, np.float32)
+    for offsets, shape, factor, rank in (
+        ([0], (4, 6), 6, 1),
+        ([1], (4, 5), 5, 1),
+        ([-1], (4, 5), 5, 1),
+        ([0], (4, 5), 4, 1),
+        ([0, 0], (4, 5), 5, 1),
+        ([0], (4, 5), 0, 0),
+        ([0], (2**33, 2**33), 5, 1),
+        ([0], (-4, -5), 5, 1),
+        ([2**63 - 1], (4, 5), 5, 1),
+    ):
+        with pytest.raises(ValueError, match=r"must|fit"):
+            module.times(x, offsets, shape, np.zeros(factor, np.float32), rank)
+
+
 # --- selection
 
 

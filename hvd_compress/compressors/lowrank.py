@@ -43,30 +43,30 @@ class PowerSGD(Compressor):
             mean = yield AllReduce(vector)
             return Reduced(mean, lambda total, factor: ops.add(total, vector, factor))
         groups, dense = self._groups(state.layout)
-        matrices = [self._matrices(ops, vector, group) for group in groups]
-        shapes = [(len(group), *group[0].matrix) for group in groups]
-        rights = [(b, m, self.rank) for b, n, m in shapes]
+        shapes = [group[0].matrix for group in groups]
+        places = [[p.slice for p in group] for group in groups]
+        rights = [(len(group), m, self.rank) for group, (n, m) in zip(groups, shapes, strict=True)]
+        lefts = [(len(group), n, self.rank) for group, (n, m) in zip(groups, shapes, strict=True)]
 
         qs = split(self._start(ops, rights, state), rights)
-        products = [m @ q for m, q in zip(matrices, qs, strict=True)]
+        products = [ops.times(vector, at, shape, q) for at, shape, q in zip(places, shapes, qs, strict=True)]
         first = yield AllReduce(ops.concat([*map(ops.flatten, products), *(vector[p.slice] for p in dense)]))
-        *lefts, rest = split(first, [*((b, n, self.rank) for b, n, m in shapes), (sum(p.size for p in dense),)])
-        ps = [ops.orthogonalize(left) for left in lefts]
+        *means, rest = split(first, [*lefts, (sum(p.size for p in dense),)])
+        ps = [ops.orthogonalize(mean) for mean in means]
 
-        own_qs = [ops.transpose(m) @ p for m, p in zip(matrices, ps, strict=True)]
+        own_qs = [ops.times_transposed(vector, at, shape, p) for at, shape, p in zip(places, shapes, ps, strict=True)]
         second = (yield AllReduce(ops.concat(list(map(ops.flatten, own_qs))))) if groups else vector[:0]
         state.shared["q"] = second
 
-        def add(total: Array, rights: Sequence[Array], plain: Sequence[Array], factor: float) -> Array:
-            parts: list[tuple[slice, Array, Array | None]] = []
-            for group, p, q in zip(groups, ps, rights, strict=True):
-                parts += [(member.slice, p[i], q[i]) for i, member in enumerate(group)]
-            parts += [(p.slice, values, None) for p, values in zip(dense, plain, strict=True)]
-            return ops.add_parts(total, parts, factor)
+        def add(total: Array, qs: Sequence[Array], plain: Sequence[Array], factor: float) -> Array:
+            for at, p, q in zip(places, ps, qs, strict=True):
+                total = ops.add_product(total, at, p, q, factor)
+            for parameter, values in zip(dense, plain, strict=True):
+                total = ops.add_at(total, parameter.slice, values, factor)
+            return total
 
-        means = split(rest, [(p.size,) for p in dense])
         return Reduced(
-            mean=add(ops.zeros(state.layout.size), split(second, rights), means, 1.0),
+            mean=add(ops.zeros(state.layout.size), split(second, rights), split(rest, [(p.size,) for p in dense]), 1.0),
             add_sent=lambda total, factor: add(total, own_qs, [vector[p.slice] for p in dense], factor),
         )
 
@@ -85,12 +85,6 @@ class PowerSGD(Compressor):
             if self._pays(p):
                 groups.setdefault(p.matrix, []).append(p)
         return list(groups.values()), [p for p in layout.parameters if not self._pays(p)]
-
-    @staticmethod
-    def _matrices(ops: Ops, vector: Array, group: list[Parameter]) -> Array:
-        """Return the matrices of one shape in one array; a single one is not copied."""
-        matrices = [vector[p.slice].reshape(p.matrix) for p in group]
-        return ops.stack(matrices) if len(group) > 1 else matrices[0].reshape(1, *group[0].matrix)
 
     def _start(self, ops: Ops, shapes: Sequence[tuple[int, ...]], state: State) -> Array:
         """Return the right factors to begin with."""

@@ -144,6 +144,37 @@ def scatter_add(total: NDArray[np.float32], indices: NDArray[np.int64], values: 
 def scatter_set(total: NDArray[np.float32], indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
     """Put values at ascending distinct indices; ValueError, and nothing put, if they are not."""
 
+# --- products of low rank: matrices of one shape at offsets of a vector, and factors of `rank` columns for each
+
+def times(
+    vector: NDArray[np.float32],
+    offsets: list[int],
+    shape: tuple[int, int],
+    right: NDArray[np.float32],
+    rank: int,
+) -> NDArray[np.float32]:
+    """Return M Q for each matrix, all rows one behind the other; `right` has the factors Q in the same way."""
+
+def times_transposed(
+    vector: NDArray[np.float32],
+    offsets: list[int],
+    shape: tuple[int, int],
+    left: NDArray[np.float32],
+    rank: int,
+) -> NDArray[np.float32]:
+    """Return M^T P for each matrix."""
+
+def add_product(
+    total: NDArray[np.float32],
+    offsets: list[int],
+    shape: tuple[int, int],
+    left: NDArray[np.float32],
+    right: NDArray[np.float32],
+    rank: int,
+    factor: float,
+) -> None:
+    """Add factor * P Q^T to each matrix in `total`."""
+
 # --- random numbers
 
 def bits(count: int, stream: tuple[int, int]) -> NDArray[np.uint32]:

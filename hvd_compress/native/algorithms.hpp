@@ -105,4 +105,19 @@ void group_sides(const float* x, const float* plus, int64_t n, const int64_t* le
 void group_sum(const float* x, int64_t n, const int64_t* lengths, int64_t groups, Sum kind, double* out);
 void sum_below(const float* x, int64_t n, float bound, double* out);  // the sum, and the number of the others
 
+// --- products of low rank
+
+// Matrices of one shape that lie in a vector, each with a factor of `rank` columns, one behind the other.
+struct Matrices {
+    std::vector<int64_t> offsets;
+    int64_t rows, columns;
+    int rank;
+
+    int64_t count() const { return static_cast<int64_t>(offsets.size()); }
+};
+
+void times(const Matrices& m, const float* vector, const float* right, float* out);             // M Q
+void times_transposed(const Matrices& m, const float* vector, const float* left, float* out);   // M^T P
+void add_product(const Matrices& m, const float* left, const float* right, float factor, float* total);  // P Q^T
+
 }  // namespace hvd

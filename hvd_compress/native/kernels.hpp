@@ -131,6 +131,13 @@ struct Kernels {
     void (*draw)(const float* x, int64_t n, float scale, Draws draws, uint64_t* words);
     void (*add)(const float* x, const float* y, int64_t n, float* out);
     void (*affine)(const float* x, float a, const float* y, float b, int64_t n, float* out);  // a * x + b * y
+
+    // Products of a matrix of rows x with a factor of few columns, which is given transposed: a row of n numbers for
+    // each of `rank` columns. `dots` multiplies one row; `add_multiples` adds to row k of `out`, `stride` apart, left[k]
+    // times x; `add_product` adds to `total` the sum of left[k] times row k.
+    void (*dots)(const float* x, const float* rows, int64_t n, int rank, float* out);
+    void (*add_multiples)(const float* x, const float* left, int64_t n, int rank, int64_t stride, float* out);
+    void (*add_product)(const float* left, const float* rows, int64_t n, int rank, float* total);
 };
 
 extern const Kernels PORTABLE;

@@ -25,10 +25,14 @@ class Scratch {
 public:
     explicit Scratch(int64_t count)
         : bytes_(static_cast<std::size_t>(count) * sizeof(T)), data_(static_cast<T*>(acquire(bytes_))) {}
-    ~Scratch() { release(data_, bytes_); }
+    Scratch(Scratch&& other) noexcept : bytes_(other.bytes_), data_(other.data_) { other.data_ = nullptr; }
+    ~Scratch() {
+        if (data_) release(data_, bytes_);
+    }
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
     T* get() { return data_; }
+    const T* get() const { return data_; }
     T& operator[](int64_t i) { return data_[i]; }
 
 private:

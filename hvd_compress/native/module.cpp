@@ -367,6 +367,62 @@ py::array_t<uint8_t> pack_as(const py::array& numbers, int bits) {
     return result;
 }
 
+// --- products of low rank
+
+hvd::Matrices matrices_of(
+    int64_t size, const std::vector<int64_t>& offsets, const std::pair<int64_t, int64_t>& shape, int64_t rank
+) {
+    const auto [rows, columns] = shape;
+    require_count(rows);
+    require_count(columns);
+    require(1 <= rank && rank <= 1 << 16, "rank must be in 1 to 65536");
+    require(!rows || columns <= size / rows, "the matrices must lie in the vector");
+    for (const int64_t offset : offsets) {
+        require(0 <= offset && offset <= size - rows * columns, "the matrices must lie in the vector");
+    }
+    return {offsets, rows, columns, static_cast<int>(rank)};
+}
+
+template <class F>
+py::array_t<float> product(
+    F f, const py::array& vector, const std::vector<int64_t>& offsets, const std::pair<int64_t, int64_t>& shape,
+    const py::array& factor, int64_t rank, int64_t factor_rows, int64_t result_rows
+) {
+    const auto x = in<float>(vector, "vector"), y = in<float>(factor, "factor");
+    const auto m = matrices_of(x.size, offsets, shape, rank);
+    require(y.size == m.count() * factor_rows * rank, "the factor does not fit the matrices");
+    auto result = make<float>(m.count() * result_rows * rank);
+    float* out = result.mutable_data();
+    unlocked([&] { f(m, x.data, y.data, out); });
+    return result;
+}
+
+py::array_t<float> times(
+    const py::array& vector, const std::vector<int64_t>& offsets, const std::pair<int64_t, int64_t>& shape,
+    const py::array& right, int64_t rank
+) {
+    return product(hvd::times, vector, offsets, shape, right, rank, shape.second, shape.first);
+}
+
+py::array_t<float> times_transposed(
+    const py::array& vector, const std::vector<int64_t>& offsets, const std::pair<int64_t, int64_t>& shape,
+    const py::array& left, int64_t rank
+) {
+    return product(hvd::times_transposed, vector, offsets, shape, left, rank, shape.first, shape.second);
+}
+
+void add_product(
+    py::array& total, const std::vector<int64_t>& offsets, const std::pair<int64_t, int64_t>& shape,
+    const py::array& left, const py::array& right, int64_t rank, float factor
+) {
+    const auto target = inout<float>(total, "total");
+    const auto x = in<float>(left, "left"), y = in<float>(right, "right");
+    const auto m = matrices_of(target.size, offsets, shape, rank);
+    require(x.size == m.count() * m.rows * rank, "left does not fit the matrices");
+    require(y.size == m.count() * m.columns * rank, "right does not fit the matrices");
+    unlocked([&] { hvd::add_product(m, x.data, y.data, factor, target.data); });
+}
+
 py::array_t<uint8_t> pack(const py::array& numbers, int bits) {
     require_bits(bits);
     if (numbers.dtype().equal(py::dtype::of<uint8_t>())) return pack_as<uint8_t>(numbers, bits);
@@ -455,6 +511,17 @@ PYBIND11_MODULE(_kernels, m) {
     m.def("top_k", top_k, array("vector"), py::arg("count"));
     m.def("above", above, array("vector"), py::arg("threshold"));
     m.def("draw", draw, array("vector"), py::arg("scale"), py::arg("stream"));
+    m.def(
+        "times", times, array("vector"), py::arg("offsets"), py::arg("shape"), array("right"), py::arg("rank")
+    );
+    m.def(
+        "times_transposed", times_transposed, array("vector"), py::arg("offsets"), py::arg("shape"), array("left"),
+        py::arg("rank")
+    );
+    m.def(
+        "add_product", add_product, array("total"), py::arg("offsets"), py::arg("shape"), array("left"),
+        array("right"), py::arg("rank"), py::arg("factor")
+    );
     m.def("scatter", scatter, py::arg("size"), py::arg("parts"), py::arg("factor"));
     m.def("sum_abs_below", sum_abs_below, array("vector"), py::arg("bound"));
     m.def("take", take, array("vector"), array("indices"));

@@ -198,8 +198,19 @@ class Ops(Protocol):
 
     # --- linear algebra
 
-    def add_parts(self, total: Array, parts: Sequence[tuple[slice, Array, Array | None]], factor: float) -> Array:
-        """Add factor * left @ right^T at each slice, or factor * left without a right; `total` may be overwritten."""
+    # Matrices of one shape (n, m) that lie at places of a vector:
+
+    def times(self, vector: Array, places: Sequence[slice], shape: tuple[int, int], right: Array) -> Array:
+        """Return M Q for each matrix M and its Q in `right`, of shape (count, m, r): shape (count, n, r)."""
+
+    def times_transposed(self, vector: Array, places: Sequence[slice], shape: tuple[int, int], left: Array) -> Array:
+        """Return M^T P for each matrix M and its P in `left`, of shape (count, n, r): shape (count, m, r)."""
+
+    def add_product(self, total: Array, places: Sequence[slice], left: Array, right: Array, factor: float) -> Array:
+        """Add factor * P Q^T at each place; `total` may be overwritten."""
+
+    def add_at(self, total: Array, place: slice, values: Array, factor: float) -> Array:
+        """Add factor * values at a place; `total` may be overwritten."""
 
     def orthogonalize(self, matrix: Array) -> Array:
         """Return orthonormal bases of the columns of n matrices, of the same shape; NaN for a matrix with NaN."""

@@ -260,10 +260,32 @@ class NumpyOps:
             return self.kernels.set_bits(payload, size)
         return np.flatnonzero(np.unpackbits(payload, bitorder="little")[:size])
 
-    def add_parts(self, total: Array, parts: Sequence[tuple[slice, Array, Array | None]], factor: float) -> Array:
-        for place, left, right in parts:
-            part = left if right is None else (left @ right.T).reshape(-1)
-            total[place] += part if factor == 1 else part * np.float32(factor)
+    def times(self, vector: Array, places: Sequence[slice], shape: tuple[int, int], right: Array) -> Array:
+        if self._has_kernel_for(vector, "float32"):
+            flat = np.ascontiguousarray(right).reshape(-1)
+            product = self.kernels.times(vector, [p.start for p in places], shape, flat, right.shape[2])
+            return product.reshape(len(places), shape[0], right.shape[2])
+        return np.stack([vector[p].reshape(shape) @ q for p, q in zip(places, right, strict=True)])
+
+    def times_transposed(self, vector: Array, places: Sequence[slice], shape: tuple[int, int], left: Array) -> Array:
+        if self._has_kernel_for(vector, "float32"):
+            flat = np.ascontiguousarray(left).reshape(-1)
+            product = self.kernels.times_transposed(vector, [p.start for p in places], shape, flat, left.shape[2])
+            return product.reshape(len(places), shape[1], left.shape[2])
+        return np.stack([vector[p].reshape(shape).T @ q for p, q in zip(places, left, strict=True)])
+
+    def add_product(self, total: Array, places: Sequence[slice], left: Array, right: Array, factor: float) -> Array:
+        if self._has_kernel_for(total, "float32"):
+            flat = [np.ascontiguousarray(x).reshape(-1) for x in (left, right)]
+            shape = (left.shape[1], right.shape[1])
+            self.kernels.add_product(total, [p.start for p in places], shape, *flat, left.shape[2], factor)
+            return total
+        for place, p, q in zip(places, left, right, strict=True):
+            total[place] += (p @ q.T).reshape(-1) * np.float32(factor)
+        return total
+
+    def add_at(self, total: Array, place: slice, values: Array, factor: float) -> Array:
+        total[place] += values * np.float32(factor)
         return total
 
     def orthogonalize(self, matrix: Array) -> Array:

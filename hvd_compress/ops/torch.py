@@ -279,12 +279,26 @@ class TorchOps:
         shifts = torch.arange(8, dtype=torch.uint8, device=self.device)
         return (payload[:, None] >> shifts & 1).reshape(-1)[:size].nonzero().reshape(-1)
 
-    def add_parts(self, total: Tensor, parts: Sequence[tuple[slice, Tensor, Tensor | None]], factor: float) -> Tensor:
-        for place, left, right in parts:
-            if right is None:
-                total[place].add_(left, alpha=factor)
-            else:
-                total[place].view(left.shape[0], right.shape[0]).addmm_(left, right.T, alpha=factor)
+    def times(self, vector: Tensor, places: Sequence[slice], shape: tuple[int, int], right: Tensor) -> Tensor:
+        if self._numpy:
+            return self._numpy.times(vector, places, shape, right)
+        return torch.stack([vector[p].view(shape) for p in places]) @ right
+
+    def times_transposed(self, vector: Tensor, places: Sequence[slice], shape: tuple[int, int], left: Tensor) -> Tensor:
+        if self._numpy:
+            return self._numpy.times_transposed(vector, places, shape, left)
+        return torch.stack([vector[p].view(shape) for p in places]).mT @ left
+
+    def add_product(self, total: Tensor, places: Sequence[slice], left: Tensor, right: Tensor, factor: float) -> Tensor:
+        if self._numpy:
+            self._numpy.add_product(total, places, left, right, factor)
+            return total
+        for place, p, q in zip(places, left, right, strict=True):
+            total[place].view(p.shape[0], q.shape[0]).addmm_(p, q.T, alpha=factor)
+        return total
+
+    def add_at(self, total: Tensor, place: slice, values: Tensor, factor: float) -> Tensor:
+        total[place].add_(values, alpha=factor)
         return total
 
     def orthogonalize(self, matrix: Tensor) -> Tensor:
