@@ -2,6 +2,7 @@
 
 import __future__
 
+import json
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import test_conformance as conformance
 
 import hvd_compress
-from hvd_compress import methods, parse, spec
+from hvd_compress import Layout, methods, parse, spec
 from hvd_compress.compressors import quantize
 from hvd_compress.torch.compression import Compression
 
@@ -79,6 +80,40 @@ def test_list_refuses_what_is_wrong():
         (["--rows", "0"], "--rows must be at least 1; got 0"),
     ):
         done = subprocess.run(["hvd-compress", "list", *args], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_bench_times_writes_and_draws(tmp_path):
+    report, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    specs = ["topk(ratio=0.01)", "qsgd(bits=4)", "randomk", "powersgd", "dgc", "signum", "fp16", "threshold"]
+    command = ["hvd-compress", "bench", "--size", "40000", "--repetitions", "2", "--json", str(report)]
+    for more in (["--plot", str(picture)], ["--framework", "numpy", "--threads", "1"]):
+        done = subprocess.run([*command, "--only", *specs, *more], capture_output=True, text=True, check=True)
+        assert all(f"| {name} " in done.stdout for name in specs)
+        found = json.loads(report.read_text())
+        assert found["size"] == 40000
+        assert found["memcpy_s"] > 0
+        assert [result["spec"] for result in found["results"]] == specs
+        for result in found["results"]:
+            compressor = parse(result["spec"])
+            layout = Layout.of([("matrix", (200, 200)), ("rest", (0,))])
+            assert result["encode_s"] > 0
+            assert result["decode_s"] > 0
+            assert (result["decode4_s"] is None) == (compressor.collectives[0] == "allreduce")
+            if not compressor.varying:
+                assert 8 * result["payload_bytes"] == compressor.payload_bits(layout)
+    assert found["threads"] == 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_refuses_what_is_wrong_before_it_begins():
+    for args, message in (
+        (["--only", "topk", "topq"], "unknown compressor 'topq'; known are"),
+        (["--size", "0"], "--size must be at least 1; got 0"),
+        (["--threads", "-1"], "--threads must be at least 1; got -1"),
+    ):
+        done = subprocess.run(["hvd-compress", "bench", *args], capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert message in done.stderr
 
