@@ -312,7 +312,8 @@ void select_top(const float* x, int64_t n, int64_t count, Selection& selection) 
         return;
     }
     const int parts = std::max(parts_of(n), static_cast<int>(n >> 31) + 1);  // offsets in a part are of 32 bits
-    const int64_t most = (n / 40 + 4096) / parts + 1;
+    // The fewer are wanted, the narrower the interval that a sample gives.
+    const int64_t most = (n / (count < n / 20 ? 80 : 40) + 4096) / parts + 1;
     if (select_within(x, n, count, estimate(x, n, count), most, parts, selection)) return;
     select_within(x, n, count, locate(x, n, count, most), most, parts, selection);
 }

@@ -30,7 +30,7 @@ std::deque<Block>& kept() {
 }
 
 std::size_t mapped_size(std::size_t bytes) {
-    const std::size_t page = bytes < HUGE_PAGE ? 4096 : HUGE_PAGE;
+    const std::size_t page = bytes < 16 * HUGE_PAGE ? 4096 : HUGE_PAGE;
     return (bytes + page - 1) / page * page;
 }
 
@@ -49,7 +49,7 @@ void* map(std::size_t size) {
 
 }  // namespace
 
-void* acquire(std::size_t bytes) {
+void* acquire(std::size_t bytes, bool kept_before) {
     if (bytes > PTRDIFF_MAX / 2) throw std::bad_alloc();
     if (bytes < LARGE) {
         void* data = nullptr;
@@ -57,7 +57,7 @@ void* acquire(std::size_t bytes) {
         return data;
     }
     const std::size_t size = mapped_size(bytes);
-    {
+    if (kept_before) {
         const std::lock_guard<std::mutex> guard(lock());
         auto& blocks = kept();
         for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {  // the newest is the likeliest in cache
@@ -71,9 +71,13 @@ void* acquire(std::size_t bytes) {
     return map(size);
 }
 
-void release(void* data, std::size_t bytes) noexcept {
+void release(void* data, std::size_t bytes, bool keep) noexcept {
     if (bytes < LARGE) return std::free(data);
     const std::size_t size = mapped_size(bytes);
+    if (!keep) {
+        munmap(data, size);
+        return;
+    }
     Block dropped{data, size};
     try {
         const std::lock_guard<std::mutex> guard(lock());

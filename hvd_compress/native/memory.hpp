@@ -13,21 +13,22 @@ constexpr std::size_t LARGE = SIZE_MAX;
 constexpr std::size_t LARGE = std::size_t{1} << 20;
 #endif
 
-// Returns a block of at least `bytes`, aligned to 64, with any content. Throws std::bad_alloc.
-void* acquire(std::size_t bytes);
+// Returns a block of at least `bytes`, aligned to 64, with any content; one that was kept before, if wanted and there is
+// one. Throws std::bad_alloc.
+void* acquire(std::size_t bytes, bool kept_before = true);
 
-// Gives back a block of `acquire` with the same `bytes`.
-void release(void* block, std::size_t bytes) noexcept;
+// Gives back a block of `acquire` with the same `bytes`, to be kept or not.
+void release(void* block, std::size_t bytes, bool keep = true) noexcept;
 
-// Memory for a kernel's own use.
+// Memory for a kernel's own use, which goes back at its end: it would else add up to a tenth of the vector.
 template <class T>
 class Scratch {
 public:
     explicit Scratch(int64_t count)
-        : bytes_(static_cast<std::size_t>(count) * sizeof(T)), data_(static_cast<T*>(acquire(bytes_))) {}
+        : bytes_(static_cast<std::size_t>(count) * sizeof(T)), data_(static_cast<T*>(acquire(bytes_, false))) {}
     Scratch(Scratch&& other) noexcept : bytes_(other.bytes_), data_(other.data_) { other.data_ = nullptr; }
     ~Scratch() {
-        if (data_) release(data_, bytes_);
+        if (data_) release(data_, bytes_, false);
     }
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;

@@ -1,0 +1,85 @@
+"""The memory that a step of each compressor takes beyond gradient, residual and mean, as a part of the gradient.
+
+Linux only: it is the peak of the resident set over steps with feedback, each in a process of its own.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from hvd_compress.bench import SPECS
+
+STEP = """
+import sys
+import torch
+from hvd_compress import Feedback, Layout, State, parse
+from hvd_compress.ops.torch import TorchOps
+
+def resident(kind):
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith(kind))
+
+size, compressor, ops = int(sys.argv[1]), parse(sys.argv[2]), TorchOps()
+side = int(size ** 0.5)
+
+def run(layout):
+    state, mean = State(layout), None
+    vector = ops.zeros(layout.size).normal_().mul_(4e-4)
+    for _ in range(3):
+        mean = None  # an optimizer has made use of it
+        before = state.local.get("residual")
+        generator, answer = compressor.reduce(ops, vector, state), None
+        while True:
+            try:
+                collective = generator.send(answer)
+            except StopIteration as stop:
+                mean = stop.value.mean
+                break
+            array = getattr(collective, "array", None)
+            answer = array if array is not None else [collective.payload]
+        state.commit()
+        if "residual" in state.local:
+            vector = ops.zeros(layout.size) if before is None else before
+            vector.normal_().mul_(4e-4)
+        del generator, answer, collective, array
+    kept = {**state.local.kept, **state.shared.kept}
+    return sum(a.nbytes for a in kept.values()) + vector.nbytes + mean.nbytes
+
+run(Layout.of([("m", (300, 300))]))  # what is allocated once
+base = resident("VmRSS")
+with open("/proc/self/clear_refs", "w") as refs:
+    refs.write("5")  # the peak begins anew
+needed = run(Layout.of([("m", (side, side))]))
+payload = compressor.payload_bits(Layout.of([("m", (side, side))]), 0 if compressor.varying else None) // 8
+print(resident("VmHWM") - base - needed, payload, 4 * side * side)
+"""
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--size", type=int, default=25_000_000, help="coordinates of the gradient")
+    parser.add_argument("--only", nargs="+", metavar="SPEC", default=SPECS, help="the compressors")
+    args = parser.parse_args()
+    table = Table(box=box.MARKDOWN, title=f"{args.size} coordinates: peak beyond gradient, state and mean")
+    for column in ("compressor", "MB", "of it payload", "beyond the payload, of the gradient"):
+        table.add_column(column, justify="left" if column == "compressor" else "right")
+    for spec in track(args.only, "compressors", console=Console(stderr=True), transient=True):
+        command = [sys.executable, "-c", STEP, str(args.size), spec]
+        root = Path(__file__).parents[1]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+        extra, payload, gradient = map(int, done.stdout.split())
+        table.add_row(spec, f"{extra / 1e6:.1f}", f"{payload / 1e6:.1f}", f"{(extra - payload) / gradient:.1%}")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
