@@ -31,8 +31,8 @@ from models import MODELS, build
 RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 0.001}
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
+def arguments(line: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line, or one that is given."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="examples a step on each worker")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training examples")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the order of the data and the compressor")
-    args = parser.parse_args()
+    args = parser.parse_args(line)
     for name in ("epochs", "batch_size", "limit"):
         value = getattr(args, name)
         if value is not None and value < 1:
