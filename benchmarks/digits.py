@@ -38,6 +38,7 @@ SETTINGS = {
 COMPOSITIONS = [
     ("topk(ratio=0.01, values=qsgd(bits=4))", ""),
     ("topk(ratio=0.01, feedback=ef21)", ""),
+    ("topk(ratio=0.05, feedback=ef21)", ""),
     ("topk(ratio=0.01, feedback=momentum)", "--lr 0.1"),
     ("topk(ratio=0.01, scope=model)", ""),
     ("dgc(ratio=exponential(0.25, 0.01, steps=88, every=22))", "--lr 0.1"),

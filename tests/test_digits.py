@@ -21,8 +21,8 @@ spec.loader.exec_module(digits)
 
 # Points of percent. Over seeds, an accuracy of this task has a standard deviation of about half a point, the difference
 # of two of 0.7, and methods with few bytes are up to half a point behind: 0.5 + 3 * 0.7. What does not learn, as by a
-# wrong scale or sign or order of what is sent, is behind by tens of points. What learns a little less well, such as topk
-# that lost its residual, is not told here but by the conformance tests.
+# wrong scale or sign or order of what is sent, is behind by tens of points. What learns a little less well, such as
+# topk without its residual, is not told here but by the conformance tests.
 TOLERANCE = 2.5
 # Sends no matrix's gradient, and keeps nothing for later: only biases are trained.
 SENDS_NOTHING = digits.Setting("control", "threshold(threshold=1000000.0, feedback=none)", "")
