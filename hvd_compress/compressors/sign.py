@@ -26,8 +26,33 @@ class Sign(Quantizer):
         return ops.cast(2 * codes - 1, "float32") * scales
 
 
+class SignsAndMeans(Sign):
+    """A sign method whose scales are made of the sums of either sign."""
+
+    def means(self, ops: Ops, up: Array, down: Array, count: Array, size: int) -> Array:
+        """Return the scales of n tensors of one size, float32 of shape (n, scales_each).
+
+        They are made of the sum of what is at least zero, of all else, and the number of the former.
+        """
+        raise NotImplementedError
+
+    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
+        """Return the means of the rows."""
+        up, down, count = ops.row_sides(rows, plus)
+        return self.means(ops, up, down, count, rows.shape[1])
+
+    def _encode_by_kernel(self, ops: Ops, vector: Array, residual: Array | None, rest: bool, state: State) -> Array:
+        """Without a rest the signs and their sums take one pass."""
+        if rest:
+            return super()._encode_by_kernel(ops, vector, residual, rest, state)
+        sizes = [p.size for p in state.layout.parameters if p.size]
+        bits, sides = ops.kernels.signs(vector, sizes)
+        means = [self.means(ops, *sides[3 * i : 3 * i + 3].reshape(3, 1), size) for i, size in enumerate(sizes)]
+        return ops.concat([*(ops.to_bytes(ops.flatten(mean)) for mean in means), bits])
+
+
 @dataclass(frozen=True)
-class EFSignSGD(Sign):
+class EFSignSGD(SignsAndMeans):
     """Send the signs and the mean magnitude of each tensor (Karimireddy et al. 2019, algorithm 1).
 
     ||C(v) - v||^2 <= (1 - ||v||_1^2 / (d ||v||_2^2)) ||v||^2, for each tensor.
@@ -38,14 +63,13 @@ class EFSignSGD(Sign):
     paper: ClassVar[str] = "Karimireddy et al. 2019"
     wire: ClassVar[str] = "mean magnitude of each tensor (fp32), packed signs"
 
-    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
+    def means(self, ops: Ops, up: Array, down: Array, count: Array, size: int) -> Array:
         """Return the mean magnitudes."""
-        up, down, _ = ops.row_sides(rows, plus)
-        return ops.column(ops.cast((up - down) / rows.shape[1], "float32"))
+        return ops.column(ops.cast((up - down) / size, "float32"))
 
 
 @dataclass(frozen=True)
-class OneBit(Sign):
+class OneBit(SignsAndMeans):
     """Send the signs, and of each tensor the mean of what is positive and of what is negative (Seide et al. 2014).
 
     The paper has two means for each column of a weight matrix; here they are those of the tensor.
@@ -57,10 +81,9 @@ class OneBit(Sign):
     wire: ClassVar[str] = "two means of each tensor (fp32), packed signs"
     scales_each: ClassVar[int] = 2
 
-    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
+    def means(self, ops: Ops, up: Array, down: Array, count: Array, size: int) -> Array:
         """Return the mean of the coordinates from zero up, and of those below."""
-        up, down, count = ops.row_sides(rows, plus)
-        rest = rows.shape[1] - count
+        rest = size - count
         means = (up / ops.where(count > 0, count, count + 1), down / ops.where(rest > 0, rest, rest + 1))
         return ops.transpose(ops.stack([ops.cast(mean, "float32") for mean in means]))
 

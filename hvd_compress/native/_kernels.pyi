@@ -102,6 +102,9 @@ def quantize(
         stream: the words of the random numbers.
     """
 
+def signs(vector: NDArray[np.float32], lengths: list[int]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Return the packed signs, and of each group of these lengths what `group_sides` does."""
+
 def dequantize(
     payloads: list[NDArray[np.uint8]],
     code: Code,

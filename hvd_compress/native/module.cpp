@@ -246,6 +246,17 @@ py::array_t<uint8_t> quantize(
     return payload;
 }
 
+std::pair<py::array_t<uint8_t>, py::array_t<double>> signs(const py::array& vector, const std::vector<int64_t>& lengths) {
+    const auto x = in<float>(vector, "vector");
+    const auto codec = codec_of({"sign", 1, 1, 0, 0, 0}, lengths, x.size);
+    auto bits = make<uint8_t>((x.size + 7) / 8);
+    auto sides = make<double>(3 * codec.groups.count());
+    uint8_t* packed = bits.mutable_data();
+    double* sums = sides.mutable_data();
+    unlocked([&] { hvd::signs(codec.groups, x.data, packed, sums); });
+    return {bits, sides};
+}
+
 py::array dequantize(
     const std::vector<py::array>& payloads, const Code& code, const Division& groups, int64_t size, float factor,
     bool vote, const py::object& total
@@ -544,6 +555,7 @@ PYBIND11_MODULE(_kernels, m) {
         "quantize", quantize, array("vector"), py::arg("residual").none(true), py::arg("rest"), py::arg("code"),
         py::arg("groups"), py::arg("scales").none(true), py::arg("stream")
     );
+    m.def("signs", signs, array("vector"), py::arg("lengths"));
     m.def(
         "dequantize", dequantize, py::arg("payloads"), py::arg("code"), py::arg("groups"), py::arg("size"),
         py::arg("factor"), py::arg("vote"), py::arg("total").none(true)

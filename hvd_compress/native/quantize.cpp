@@ -161,4 +161,35 @@ void dequantize(
     }
 }
 
+void signs(const Groups& groups, const float* x, uint8_t* bits, double* sides) {
+    const Quantizer sign{Quantizer::sign, 1, 1, 0, 0};
+    const float either[2] = {1, -1};
+    const int64_t chunks = (groups.size + CHUNK - 1) / CHUNK;
+    // A sum for each run of a group in a chunk: run number chunk + group, since each boundary begins one more.
+    std::vector<double> sums(static_cast<std::size_t>(3 * (chunks + groups.count())));
+    for_ranges(groups.size, CHUNK, [&](int64_t from, int64_t to) {
+        uint8_t codes[CHUNK];
+        const uint16_t noise[CHUNK] = {};
+        for (int64_t begin = from; begin < to; begin += CHUNK) {
+            const int64_t end = std::min(to, begin + CHUNK);
+            float* part = const_cast<float*>(x) + begin;  // not changed without a rest
+            kernels().quantize8(sign, either, part, nullptr, end - begin, false, noise, codes);
+            kernels().pack8(codes, end - begin, 1, nullptr, 0, bits + begin / 8);
+            for_runs(groups, begin, end, [&](int64_t group, int64_t start, int64_t stop) {
+                kernels().sides(x + start, nullptr, stop - start, &sums[3 * (begin / CHUNK + group)]);
+            });
+        }
+    });
+    int64_t begin = 0;
+    for (int64_t group = 0; group < groups.count(); ++group) {
+        double* total = sides + 3 * group;
+        std::fill(total, total + 3, 0.0);
+        const int64_t end = groups.end(group);
+        for (int64_t chunk = begin / CHUNK; chunk * CHUNK < end && begin < end; ++chunk) {
+            for (int i = 0; i < 3; ++i) total[i] += sums[3 * (chunk + group) + i];
+        }
+        begin = end;
+    }
+}
+
 }  // namespace hvd

@@ -43,4 +43,8 @@ void dequantize(
     const Codec& codec, const std::vector<const uint8_t*>& payloads, float factor, bool add, bool vote, float* total
 );
 
+// Packs the signs of x, and writes three numbers a group: the sum of what is at least zero, of all else, and the number
+// of the former.
+void signs(const Groups& groups, const float* x, uint8_t* bits, double* sides);
+
 }  // namespace hvd
