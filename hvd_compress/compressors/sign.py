@@ -47,7 +47,8 @@ class SignsAndMeans(Sign):
             return super()._encode_by_kernel(ops, vector, residual, rest, state)
         sizes = [p.size for p in state.layout.parameters if p.size]
         bits, sides = ops.kernels.signs(vector, sizes)
-        means = [self.means(ops, *sides[3 * i : 3 * i + 3].reshape(3, 1), size) for i, size in enumerate(sizes)]
+        up, down, count = (sides[i::3].reshape(-1, 1) for i in range(3))
+        means = [self.means(ops, up[i], down[i], count[i], size) for i, size in enumerate(sizes)]
         return ops.concat([*(ops.to_bytes(ops.flatten(mean)) for mean in means), bits])
 
 
