@@ -92,7 +92,6 @@ def case() -> tuple:
         lambda: ("pack", indices().astype(rng.choice(["uint8", "int32", "int64"])), bits),
         lambda: ("top_k", vector(), count),
         lambda: ("above", vector(), float(rng.standard_cauchy())),
-        lambda: ("group_sum", vector(), lengths(), "square"),
         lambda: ("group_max_abs", vector(), lengths(), None),
         dequantize,
         lambda: ("quantize", vector(), None, False, code(), groups(), rng.choice(["max", "l2"]), stream),

@@ -217,11 +217,10 @@ def test_take_and_scatter(kernels, size):
     indices = subset(size, size - size // 3)
     values = kernels.take(vector, indices)
     same(values, vector[indices])
-    for scatter, expected in ((kernels.scatter_add, other[indices] + values), (kernels.scatter_set, values)):
-        got, wanted = other.copy(), other.copy()
-        scatter(got, indices, values)
-        wanted[indices] = expected
-        same(got, wanted)
+    got, wanted = other.copy(), other.copy()
+    kernels.scatter_add(got, indices, values)
+    wanted[indices] += values
+    same(got, wanted)
 
 
 # --- random numbers
@@ -229,7 +228,6 @@ def test_take_and_scatter(kernels, size):
 
 @pytest.mark.parametrize("count", [0, 1, 15, 2049, 200_001])
 def test_random_words(kernels, count):
-    same(kernels.bits(count, STREAM.words()), random.bits(count, STREAM))
     same(kernels.uniform(count, STREAM.words()), REFERENCE.uniform(count, STREAM))
 
 
@@ -356,15 +354,22 @@ def group_sum(vector, lengths):
 def test_groups(kernels, lengths):
     lengths = np.array(lengths, np.int64)
     vector = np.random.default_rng(0).standard_normal(lengths.sum()).astype(np.float32)
-    same(kernels.group_sum(vector, lengths, "x"), group_sum(vector, lengths))
-    same(kernels.group_sum(vector, lengths, "abs"), group_sum(np.abs(vector), lengths))
-    same(kernels.group_sum(vector, lengths, "square"), group_sum(vector.astype(np.float64) ** 2, lengths))
-    groups = np.split(vector, np.cumsum(lengths)[:-1])
-    same(kernels.group_max_abs(vector, lengths, None), np.array([np.abs(g).max(initial=0) for g in groups], np.float32))
+    plus = np.random.default_rng(1).standard_normal(lengths.sum()).astype(np.float32)
+    for residual, total in ((None, vector), (plus, vector + plus)):
+        groups = np.split(total, np.cumsum(lengths)[:-1])
+        largest = np.array([np.abs(group).max(initial=0) for group in groups], np.float32)
+        same(kernels.group_max_abs(vector, lengths, residual), largest)
+        both = kernels.group_max_square(vector, lengths, residual)
+        same(both[0], largest)
+        same(both[1], group_sum(total.astype(np.float64) ** 2, lengths))
+        up, down, count = kernels.group_sides(vector, lengths, residual).reshape(-1, 3).T
+        assert np.allclose(up, [group[group >= 0].sum(dtype=np.float64) for group in groups])
+        assert np.allclose(down, [group[group < 0].sum(dtype=np.float64) for group in groups])
+        assert count.tolist() == [(group >= 0).sum() for group in groups]
     if len(vector):
         vector[-1] = np.nan
         assert np.isnan(kernels.group_max_abs(vector, lengths, None)).sum() == 1
-        assert np.isnan(kernels.group_sum(vector, lengths, "square")).sum() == 1
+        assert np.isnan(kernels.group_max_square(vector, lengths, None)[1]).sum() == 1
 
 
 # --- what is refused
@@ -395,7 +400,7 @@ def test_wrong_arguments_are_refused():
             lambda: module.add_(x, x[1:]),
             lambda: module.copy(x, x[1:]),
             lambda: module.scatter_add(x, i, x),
-            lambda: module.scatter_set(x, i, x),
+            lambda: module.scatter_add(x, i, x),
         ],
         "2\\^40": [
             lambda: module.zeros(-1),
@@ -421,12 +426,11 @@ def test_wrong_arguments_are_refused():
         ],
         "no code": [lambda: module.encode_indices(i[:1], 2**31)],
         "add up": [
-            lambda: module.group_sum(x, np.array([9]), "x"),
-            lambda: module.group_sum(x, np.array([11, -1]), "x"),
+            lambda: module.group_max_square(x, np.array([9]), None),
+            lambda: module.group_sides(x, np.array([11, -1]), None),
             lambda: module.group_max_abs(x, np.array([2**62, 2**62, 2**63 - 1]), None),
             lambda: module.group_max_abs(x, i[:0], None),
         ],
-        "of must": [lambda: module.group_sum(x, np.array([10]), "cube")],
         "threads": [lambda: module.set_threads(0)],
         "no such level": [lambda: module.set_simd("sse9")],
     }

@@ -54,19 +54,14 @@ def group_max_abs(
 ) -> NDArray[np.float32]:
     """Return each group's largest magnitude: 0 if it is empty, NaN if it has one."""
 
-def group_sum(
-    vector: NDArray[np.float32], lengths: NDArray[np.int64], of: Literal["x", "abs", "square"]
-) -> NDArray[np.float64]:
-    """Return each group's sum of x, |x| or x * x, in float64 and in this order.
+def group_max_square(
+    vector: NDArray[np.float32], lengths: NDArray[np.int64], plus: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return each group's largest magnitude, as `group_max_abs` does, and its sum of squares, in this order.
 
     A group is cut into pieces of 4096 elements. In a piece, element i is added to lane i % 16 of 16; the lanes are
     added 8 and 8, 4 and 4, 2 and 2, 1 and 1; the pieces one after the other.
     """
-
-def group_max_square(
-    vector: NDArray[np.float32], lengths: NDArray[np.int64], plus: NDArray[np.float32] | None
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return each group's largest magnitude, and its sum of squares, as `group_max_abs` and `group_sum` do."""
 
 def group_sides(
     vector: NDArray[np.float32], lengths: NDArray[np.int64], plus: NDArray[np.float32] | None
@@ -144,9 +139,6 @@ def scatter(
 def scatter_add(total: NDArray[np.float32], indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
     """Add values at ascending distinct indices; ValueError, and nothing added, if they are not."""
 
-def scatter_set(total: NDArray[np.float32], indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-    """Put values at ascending distinct indices; ValueError, and nothing put, if they are not."""
-
 # --- products of low rank: matrices of one shape at offsets of a vector, and factors of `rank` columns for each
 
 def times(
@@ -179,9 +171,6 @@ def add_product(
     """Add factor * P Q^T to each matrix in `total`."""
 
 # --- random numbers
-
-def bits(count: int, stream: tuple[int, int]) -> NDArray[np.uint32]:
-    """Return words 0 to count - 1, as `hvd_compress.random.bits`."""
 
 def uniform(count: int, stream: tuple[int, int]) -> NDArray[np.float32]:
     """Return numbers in [0, 1) of 24 random bits."""

@@ -344,10 +344,7 @@ void take(const float* x, int64_t n, const int64_t* indices, int64_t count, floa
     require(sound, "indices must be in range");
 }
 
-namespace {
-
-template <class F>
-void scatter(int64_t n, const int64_t* indices, int64_t count, F write) {
+void scatter_add(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values) {
     std::atomic<bool> sound{true};
     for_ranges(count, 16, [&](int64_t begin, int64_t end) {
         int64_t previous = begin ? indices[begin - 1] : -1;
@@ -360,18 +357,8 @@ void scatter(int64_t n, const int64_t* indices, int64_t count, F write) {
     });
     require(sound, NOT_ASCENDING);
     for_ranges(count, 16, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) write(indices[i], i);
+        for (int64_t i = begin; i < end; ++i) total[indices[i]] += values[i];
     });
-}
-
-}  // namespace
-
-void scatter_add(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values) {
-    scatter(n, indices, count, [=](int64_t index, int64_t i) { total[index] += values[i]; });
-}
-
-void scatter_set(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values) {
-    scatter(n, indices, count, [=](int64_t index, int64_t i) { total[index] = values[i]; });
 }
 
 void scatter(const std::vector<Sparse>& parts, float factor, int64_t n, float* out) {
@@ -402,12 +389,6 @@ void scatter(const std::vector<Sparse>& parts, float factor, int64_t n, float* o
 }
 
 // --- random numbers
-
-void words(uint32_t first, uint32_t second, int64_t count, uint32_t* out) {
-    for_ranges(count, CHUNK, [&](int64_t begin, int64_t end) {
-        kernels().words(first, second, begin, end - begin, out + begin);
-    });
-}
 
 void uniform(uint32_t first, uint32_t second, int64_t count, float* out) {
     for_ranges(count, CHUNK, [&](int64_t begin, int64_t end) {
@@ -676,7 +657,7 @@ void group_max_square(
         [&](int64_t piece, int64_t begin, int64_t size) {
             const float* added = plus ? plus + begin : nullptr;
             largest[piece] = kernels().largest(x + begin, added, size);
-            sums[piece] = kernels().sum(x + begin, added, size, Sum::square);
+            sums[piece] = kernels().squares(x + begin, added, size);
         },
         [&](int64_t group, int64_t first, int64_t last) {
             uint32_t most = 0;
@@ -686,19 +667,6 @@ void group_max_square(
                 square[group] += sums[piece];
             }
             std::memcpy(max + group, &most, 4);
-        }
-    );
-}
-
-void group_sum(const float* x, int64_t n, const int64_t* lengths, int64_t groups, Sum kind, double* out) {
-    Scratch<double> pieces(most_pieces(n, groups));
-    for_groups(
-        n, lengths, groups,
-        [&](int64_t piece, int64_t begin, int64_t size) { pieces[piece] = kernels().sum(x + begin, nullptr, size, kind); },
-        [&](int64_t group, int64_t first, int64_t last) {
-            double sum = 0;
-            for (int64_t piece = first; piece < last; ++piece) sum += pieces[piece];
-            out[group] = sum;
         }
     );
 }

@@ -60,11 +60,9 @@ struct Sparse {
 };
 
 void scatter(const std::vector<Sparse>& parts, float factor, int64_t n, float* out);  // all else is zero
-void scatter_set(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values);
 
 // --- random numbers
 
-void words(uint32_t first, uint32_t second, int64_t count, uint32_t* out);
 void uniform(uint32_t first, uint32_t second, int64_t count, float* out);
 void distinct(uint32_t first, uint32_t second, int64_t size, int64_t count, int64_t* out);
 
@@ -102,7 +100,6 @@ void group_max_square(
     const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, float* max, double* square
 );
 void group_sides(const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, double* out);
-void group_sum(const float* x, int64_t n, const int64_t* lengths, int64_t groups, Sum kind, double* out);
 void sum_below(const float* x, int64_t n, float bound, double* out);  // the sum, and the number of the others
 
 // --- products of low rank

@@ -16,8 +16,6 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "payloads are little-en
 constexpr int64_t CHUNK = 2048;  // elements that fit into the first-level cache in any dtype
 constexpr int64_t PIECE = 4096;  // elements of a partial sum: fixed, so that sums do not depend on the threads
 
-enum class Sum { value, magnitude, square };
-
 // The bits of a float without its sign, ordered as the magnitudes are, with NaN above all numbers.
 inline uint32_t magnitude_of(float x) {
     uint32_t bits;
@@ -123,7 +121,7 @@ struct Kernels {
 
     // Of x, or of x + plus if it is not null; n <= PIECE for the sums.
     uint32_t (*largest)(const float* x, const float* plus, int64_t n);  // magnitude, as bits
-    double (*sum)(const float* x, const float* plus, int64_t n, Sum kind);
+    double (*squares)(const float* x, const float* plus, int64_t n);  // their sum
     void (*sides)(const float* x, const float* plus, int64_t n, double* out);  // adds two sums and a number
     // Adds to out[0] the sum of the magnitudes below the bound, and to out[1] the number of the others; n <= PIECE.
     void (*sum_below)(const float* x, int64_t n, float bound, double* out);

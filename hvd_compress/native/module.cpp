@@ -166,17 +166,6 @@ std::pair<py::array_t<float>, py::array_t<double>> group_max_square(const py::ar
     return {max, square};
 }
 
-py::array_t<double> group_sum(const py::array& vector, const py::array& lengths, const std::string& of) {
-    const auto x = in<float>(vector, "vector");
-    const auto groups = in<int64_t>(lengths, "lengths");
-    require(of == "x" || of == "abs" || of == "square", "of must be one of x, abs, square");
-    const auto kind = of == "x" ? hvd::Sum::value : of == "abs" ? hvd::Sum::magnitude : hvd::Sum::square;
-    auto result = make<double>(groups.size);
-    double* out = result.mutable_data();
-    unlocked([&] { hvd::group_sum(x.data, x.size, groups.data, groups.size, kind, out); });
-    return result;
-}
-
 py::array_t<double> group_sides(const py::array& vector, const py::array& lengths, const py::object& plus) {
     const auto x = in<float>(vector, "vector");
     const float* added = optional_in(plus, x.size, "plus");
@@ -332,24 +321,15 @@ py::array_t<float> scatter(int64_t size, const std::vector<std::pair<py::array, 
     return result;
 }
 
-template <class F>
-void scatter_with(F f, py::array& total, const py::array& indices, const py::array& values) {
+void scatter_add(py::array& total, const py::array& indices, const py::array& values) {
     const auto target = inout<float>(total, "total");
     const auto at = in<int64_t>(indices, "indices");
     const auto source = in<float>(values, "values");
     require(at.size == source.size, "indices and values must be of one length");
-    unlocked([&] { f(target.data, target.size, at.data, at.size, source.data); });
+    unlocked([&] { hvd::scatter_add(target.data, target.size, at.data, at.size, source.data); });
 }
 
 // --- random numbers
-
-py::array_t<uint32_t> bits(int64_t count, const Words& stream) {
-    require_count(count);
-    auto result = make<uint32_t>(count);
-    uint32_t* out = result.mutable_data();
-    unlocked([&] { hvd::words(stream.first, stream.second, count, out); });
-    return result;
-}
 
 py::array_t<float> uniform(int64_t count, const Words& stream) {
     auto result = empty(count);
@@ -517,7 +497,6 @@ PYBIND11_MODULE(_kernels, m) {
     m.def("group_max_abs", group_max_abs, array("vector"), array("lengths"), py::arg("plus").none(true));
     m.def("group_max_square", group_max_square, array("vector"), array("lengths"), py::arg("plus").none(true));
     m.def("group_sides", group_sides, array("vector"), array("lengths"), py::arg("plus").none(true));
-    m.def("group_sum", group_sum, array("vector"), array("lengths"), py::arg("of"));
 
     m.def("top_k", top_k, array("vector"), py::arg("count"));
     m.def("above", above, array("vector"), py::arg("threshold"));
@@ -536,20 +515,7 @@ PYBIND11_MODULE(_kernels, m) {
     m.def("scatter", scatter, py::arg("size"), py::arg("parts"), py::arg("factor"));
     m.def("sum_abs_below", sum_abs_below, array("vector"), py::arg("bound"));
     m.def("take", take, array("vector"), array("indices"));
-    m.def(
-        "scatter_add",
-        [](py::array total, const py::array& indices, const py::array& values) {
-            scatter_with(hvd::scatter_add, total, indices, values);
-        },
-        array("total"), array("indices"), array("values")
-    );
-    m.def(
-        "scatter_set",
-        [](py::array total, const py::array& indices, const py::array& values) {
-            scatter_with(hvd::scatter_set, total, indices, values);
-        },
-        array("total"), array("indices"), array("values")
-    );
+    m.def("scatter_add", scatter_add, array("total"), array("indices"), array("values"));
 
     m.def(
         "quantize", quantize, array("vector"), py::arg("residual").none(true), py::arg("rest"), py::arg("code"),
@@ -561,7 +527,6 @@ PYBIND11_MODULE(_kernels, m) {
         py::arg("factor"), py::arg("vote"), py::arg("total").none(true)
     );
 
-    m.def("bits", bits, py::arg("count"), py::arg("stream"));
     m.def("uniform", uniform, py::arg("count"), py::arg("stream"));
     m.def("distinct", distinct, py::arg("count"), py::arg("size"), py::arg("stream"));
 

@@ -56,7 +56,7 @@ float norm_of(Norm norm, const float* x, int64_t n) {
     }
     double total = 0;
     for (int64_t begin = 0; begin < n; begin += PIECE) {
-        total += kernels().sum(x + begin, nullptr, std::min(PIECE, n - begin), Sum::square);
+        total += kernels().squares(x + begin, nullptr, std::min(PIECE, n - begin));
     }
     return static_cast<float>(std::sqrt(total));
 }
