@@ -89,7 +89,7 @@ def test_cifar10(tmp_path):
 
 
 BAD = [
-    (["--compression", "topq"], "unknown compressor 'topq'; known are: fp16, none"),
+    (["--compression", "topq"], "unknown compressor 'topq'; known are: bf16, dgc"),
     (["--rule", "embed.*=topk"], "rule 'embed.*' matches none of the"),
     (["--rule", "*=topq"], "rule '*': unknown compressor 'topq'"),
     (["--task", "mnist"], "the task mnist needs --data DIR, a folder with {train,t10k}-"),
