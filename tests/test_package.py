@@ -87,6 +87,7 @@ def test_list_refuses_what_is_wrong():
 def test_bench_times_writes_and_draws(tmp_path):
     report, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     specs = ["topk(ratio=0.01)", "qsgd(bits=4)", "randomk", "powersgd", "dgc", "signum", "fp16", "threshold"]
+    specs += ["topk(feedback=ef21)", "none"]
     command = ["hvd-compress", "bench", "--size", "40000", "--repetitions", "2", "--json", str(report)]
     for more in (["--plot", str(picture)], ["--framework", "numpy", "--threads", "1"]):
         done = subprocess.run([*command, "--only", *specs, *more], capture_output=True, text=True, check=True)

@@ -36,7 +36,7 @@ class TorchOps:
     def _new(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a tensor of any content; a large one on the CPU from memory that was used before."""
         size = math.prod(shape)
-        if not self.kernels or 4 * size < LARGE:
+        if not self.kernels or size * dtype.itemsize < LARGE:
             return torch.empty(tuple(shape), dtype=dtype, device=self.device)
         memory: Tensor = self.kernels.empty(-(-size * dtype.itemsize // 4))
         return memory.view(dtype)[:size].view(tuple(shape))
@@ -230,7 +230,7 @@ class TorchOps:
         return self.from_numpy(random.distinct(count, size, stream))
 
     def to_bytes(self, array: Tensor) -> Tensor:
-        return array.contiguous().view(torch.uint8) if array.shape[0] else torch.zeros(0, dtype=torch.uint8)
+        return array.contiguous().view(torch.uint8) if array.shape[0] else array.new_zeros(0, dtype=torch.uint8)
 
     def from_bytes(self, payload: Tensor, dtype: str) -> Tensor:
         kind = getattr(torch, dtype)
