@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_compress import bench
-from hvd_compress.compressors import Compressor, Feedback, methods, parse, spec
+from hvd_compress.compressors import Compressor, methods, parse, spec
 from hvd_compress.compressors.schedule import END
 from hvd_compress.layout import Layout
 from hvd_compress.version import __version__
@@ -30,7 +30,7 @@ def list_compressors(specs: list[str], rows: int, columns: int) -> None:
     table.add_column("paper")
     for text in specs or list(methods()):
         compressor = parse(text)
-        inner = compressor.inner if isinstance(compressor, Feedback) else compressor
+        inner = compressor.bare
         settled = inner.at(END)
         sent = settled.payload_bits(layout) // 8
         at_most = "<= " if settled.varying and sent == settled.payload_bits(layout, layout.size) // 8 else ""

@@ -133,8 +133,13 @@ class Compressor:
 
     @property
     def default_feedback(self) -> str:
-        """The feedback that the method is used with unless told otherwise: "ef" if it is biased, else "none"."""
-        return "none" if self.unbiased else "ef"
+        """The feedback that the method is used with unless told otherwise: "ef" for a biased contraction."""
+        return "ef" if self.contraction and not self.unbiased else "none"
+
+    @property
+    def bare(self) -> Compressor:
+        """The method without its feedback."""
+        return self
 
     def check_feedback(self) -> None:
         """Raise ValueError, with the reason, if feedback makes no sense with these settings."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
+from hvd_compress.compressors.cast import NoCompression
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops
 from hvd_compress.state import State
@@ -24,6 +25,11 @@ class Feedback(Compressor):
         """Refuse a compressor for which feedback makes no sense."""
         super().__post_init__()
         self.inner.check_feedback()
+
+    @property
+    def bare(self) -> Compressor:
+        """The compressor inside."""
+        return self.inner
 
     @property
     def collectives(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -137,17 +143,14 @@ class MomentumCorrection(Feedback):
 
 
 @dataclass(frozen=True)
-class MomentumOfMean(Compressor):
+class MomentumOfMean(NoCompression):
     """Send the gradient as it is, and apply the momentum of its mean: what momentum correction comes to uncompressed.
 
     It stands in for plain gradients beside `MomentumCorrection`.
     """
 
     name: ClassVar[str] = "momentum_of_mean"
-    wire: ClassVar[str] = "the gradient's own floats"
-    collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
-    unbiased: ClassVar[bool] = True
-    keeps_dtype: ClassVar[bool] = True
+    stateful: ClassVar[bool] = True
     has_momentum: ClassVar[bool] = True
 
     momentum: float = setting(0.9, low=0, high=0.9999)
@@ -160,10 +163,6 @@ class MomentumOfMean(Compressor):
         u = ops.copy(mean) if u is None else u * self.momentum + mean  # of any floating dtype
         state.shared["momentum"] = u
         return Reduced(ops.add(mean, u * self.momentum) if self.nesterov else ops.copy(u), None)
-
-    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
-        """32 a coordinate (16 or 64 where the gradient's own dtype has as many)."""
-        return 32 * layout.size
 
 
 FEEDBACKS: dict[str, type[Feedback]] = {cls.name: cls for cls in (ErrorFeedback, EF21, MomentumCorrection)}

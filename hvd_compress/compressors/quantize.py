@@ -63,9 +63,9 @@ class Quantizer(GatherCompressor):
 
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
         """Unpack the codes and return what they stand for."""
-        check_length(self.name, payload, self.payload_bits(layout) // 8)
         if ops.kernels and self.kind:
             return self._decode_by_kernel(ops, [payload], layout)
+        check_length(self.name, payload, self.payload_bits(layout) // 8)
         cut = 4 * self.scales_each * self._groups(layout)
         scales = ops.from_bytes(payload[:cut], "float32")
         codes = self._rows(ops, ops.unpack(payload[cut:], self.bits, layout.size), layout)
@@ -79,16 +79,13 @@ class Quantizer(GatherCompressor):
 
     def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
         """Add `factor` times the decoded payload to `total`."""
-        if not (ops.kernels and self.kind):
-            return super().accumulate(ops, total, payload, layout, factor)
-        check_length(self.name, payload, self.payload_bits(layout) // 8)
-        return self._decode_by_kernel(ops, [payload], layout, factor=factor, total=total)
+        if ops.kernels and self.kind:
+            return self._decode_by_kernel(ops, [payload], layout, factor=factor, total=total)
+        return super().accumulate(ops, total, payload, layout, factor)
 
     def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
         """Return the mean of the decoded payloads, or the sign of it if the method votes."""
         if ops.kernels and self.kind:
-            for payload in payloads:
-                check_length(self.name, payload, self.payload_bits(layout) // 8)
             return self._decode_by_kernel(ops, payloads, layout, factor=1 / len(payloads), vote=self.votes)
         mean = super().combine(ops, payloads, layout)
         return ops.sign(mean) if self.votes else mean
@@ -118,7 +115,9 @@ class Quantizer(GatherCompressor):
         vote: bool = False,
         total: Array | None = None,
     ) -> Array:
-        division = self._division(layout)
+        expected, division = self.payload_bits(layout) // 8, self._division(layout)
+        for payload in payloads:
+            check_length(self.name, payload, expected)
         return ops.kernels.dequantize(list(payloads), self._code, division, layout.size, factor, vote, total)
 
     @property
@@ -249,11 +248,6 @@ class TernGrad(Quantizer):
     def unbiased(self) -> bool:  # type: ignore[override]
         """True without clipping."""
         return self.clip == 0
-
-    @property
-    def default_feedback(self) -> str:
-        """None: the error can be larger than the vector."""
-        return "none"
 
     @property
     def levels_from(self) -> tuple[float, int, int]:

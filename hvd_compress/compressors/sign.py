@@ -110,11 +110,6 @@ class SignSGD(Sign):
     small_too: ClassVar[bool] = True  # a mean beside signs would be of another scale
     block: ClassVar[int] = WHOLE
 
-    @property
-    def default_feedback(self) -> str:
-        """None: what is applied is no mean of what is sent."""
-        return "none"
-
     def check_feedback(self) -> None:
         """Refuse all feedback."""
         raise ValueError(

@@ -120,18 +120,43 @@ class Sparsifier(GatherCompressor):
         return indices, self.values.decode(ops, coded, Layout.flat(count)) if count else ops.zeros(0)
 
 
-def tensors(layout: Layout, scope: str) -> list[Parameter]:
-    """Return what is selected from separately: the tensors, or for the scope "model" the vector as one."""
-    return list(Layout.flat(layout.size).parameters) if scope == "model" else [p for p in layout.parameters if p.size]
+class LargestOfEach(Sparsifier):
+    """A method that selects about ``ratio`` of each tensor, or of the whole gradient if the scope is the model."""
 
+    ratio: ClassVar[float]
+    scope: ClassVar[str]
 
-def shifted(indices: Array, parameter: Parameter) -> Array:
-    """Return a tensor's indices as those of the vector that it lies in."""
-    return indices + parameter.offset if parameter.offset else indices
+    @property
+    def whole_gradient(self) -> bool:
+        """True if the scope is the model."""
+        return self.scope == "model"
+
+    def largest(self, ops: Ops, vector: Array) -> Array:
+        """Return the indices to send of one tensor, or of all."""
+        raise NotImplementedError
+
+    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
+        """Select from each tensor, or from all."""
+        parts = []
+        for p in self._tensors(state.layout):
+            indices = self.largest(ops, vector[p.slice])
+            parts.append(indices + p.offset if p.offset else indices)
+        indices = ops.concat(parts)
+        return indices, ops.take(vector, indices)
+
+    def count(self, layout: Layout) -> int:
+        """Return k."""
+        return sum(count_of(self.ratio, p.size) for p in self._tensors(layout))
+
+    def _tensors(self, layout: Layout) -> list[Parameter]:
+        """Return what is selected from separately: the tensors, or for the scope "model" the vector as one."""
+        if self.scope == "model":
+            return list(Layout.flat(layout.size).parameters)
+        return [p for p in layout.parameters if p.size]
 
 
 @dataclass(frozen=True)
-class TopK(Sparsifier):
+class TopK(LargestOfEach):
     """Send the ``ratio * d`` coordinates of largest magnitude (Aji and Heafield 2017; Stich et al. 2018, def. 2.2).
 
     Among equal magnitudes the lower index is taken, so that every framework sends the same bytes.
@@ -148,24 +173,13 @@ class TopK(Sparsifier):
     paper: ClassVar[str] = "Aji and Heafield 2017"
     wire: ClassVar[str] = "values, indices (Elias-Fano or bitmap)"
 
-    ratio: float = setting(0.01, above=0, high=1)
+    ratio: float = setting(0.01, above=0, high=1)  # type: ignore[misc]
     values: Any = setting("fp32", choices=("fp32", "fp16"), nested=True)  # type: ignore[misc]
-    scope: str = setting("tensor", choices=("tensor", "model"))
+    scope: str = setting("tensor", choices=("tensor", "model"))  # type: ignore[misc]
 
-    @property
-    def whole_gradient(self) -> bool:
-        """True if the scope is the model."""
-        return self.scope == "model"
-
-    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
-        """Take the largest of each tensor, or of all."""
-        parts = tensors(state.layout, self.scope)
-        indices = ops.concat([shifted(ops.top_k(vector[p.slice], count_of(self.ratio, p.size)), p) for p in parts])
-        return indices, ops.take(vector, indices)
-
-    def count(self, layout: Layout) -> int:
-        """Return k."""
-        return sum(count_of(self.ratio, p.size) for p in tensors(layout, self.scope))
+    def largest(self, ops: Ops, vector: Array) -> Array:
+        """Take the k largest."""
+        return ops.top_k(vector, count_of(self.ratio, vector.shape[0]))
 
 
 @dataclass(frozen=True)
@@ -203,7 +217,7 @@ LOW, HIGH = 0.8, 1.3  # how far DGC's number may be from k, as a factor
 
 
 @dataclass(frozen=True)
-class DGC(Sparsifier):
+class DGC(LargestOfEach):
     """Send about the ``ratio * d`` largest coordinates, by a threshold from a sample (Lin et al. 2018, section 3).
 
     The threshold is the smallest of the ``ratio`` largest magnitudes among 1 % of the coordinates. If it lets through
@@ -223,31 +237,17 @@ class DGC(Sparsifier):
     wire: ClassVar[str] = "number, values, indices (Elias-Fano or bitmap)"
     varying: ClassVar[bool] = True
 
-    ratio: float = setting(0.001, above=0, high=1)
+    ratio: float = setting(0.001, above=0, high=1)  # type: ignore[misc]
     values: Any = setting("fp32", choices=("fp32", "fp16"), nested=True)  # type: ignore[misc]
-    scope: str = setting("tensor", choices=("tensor", "model"))
-
-    @property
-    def whole_gradient(self) -> bool:
-        """True if the scope is the model."""
-        return self.scope == "model"
+    scope: str = setting("tensor", choices=("tensor", "model"))  # type: ignore[misc]
 
     @property
     def default_feedback(self) -> str:
         """Momentum correction with masking."""
         return "momentum"
 
-    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
-        """Compare each tensor with its threshold."""
-        parts = tensors(state.layout, self.scope)
-        indices = ops.concat([shifted(self._largest(ops, vector[p.slice]), p) for p in parts])
-        return indices, ops.take(vector, indices)
-
-    def count(self, layout: Layout) -> int:
-        """Return k."""
-        return sum(count_of(self.ratio, p.size) for p in tensors(layout, self.scope))
-
-    def _largest(self, ops: Ops, vector: Array) -> Array:
+    def largest(self, ops: Ops, vector: Array) -> Array:
+        """Compare with a threshold from a sample."""
         size = vector.shape[0]
         count = count_of(self.ratio, size)
         sample = vector[::SAMPLE_STRIDE]
@@ -285,11 +285,6 @@ class Wangni(Sparsifier):
     def unbiased(self) -> bool:  # type: ignore[override]
         """True unless the values are sent with a bias."""
         return self.values == "fp32" or (isinstance(self.values, Quantizer) and self.values.unbiased)
-
-    @property
-    def default_feedback(self) -> str:
-        """None: the error can be larger than the vector."""
-        return "none"
 
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
         """Find lambda, and draw."""

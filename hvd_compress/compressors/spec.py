@@ -78,7 +78,7 @@ def parse(text: str, *, nested: bool = False) -> Compressor:
 
 def spec(compressor: Compressor) -> str:
     """Return the shortest spec of a compressor: ``parse(spec(c)) == c``."""
-    inner = compressor.inner if isinstance(compressor, Feedback) else compressor
+    inner = compressor.bare
     settings = _settings(inner, dataclasses.fields(inner))
     if compressor != _with_feedback(inner, inner.default_feedback):
         chosen = "none"

@@ -12,7 +12,7 @@ from typing import Any
 import horovod.torch as hvd
 from torch import Tensor
 
-from hvd_compress.compressors import Compressor, Feedback, make, methods, parse, spec
+from hvd_compress.compressors import Compressor, make, methods, parse, spec
 from hvd_compress.plan import Rule
 from hvd_compress.torch.bound import BoundCompression, Carrier, check_gradient, flat, tensor_exchange
 
@@ -118,9 +118,7 @@ def as_compressor(compression: Any) -> Compressor:
 
 def _nested(value: Any) -> Any:
     """Return the bare compressor if a setting's value is one of `Compression`."""
-    if not isinstance(value, TorchCompression):
-        return value
-    return value.compressor.inner if isinstance(value.compressor, Feedback) else value.compressor
+    return value.compressor.bare if isinstance(value, TorchCompression) else value
 
 
 def as_rules(rules: Iterable[Rule | tuple[str, Any]] | None, names: Collection[str]) -> tuple[Rule, ...]:

@@ -13,14 +13,12 @@ from hvd_compress.compressors import AllGather, Compressor, Exchanging, GatherCo
 from hvd_compress.compressors.base import check_length
 from hvd_compress.compressors.cast import HalfPrecision
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
-from hvd_compress.compressors.sparsify import HALF_MAX, Threshold
+from hvd_compress.compressors.sparsify import COUNT_BYTES, HALF_MAX, Threshold
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Ops
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.plan import PLAIN
 from hvd_compress.state import State
-
-COUNT_BYTES = 8
 
 
 class RowOps(TorchOps):
@@ -68,10 +66,7 @@ class SparseRows(Compressor):
     @property
     def method(self) -> Any:
         """The compressor without its feedback."""
-        method: Any = self.compressor
-        while hasattr(method, "inner"):
-            method = method.inner
-        return method
+        return self.compressor.bare
 
     @property
     def selects(self) -> bool:  # type: ignore[override]
@@ -118,12 +113,9 @@ class SparseRows(Compressor):
         mean = _sparse(
             torch.cat([part for part, _ in decoded]), torch.cat([part for _, part in decoded]) / len(payloads), vector
         )
-
-        def sent() -> Tensor:
-            return _sparse(*self._decode(ops, payload, rows, width, values.dtype, state), vector)
-
         if self.feedback:
-            left = values.index_add(0, chosen, sent().values().reshape(len(chosen), width), alpha=-1)
+            _, sent = self._decode(ops, payload, rows, width, values.dtype, state)
+            left = values.index_add(0, chosen, sent, alpha=-1)
             rest = (left != 0).any(dim=1)
             state.local["residual"] = _sparse(indices[rest], left[rest], vector)
         return Reduced(mean.to(dtype), None)
