@@ -322,12 +322,42 @@ def test_whole_vectors(kernels, size):
         assert not np.isfinite(total[~finite]).any()
         kernels.copy(total, vector)
         same(total, vector)
+        other = vector[::-1].copy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = vector * np.float32(0.9) + other * np.float32(-2)
+        numbers = ~np.isnan(expected)
+        for out in (None, np.empty_like(vector), vector.copy(), other):
+            got = kernels.affine(vector, 0.9, other, -2, out)
+            same(got[numbers], expected[numbers])
+            assert np.isnan(got[~numbers]).all()
+            assert out is None or got is out
     for at in (0, size // 2, size - 1):
         vector = np.ones(size, np.float32)
         vector[at] = -np.inf
         assert not kernels.all_finite(vector)
     same(kernels.zeros(size), np.zeros(size, np.float32))
     assert kernels.empty(size).shape == (size,)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_halves(kernels, size):
+    exponents = np.ldexp(np.float32(1), np.random.default_rng(1).integers(-27, 18, size))
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = [vector * exponents for vector in vectors(size)]
+    for vector in (*vectors(size), *scaled):
+        for residual in (None, np.roll(vector, 1)):
+            with np.errstate(over="ignore", invalid="ignore"):
+                whole = vector if residual is None else vector + residual
+                half = whole.astype(np.float16)
+                expected = whole - half.astype(np.float32)
+            rest = vector.copy()
+            got = kernels.half_rest(rest, residual).view(np.float16)
+            numbers = ~np.isnan(whole)
+            same(got[numbers], half[numbers])
+            assert np.isnan(got[~numbers]).all()
+            finite = np.isfinite(expected)
+            same(rest[finite], expected[finite])
+            assert not np.isfinite(rest[~finite]).any()
 
 
 def group_sum(vector, lengths):

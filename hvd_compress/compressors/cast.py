@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced
+from hvd_compress.compressors.base import AllReduce, Collective, Compressor, Exchanging, Reduced
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops
 from hvd_compress.state import State
@@ -60,7 +61,16 @@ class HalfPrecision(Compressor):
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Average the vectors in float16."""
-        half = ops.cast(vector, "float16")
+        return (yield from self._reduce(ops, ops.cast(vector, "float16")))
+
+    def reduce_rest(
+        self, ops: Ops, vector: Array, residual: Array | None, state: State
+    ) -> Generator[Collective, Any, tuple[Reduced, Array]]:
+        """As for any compressor, but the rest is known with the cast."""
+        half, rest = ops.half_rest(vector, residual)
+        return (yield from self._reduce(ops, half)), rest
+
+    def _reduce(self, ops: Ops, half: Array) -> Exchanging:
         mean = yield AllReduce(half)
         return Reduced(
             mean=ops.cast(mean, "float32"),

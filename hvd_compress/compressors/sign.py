@@ -46,10 +46,12 @@ class SignsAndMeans(Sign):
         if rest:
             return super()._encode_by_kernel(ops, vector, residual, rest, state)
         sizes = [p.size for p in state.layout.parameters if p.size]
-        bits, sides = ops.kernels.signs(vector, sizes)
+        header = 4 * self.scales_each * len(sizes)
+        payload, sides = ops.kernels.signs(vector, sizes, header)
         up, down, count = (sides[i::3].reshape(-1, 1) for i in range(3))
         means = [self.means(ops, up[i], down[i], count[i], size) for i, size in enumerate(sizes)]
-        return ops.concat([*(ops.to_bytes(ops.flatten(mean)) for mean in means), bits])
+        payload[:header] = ops.concat([ops.to_bytes(ops.flatten(mean)) for mean in means])
+        return payload
 
 
 @dataclass(frozen=True)

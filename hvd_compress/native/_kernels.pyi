@@ -41,8 +41,13 @@ def copy(to: NDArray[np.float32], source: NDArray[np.float32]) -> None:
 def add_(total: NDArray[np.float32], vector: NDArray[np.float32]) -> None:
     """Add a vector to a total of the same length, in place."""
 
-def affine(x: NDArray[np.float32], a: float, y: NDArray[np.float32], b: float) -> NDArray[np.float32]:
-    """Return a * x + b * y."""
+def affine(
+    x: NDArray[np.float32], a: float, y: NDArray[np.float32], b: float, out: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """Return a * x + b * y, in `out` if it is given; that may be x or y."""
+
+def half_rest(vector: NDArray[np.float32], residual: NDArray[np.float32] | None) -> NDArray[np.uint16]:
+    """Return the bits of vector + residual as float16, to the nearest; the vector becomes what they do not carry."""
 
 def all_finite(vector: NDArray[np.float32]) -> bool:
     """Tell whether no element is NaN or infinite."""
@@ -97,8 +102,10 @@ def quantize(
         stream: the words of the random numbers.
     """
 
-def signs(vector: NDArray[np.float32], lengths: list[int]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Return the packed signs, and of each group of these lengths what `group_sides` does."""
+def signs(
+    vector: NDArray[np.float32], lengths: list[int], header: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Return `header` bytes of any content and the packed signs, and of each group what `group_sides` does."""
 
 def dequantize(
     payloads: list[NDArray[np.uint8]],

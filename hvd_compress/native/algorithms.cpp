@@ -17,6 +17,7 @@ std::atomic<const Kernels*> chosen{nullptr};
 std::vector<const Kernels*> available() {
     std::vector<const Kernels*> levels{&PORTABLE};
 #ifdef HVD_X86
+    // What has AVX2 has F16C.
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
         __builtin_cpu_supports("popcnt")) {
         levels.push_back(&AVX2);
@@ -579,6 +580,12 @@ void add(float* total, const float* x, int64_t n) {
 void affine(const float* x, float a, const float* y, float b, int64_t n, float* out) {
     for_ranges(n, CHUNK, [&](int64_t begin, int64_t end) {
         kernels().affine(x + begin, a, y + begin, b, end - begin, out + begin);
+    });
+}
+
+void half_rest(float* x, const float* residual, int64_t n, uint16_t* halves) {
+    for_ranges(n, CHUNK, [&](int64_t begin, int64_t end) {
+        kernels().half_rest(x + begin, residual ? residual + begin : nullptr, end - begin, halves + begin);
     });
 }
 

@@ -129,6 +129,8 @@ struct Kernels {
     void (*draw)(const float* x, int64_t n, float scale, Draws draws, uint64_t* words);
     void (*add)(const float* x, const float* y, int64_t n, float* out);
     void (*affine)(const float* x, float a, const float* y, float b, int64_t n, float* out);  // a * x + b * y
+    // Of x, plus the residual if it is not null: the halves, as bits; x becomes what they do not carry.
+    void (*half_rest)(float* x, const float* residual, int64_t n, uint16_t* halves);
 
     // Products of a matrix of rows x with a factor of few columns, which is given transposed: a row of n numbers for
     // each of `rank` columns. `dots` multiplies one row; `add_multiples` adds to row k of `out`, `stride` apart, left[k]

@@ -6,7 +6,7 @@
 #ifdef HVD_X86
 #include <immintrin.h>
 
-#pragma GCC target("avx2,bmi,bmi2,lzcnt,popcnt")
+#pragma GCC target("avx2,f16c,bmi,bmi2,lzcnt,popcnt")
 #define HVD_LEVEL 2
 #define HVD_NAME "avx2"
 #define HVD_TABLE AVX2

@@ -6,7 +6,7 @@
 #ifdef HVD_X86
 #include <immintrin.h>
 
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2,lzcnt,popcnt,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,f16c,bmi,bmi2,lzcnt,popcnt,prefer-vector-width=512")
 #define HVD_LEVEL 3
 #define HVD_NAME "avx512"
 #define HVD_TABLE AVX512

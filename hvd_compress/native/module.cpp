@@ -120,12 +120,30 @@ void add_(py::array total, const py::array& vector) {
     unlocked([&] { hvd::add(target.data, source.data, target.size); });
 }
 
-py::array_t<float> affine(const py::array& x, float a, const py::array& y, float b) {
+// A vector of the same length, or null for None.
+const float* optional_in(const py::object& array, int64_t size, const char* name) {
+    if (array.is_none()) return nullptr;
+    const auto found = in<float>(array.cast<py::array>(), name);
+    require(found.size == size, "vectors must be of one length");
+    return found.data;
+}
+
+py::array affine(const py::array& x, float a, const py::array& y, float b, const py::object& to) {
     const auto first = in<float>(x, "x"), second = in<float>(y, "y");
     require(first.size == second.size, "x and y must be of one length");
-    auto result = make<float>(first.size);
-    float* out = result.mutable_data();
-    unlocked([&] { hvd::affine(first.data, a, second.data, b, first.size, out); });
+    py::array result = to.is_none() ? py::array(empty(first.size)) : to.cast<py::array>();
+    const auto target = inout<float>(result, "out");
+    require(target.size == first.size, "out must be of the length of x");
+    unlocked([&] { hvd::affine(first.data, a, second.data, b, first.size, target.data); });
+    return result;
+}
+
+py::array_t<uint16_t> half_rest(py::array& vector, const py::object& residual) {
+    const auto x = inout<float>(vector, "vector");
+    const float* plus = optional_in(residual, x.size, "residual");
+    auto result = make<uint16_t>(x.size);
+    uint16_t* out = result.mutable_data();
+    unlocked([&] { hvd::half_rest(x.data, plus, x.size, out); });
     return result;
 }
 
@@ -135,14 +153,6 @@ bool all_finite(const py::array& vector) {
 }
 
 // --- groups
-
-// A vector of the same length, or null for None.
-const float* optional_in(const py::object& array, int64_t size, const char* name) {
-    if (array.is_none()) return nullptr;
-    const auto found = in<float>(array.cast<py::array>(), name);
-    require(found.size == size, "vectors must be of one length");
-    return found.data;
-}
 
 py::array_t<float> group_max_abs(const py::array& vector, const py::array& lengths, const py::object& plus) {
     const auto x = in<float>(vector, "vector");
@@ -235,15 +245,18 @@ py::array_t<uint8_t> quantize(
     return payload;
 }
 
-std::pair<py::array_t<uint8_t>, py::array_t<double>> signs(const py::array& vector, const std::vector<int64_t>& lengths) {
+std::pair<py::array_t<uint8_t>, py::array_t<double>> signs(
+    const py::array& vector, const std::vector<int64_t>& lengths, int64_t header
+) {
     const auto x = in<float>(vector, "vector");
+    require_count(header);
     const auto codec = codec_of({"sign", 1, 1, 0, 0, 0}, lengths, x.size);
-    auto bits = make<uint8_t>((x.size + 7) / 8);
+    auto payload = make<uint8_t>(header + (x.size + 7) / 8);
     auto sides = make<double>(3 * codec.groups.count());
-    uint8_t* packed = bits.mutable_data();
+    uint8_t* packed = payload.mutable_data() + header;
     double* sums = sides.mutable_data();
     unlocked([&] { hvd::signs(codec.groups, x.data, packed, sums); });
-    return {bits, sides};
+    return {payload, sides};
 }
 
 py::array dequantize(
@@ -492,7 +505,8 @@ PYBIND11_MODULE(_kernels, m) {
     m.def("zeros", zeros, py::arg("size"));
     m.def("copy", copy, array("to"), array("source"));
     m.def("add_", add_, array("total"), array("vector"));
-    m.def("affine", affine, array("x"), py::arg("a"), array("y"), py::arg("b"));
+    m.def("affine", affine, array("x"), py::arg("a"), array("y"), py::arg("b"), py::arg("out").none(true));
+    m.def("half_rest", half_rest, py::arg("vector"), py::arg("residual").none(true));
     m.def("all_finite", all_finite, array("vector"));
     m.def("group_max_abs", group_max_abs, array("vector"), array("lengths"), py::arg("plus").none(true));
     m.def("group_max_square", group_max_square, array("vector"), array("lengths"), py::arg("plus").none(true));
@@ -521,7 +535,7 @@ PYBIND11_MODULE(_kernels, m) {
         "quantize", quantize, array("vector"), py::arg("residual").none(true), py::arg("rest"), py::arg("code"),
         py::arg("groups"), py::arg("scales").none(true), py::arg("stream")
     );
-    m.def("signs", signs, array("vector"), py::arg("lengths"));
+    m.def("signs", signs, array("vector"), py::arg("lengths"), py::arg("header"));
     m.def(
         "dequantize", dequantize, py::arg("payloads"), py::arg("code"), py::arg("groups"), py::arg("size"),
         py::arg("factor"), py::arg("vote"), py::arg("total").none(true)

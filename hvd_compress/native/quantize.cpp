@@ -26,6 +26,11 @@ int64_t chunk_of(const Groups& groups) {
     return std::min((CHUNK + unit - 1) / unit * unit, (groups.size + 7) / 8 * 8);
 }
 
+// Asks for what is needed after this chunk, so that memory is not idle while this one is coded.
+void prefetch(const float* x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(x + i);
+}
+
 // Calls f(group, begin, end) for the runs of one group each in [begin, end).
 template <class F>
 void for_runs(const Groups& groups, int64_t begin, int64_t end, F f) {
@@ -84,6 +89,8 @@ void encode(
         std::vector<uint16_t> noise(static_cast<std::size_t>(chunk + 64));
         for (int64_t begin = from; begin < to; begin += chunk) {
             const int64_t end = std::min(to, begin + chunk), aligned = begin / 32 * 32;
+            prefetch(x + end, std::min(to - end, chunk));
+            if (residual) prefetch(residual + end, std::min(to - end, chunk));
             if (random) {
                 const Draws draws{first, second, static_cast<uint32_t>(aligned)};
                 kernels().noise(draws, (end - aligned + 31) / 32 * 32, noise.data());
@@ -172,6 +179,7 @@ void signs(const Groups& groups, const float* x, uint8_t* bits, double* sides) {
         const uint16_t noise[CHUNK] = {};
         for (int64_t begin = from; begin < to; begin += CHUNK) {
             const int64_t end = std::min(to, begin + CHUNK);
+            prefetch(x + end, std::min(to - end, CHUNK));
             float* part = const_cast<float*>(x) + begin;  // not changed without a rest
             kernels().quantize8(sign, either, part, nullptr, end - begin, false, noise, codes);
             kernels().pack8(codes, end - begin, 1, nullptr, 0, bits + begin / 8);

@@ -89,8 +89,11 @@ class Ops(Protocol):
     def add(self, total: Array, vector: Array, factor: float = 1.0) -> Array:
         """Return total + factor * vector, in the dtype of `total`, which may be overwritten."""
 
-    def affine(self, x: Array, a: float, y: Array, b: float) -> Array:
-        """Return a * x + b * y for vectors of float32."""
+    def affine(self, x: Array, a: float, y: Array, b: float, out: Array | None = None) -> Array:
+        """Return a * x + b * y for vectors of float32, in `out` if it is given; that may be x or y."""
+
+    def half_rest(self, vector: Array, residual: Array | None) -> tuple[Array, Array]:
+        """Return vector + residual as float16, and what that does not carry, for which `vector` is overwritten."""
 
     def sign(self, array: Array) -> Array:
         """Return -1, 0 or 1; NaN stays."""

@@ -85,10 +85,19 @@ class NumpyOps:
             total += vector if factor == 1 else vector * total.dtype.type(factor)
         return total
 
-    def affine(self, x: Array, a: float, y: Array, b: float) -> Array:
+    def affine(self, x: Array, a: float, y: Array, b: float, out: Array | None = None) -> Array:
         if self._has_kernel_for(x, "float32") and self._has_kernel_for(y, "float32"):
-            return self.kernels.affine(x, a, y, b)
-        return x * a + y * b
+            return self.kernels.affine(x, a, y, b, out)
+        return np.add(x * a, y * b, out=out)
+
+    def half_rest(self, vector: Array, residual: Array | None) -> tuple[Array, Array]:
+        if self.kernels:
+            return self.kernels.half_rest(vector, residual).view(np.float16), vector
+        if residual is not None:
+            vector += residual
+        half = self.cast(vector, "float16")
+        vector -= half
+        return half, vector
 
     def sign(self, array: Array) -> Array:
         return np.sign(array)

@@ -97,8 +97,18 @@ class TorchOps:
     def add(self, total: Tensor, vector: Tensor, factor: float = 1.0) -> Tensor:
         return total.add_(self.cast(vector, "float32") if vector.dtype == torch.float16 else vector, alpha=factor)
 
-    def affine(self, x: Tensor, a: float, y: Tensor, b: float) -> Tensor:
-        return self._numpy.affine(x, a, y, b) if self._numpy else x * a + y * b
+    def affine(self, x: Tensor, a: float, y: Tensor, b: float, out: Tensor | None = None) -> Tensor:
+        return self._numpy.affine(x, a, y, b, out) if self._numpy else torch.add(x * a, y * b, out=out)
+
+    def half_rest(self, vector: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self._numpy:
+            half, _ = self._numpy.half_rest(vector, residual)
+            return half, vector
+        if residual is not None:
+            vector += residual
+        half = vector.half()
+        vector -= half
+        return half, vector
 
     def sign(self, array: Tensor) -> Tensor:
         return torch.where(array.isnan(), array, array.sign())
