@@ -33,7 +33,7 @@ def run(layout):
     vector = ops.zeros(layout.size).normal_().mul_(4e-4)
     for _ in range(3):
         mean = None  # an optimizer has made use of it
-        before = state.local.get("residual")
+        before = state.local.kept
         generator, answer = compressor.reduce(ops, vector, state), None
         while True:
             try:
@@ -44,10 +44,11 @@ def run(layout):
             array = getattr(collective, "array", None)
             answer = array if array is not None else [collective.payload]
         state.commit()
-        if "residual" in state.local:
-            vector = ops.zeros(layout.size) if before is None else before
-            vector.normal_().mul_(4e-4)
-        del generator, answer, collective, array
+        for name, array in state.local.items():
+            if array.data_ptr() == vector.data_ptr():
+                vector = before[name] if name in before else ops.zeros(layout.size)
+        vector.normal_().mul_(4e-4)
+        del before, generator, answer, collective, array
     kept = {**state.local.kept, **state.shared.kept}
     return sum(a.nbytes for a in kept.values()) + vector.nbytes + mean.nbytes
 

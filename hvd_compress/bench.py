@@ -121,6 +121,7 @@ class Bench:
 
     def _step(self, compressor: Compressor, state: State, encode: Clock, decode: Clock) -> int:
         """Do a step alone: until the first collective it is encoding, after it decoding; return the bytes sent."""
+        before = state.local.kept
         generator = compressor.at(state.step).reduce(self.ops, self._buffer, state)
         collective, sent = encode.time(lambda: next(generator)), 0
         seconds = 0.0
@@ -136,6 +137,9 @@ class Bench:
                 break
             seconds += time.perf_counter() - began
         state.commit()
+        for name, array in state.local.items():  # the vector may have become part of the state
+            if self._address(array) == self._address(self._buffer):
+                self._buffer = before[name] if name in before else self.ops.copy(self.vector)
         return sent
 
     def _gather(self, compressor: GatherCompressor, clock: Clock) -> None:
@@ -155,11 +159,7 @@ class Bench:
                 for array in store.kept.values():
                     if array.shape == zeros.shape:
                         self._copy(array, zeros)
-            before = state.local.get("residual")
             self._step(compressor, state, encode, decode)
-            residual = state.local.get("residual")
-            if residual is not None and self._address(residual) == self._address(self._buffer):
-                self._buffer = self.ops.copy(self.vector) if before is None else before
             clock.seconds.append(encode.seconds[-1] + decode.seconds[-1])
         del clock.seconds[:1]
 

@@ -87,7 +87,7 @@ class EF21(Feedback):
         own, mean = state.local.get("estimate"), state.shared.get("estimate")
         if own is None:
             own, mean = ops.zeros_like(vector), ops.zeros_like(vector)
-        reduced = yield from self.inner.reduce(ops, ops.affine(vector, 1.0, own, -1.0), state)
+        reduced = yield from self.inner.reduce(ops, ops.affine(vector, 1.0, own, -1.0, vector), state)
         assert reduced.add_sent is not None
         state.local["estimate"] = reduced.add_sent(ops.copy(own), 1.0)
         state.shared["estimate"] = ops.affine(mean, 1.0, reduced.mean, 1.0)
@@ -133,8 +133,9 @@ class MomentumCorrection(Feedback):
             norm = ops.norm(vector) * state.workers**0.5
             vector = vector * (self.clip / norm) if norm > self.clip else vector
         u, v = state.local.get("momentum"), state.local.get("residual")
-        u = ops.copy(vector) if u is None else ops.affine(u, self.momentum, vector, 1.0)
-        ahead = ops.affine(u, self.momentum, vector, 1.0) if self.nesterov else u
+        g = ops.copy(vector) if self.nesterov else vector
+        u = vector if u is None else ops.affine(u, self.momentum, vector, 1.0, vector)
+        ahead = ops.affine(u, self.momentum, g, 1.0) if self.nesterov else u
         v = ops.copy(ahead) if v is None else ops.affine(v, 1.0, ahead, 1.0)
         reduced, state.local["residual"] = yield from self.inner.reduce_rest(ops, v, None, state)
         support = reduced.support() if self.masking else None

@@ -137,12 +137,13 @@ class Signum(SignSGD):
     name: ClassVar[str] = "signum"
     formula: ClassVar[str] = "sign(m); m <- momentum m + (1 - momentum) v"
     has_momentum: ClassVar[bool] = True
+    overwrites: ClassVar[bool] = True
 
     momentum: float = setting(0.9, low=0, high=0.9999)
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Update the momentum and exchange its signs."""
-        last = state.local.get("momentum")
-        last = ops.zeros_like(vector) if last is None else last
-        state.local["momentum"] = ops.affine(last, self.momentum, vector, 1 - self.momentum)
-        return (yield from super().reduce(ops, state.local["momentum"], state))
+        m = state.local.get("momentum")
+        m = ops.affine(ops.zeros_like(vector) if m is None else m, self.momentum, vector, 1 - self.momentum, vector)
+        state.local["momentum"] = m
+        return (yield from super().reduce(ops, m, state))

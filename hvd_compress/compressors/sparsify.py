@@ -141,7 +141,7 @@ class LargestOfEach(Sparsifier):
         for p in self._tensors(state.layout):
             indices = self.largest(ops, vector[p.slice])
             parts.append(indices + p.offset if p.offset else indices)
-        indices = ops.concat(parts)
+        indices = ops.concat(parts) if len(parts) > 1 else parts[0]
         return indices, ops.take(vector, indices)
 
     def count(self, layout: Layout) -> int:

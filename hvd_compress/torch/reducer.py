@@ -40,12 +40,12 @@ class _BucketExchange(Exchange):
         self.missing = len(self.places)
 
     def commit(self) -> Tensor:
-        """As for any exchange; a vector that has become the residual is replaced by the one that was."""
-        before = self.state.local.kept.get("residual")
+        """As for any exchange; a vector that has become part of the state is replaced by what was there before."""
+        before = self.state.local.kept
         mean: Tensor = super().commit()
-        residual = self.state.local.get("residual")
-        if residual is not None and residual.data_ptr() == self.vector.data_ptr():
-            self.vector = torch.empty_like(self.vector) if before is None else before
+        for name, array in self.state.local.items():
+            if not array.is_sparse and array.data_ptr() == self.vector.data_ptr():
+                self.vector = before[name] if name in before else torch.empty_like(self.vector)
         return mean
 
 
