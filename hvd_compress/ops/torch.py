@@ -70,7 +70,11 @@ class TorchOps:
         if not arrays:
             return self.zeros(0)
         size = sum(array.shape[0] for array in arrays)
-        return torch.cat(list(arrays), out=self._new((size,), arrays[0].dtype))
+        joined = self._new((size,), arrays[0].dtype)
+        if self._numpy:  # which starts no threads that go on spinning
+            np.concatenate(_to_arrays(list(arrays)), out=joined.numpy())
+            return joined
+        return torch.cat(list(arrays), out=joined)
 
     def stack(self, matrices: Sequence[Tensor]) -> Tensor:
         shape = (len(matrices), *matrices[0].shape)
