@@ -89,7 +89,8 @@ void encode(
         std::vector<uint16_t> noise(static_cast<std::size_t>(chunk + 64));
         for (int64_t begin = from; begin < to; begin += chunk) {
             const int64_t end = std::min(to, begin + chunk), aligned = begin / 32 * 32;
-            prefetch(x + end, std::min(to - end, chunk));
+            // Decades take so long that their loop had better ask for a little at a time.
+            if (codec.quantizer.kind != Quantizer::dynamic) prefetch(x + end, std::min(to - end, chunk));
             if (residual) prefetch(residual + end, std::min(to - end, chunk));
             if (random) {
                 const Draws draws{first, second, static_cast<uint32_t>(aligned)};
