@@ -24,6 +24,7 @@ from hvd_compress.compressors import (
 )
 from hvd_compress.exchange import Exchange
 from hvd_compress.layout import Layout, Parameter
+from hvd_compress.sketch import CountSketch
 from hvd_compress.state import State
 from hvd_compress.transports.simulated import Simulation
 from hvd_compress.version import __version__
@@ -33,6 +34,7 @@ __all__ = [
     "AllGather",
     "AllReduce",
     "Compressor",
+    "CountSketch",
     "ErrorFeedback",
     "Exchange",
     "Exponential",

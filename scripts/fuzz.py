@@ -72,6 +72,14 @@ def case() -> tuple:
     def groups() -> int | list[int]:
         return number(100) if rng.random() < 0.5 else [size // 3, 0, size - size // 3]
 
+    def table() -> tuple:
+        rows, columns = 1 + 2 * number(8), 1 + number(size)
+        blocks = -(-size // columns)
+        shifts = rng.integers(0, columns + int(rng.random() < 0.1), rows * blocks)
+        flips, signs = rng.integers(0, 2, rows * blocks, np.uint8), rng.integers(0, 2**32, -(-columns // 32), np.uint32)
+        sums = random_bytes(4 * rows * columns).copy().view(np.float32)
+        return (sums, size, rows, (shifts, flips, signs[int(rng.random() < 0.1) :]))
+
     def dequantize() -> tuple:
         how = (code(), groups())
         try:
@@ -102,6 +110,10 @@ def case() -> tuple:
         lambda: ("group_sides", vector(), lengths(), vector()),
         lambda: ("distinct", count, size, stream),
         lambda: ("uniform", count, stream),
+        lambda: ("estimate", *table(), indices() if rng.random() < 0.5 else None),
+        lambda: ("heavy", *table(), count),
+        lambda: ("sketch", *table(), vector(), number(3)),
+        lambda: ("sketch_sparse", *table(), indices(), vector()[:count].copy()),
         lambda: ("all_finite", vector()),
     ]
     return cases[int(rng.integers(0, len(cases)))]()
@@ -118,18 +130,19 @@ def mutated(payload: np.ndarray) -> np.ndarray:
 
 def outcome(name: str, arguments: tuple) -> object:
     """Return what a call comes to, as something that can be compared."""
-    arguments = tuple(a.copy() if name == "scatter_add" and isinstance(a, np.ndarray) else a for a in arguments)
+    changes = name in ("scatter_add", "sketch", "sketch_sparse")
+    arguments = tuple(a.copy() if changes and isinstance(a, np.ndarray) else a for a in arguments)
     try:
         result = getattr(_kernels, name)(*arguments)
     except ValueError as refused:
         return str(refused)
-    if name in ("decode_indices", "set_bits", "distinct", "top_k", "above"):
+    if name in ("decode_indices", "set_bits", "distinct", "top_k", "above", "heavy"):
         assert (np.diff(result) > 0).all(), name
         assert not len(result) or result[0] >= 0, name
     if name == "decode_indices":
         assert len(result) == arguments[2], name
         assert not len(result) or result[-1] < arguments[1], name
-    if name == "scatter_add":
+    if changes:
         result = arguments[0]
     if not isinstance(result, np.ndarray):
         return result

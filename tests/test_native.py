@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_compress import Layout, State, parse, random
+from hvd_compress import CountSketch, Layout, State, parse, random
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
 from hvd_compress.ops import packed_bytes
 from hvd_compress.ops.numpy import NumpyOps
@@ -400,6 +400,76 @@ def test_groups(kernels, lengths):
         vector[-1] = np.nan
         assert np.isnan(kernels.group_max_abs(vector, lengths, None)).sum() == 1
         assert np.isnan(kernels.group_max_square(vector, lengths, None)[1]).sum() == 1
+
+
+# --- count sketches
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [
+        (1, 1, 1),
+        (63, 3, 63),
+        (5000, 5, 33),
+        (200_003, 5, 40_000),
+        (200_003, 7, 1111),
+        (70_000, 15, 64),
+        (100_001, 9, 100_001),
+    ],
+)
+def test_sketches(kernels, size, rows, columns):
+    reference, fast = NumpyOps(kernels=False), NumpyOps()
+    for vector in (v for v in vectors(size) if np.isfinite(v).all() and np.abs(v).max() < 1e30):
+        expected = CountSketch(size, rows, columns, 5, ops=reference).sketch(vector)
+        got = CountSketch(size, rows, columns, 5, ops=fast).sketch(vector)
+        assert np.array_equal(got.table, expected.table)
+        estimates = expected.estimate()
+        assert np.array_equal(got.estimate(), estimates)
+        for count in (0, 1, size // 100, size // 2, size):
+            same(got.heavy_hitters(count), REFERENCE.top_k(estimates, count) if count else np.arange(0))
+        indices = subset(size, size // 3)
+        parts = [CountSketch(size, rows, columns, 5, ops=ops) for ops in (reference, fast)]
+        for part in parts:
+            part.add_sparse(indices, vector[indices])
+        assert np.array_equal(parts[0].table, parts[1].table)
+        assert np.array_equal(got.estimate(indices), estimates[indices])
+    got.add(np.full(size, np.nan, np.float32))
+    assert np.isnan(got.estimate()).all()
+    same(got.heavy_hitters(size // 2), np.arange(size // 2))
+
+
+def test_sketches_check_what_they_are_given():
+    size, rows, columns = 100, 3, 40
+    sketch = CountSketch(size, rows, columns)
+    table, (shifts, flips, signs) = sketch.table, sketch._hashing
+    x, i = np.zeros(size, np.float32), np.arange(4)
+
+    def refused(message, function, *args, table=table, size=size, rows=rows, hashing=sketch._hashing):
+        with pytest.raises(ValueError, match=message):
+            function(table, size, rows, hashing, *args)
+
+    for wrong in (np.where(shifts == shifts[0], columns, shifts), np.where(shifts == shifts[0], -1, shifts)):
+        refused("out of range", module.estimate, None, hashing=(wrong, flips, signs))
+    refused("out of range", module.estimate, None, hashing=(shifts, flips + np.uint8(2), signs))
+    for hashing in ((shifts[1:], flips, signs), (shifts, flips[1:], signs), (shifts, flips, signs[1:])):
+        refused("do not fit", module.sketch, x, 0, hashing=hashing)
+    for wrong in (0, 2, 17, -1):
+        refused("rows must be odd", module.heavy, 1, rows=wrong)
+    for wrong in (0, -1, 2**41):
+        refused("size must be", module.heavy, 1, size=wrong)
+    refused("do not fit", module.heavy, 1, size=200)
+    refused("sums in each row", module.heavy, 1, table=table[1:])
+    refused("2\\^40", module.heavy, -1)
+    for offset in (-1, 1, 2**62):
+        refused("lie in the size", module.sketch, x, offset)
+    for wrong in (np.array([0, 1, 1, 2]), np.array([0, 1, 2, size]), np.array([-1, 0, 1, 2]), np.array([3, 2, 1, 0])):
+        refused("ascending, distinct and in range", module.sketch_sparse, wrong, x[:4])
+    refused("one length", module.sketch_sparse, i, x)
+    for wrong in (np.array([-1]), np.array([size]), np.array([2**62])):
+        refused("in range", module.estimate, wrong)
+    frozen = table.copy()
+    frozen.flags.writeable = False
+    refused("writable", module.sketch, x, 0, table=frozen)
 
 
 # --- what is refused

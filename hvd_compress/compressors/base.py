@@ -46,7 +46,8 @@ class Reduced:
     Attributes:
         mean: what every worker ends up with, a vector of the input's shape.
         add_sent: ``add_sent(total, factor)`` adds `factor` times what this worker's own contribution amounted to, and
-            returns `total`, which it may overwrite. Only feedback asks for it; None if feedback has done so.
+            returns `total`, which it may overwrite. Only feedback asks for it; None where feedback has done so, or the
+            method keeps what is left over itself.
         support: gives the coordinates that this worker sent, ascending int64 indices; None stands for all of them.
     """
 
@@ -91,6 +92,7 @@ class Compressor:
         contraction: whether what is left over is smaller than the vector, so that feedback can make up for it.
         stateful: whether it reads anything of `State` but the layout (steps, random numbers, arrays).
         votes: whether what workers end up with is no mean of what they send.
+        estimates: whether what workers end up with is an estimate of the mean of what they send, not the mean itself.
         selects: whether it sends some of the coordinates (see `Reduced.support`).
         varying: whether the length of what it sends depends on the vector.
         overwrites: whether `reduce` may overwrite the vector.
@@ -109,6 +111,7 @@ class Compressor:
     contraction: ClassVar[bool] = True
     stateful: ClassVar[bool] = True
     votes: ClassVar[bool] = False
+    estimates: ClassVar[bool] = False
     selects: ClassVar[bool] = False
     varying: ClassVar[bool] = False
     overwrites: ClassVar[bool] = False
@@ -155,7 +158,7 @@ class Compressor:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Schedule):
-                changed[item.name] = round(value.at(step)) if item.type == "int" else value.at(step)
+                changed[item.name] = round(value.at(step)) if str(item.type).startswith("int") else value.at(step)
             elif isinstance(value, Compressor) and value.at(step) is not value:
                 changed[item.name] = value.at(step)
         return dataclasses.replace(self, **changed) if changed else self
@@ -265,10 +268,12 @@ def check_length(name: str, payload: Array, expected: int) -> None:
 
 def check_setting(name: str, item: dataclasses.Field[Any], value: Any) -> None:
     """Check one setting against its field's type and range (see `setting`)."""
-    limits = item.metadata
-    if isinstance(value, Schedule) and item.type in ("int", "float"):
+    limits, wanted = item.metadata, str(item.type).removesuffix(" | None")
+    if value is None and wanted != item.type:
+        return
+    if isinstance(value, Schedule) and wanted in ("int", "float"):
         for step in (0, value.steps):
-            check_setting(name, item, round(value.at(step)) if item.type == "int" else value.at(step))
+            check_setting(name, item, round(value.at(step)) if wanted == "int" else value.at(step))
         return
     if limits.get("nested") and isinstance(value, Compressor):
         return
@@ -279,11 +284,11 @@ def check_setting(name: str, item: dataclasses.Field[Any], value: Any) -> None:
             raise ValueError(f"{name}: {item.name} must be one of {allowed}{more}; got {value!r}")
         return
     kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
-    kind = kinds.get(str(item.type))
+    kind = kinds.get(wanted)
     if kind is None:
         return
     if not isinstance(value, kind) or (isinstance(value, bool) and kind != (bool,)):
-        raise TypeError(f"{name}: {item.name} must be of type {item.type}; got {value!r}")
+        raise TypeError(f"{name}: {item.name} must be of type {wanted}; got {value!r}")
     above, low, high = (limits.get(key) for key in ("above", "low", "high"))
     too_low = (above is not None and not value > above) or (low is not None and not value >= low)
     if too_low or (high is not None and not value <= high):

@@ -14,6 +14,7 @@ from hvd_compress.compressors.lowrank import PowerSGD
 from hvd_compress.compressors.quantize import QSGD, BFloat16, Int8, LowPrecision, Natural, TernGrad
 from hvd_compress.compressors.schedule import SCHEDULES
 from hvd_compress.compressors.sign import EFSignSGD, OneBit, SignSGD, Signum
+from hvd_compress.compressors.sketching import FetchSGD, SketchedSGD
 from hvd_compress.compressors.sparsify import DGC, RandomK, Threshold, TopK, Wangni
 
 _METHODS: dict[str, type[Compressor]] = {
@@ -23,6 +24,7 @@ _METHODS: dict[str, type[Compressor]] = {
         *(TopK, Threshold, RandomK, DGC, Wangni),
         *(QSGD, TernGrad, Natural, LowPrecision),
         *(SignSGD, EFSignSGD, OneBit, Signum),
+        *(SketchedSGD, FetchSGD),
         PowerSGD,
     )
 }

@@ -2,7 +2,8 @@
 
 Arrays are one-dimensional, contiguous and aligned, of exactly the dtype that is named; TypeError or ValueError
 otherwise. Results do not depend on the number of threads or the level of SIMD. A `stream` is the two words of
-`hvd_compress.random.Stream.words()`. Nothing changes its arguments but what is named `total` or `to`.
+`hvd_compress.random.Stream.words()`. Nothing changes its arguments but what is named `total`, `to`, `out` or
+`table`, and the `vector` of what leaves a rest.
 """
 
 from typing import Literal
@@ -176,6 +177,34 @@ def add_product(
     factor: float,
 ) -> None:
     """Add factor * P Q^T to each matrix in `total`."""
+
+_Hashing = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint32]]
+
+# --- count sketches (see `hvd_compress.sketch`). A table has `rows` times as many sums as columns; a hashing is shifts,
+# below the columns, and flips, 0 or 1, of each row and in it each block, and a bit of sign for each column
+
+def sketch(
+    table: NDArray[np.float32], size: int, rows: int, hashing: _Hashing, vector: NDArray[np.float32], offset: int
+) -> None:
+    """Add to the table a part of a vector of `size` coordinates that begins at an offset."""
+
+def sketch_sparse(
+    table: NDArray[np.float32],
+    size: int,
+    rows: int,
+    hashing: _Hashing,
+    indices: NDArray[np.int64],
+    values: NDArray[np.float32],
+) -> None:
+    """Add a vector of values at indices; ValueError unless these ascend, are distinct and in range."""
+
+def estimate(
+    table: NDArray[np.float32], size: int, rows: int, hashing: _Hashing, indices: NDArray[np.int64] | None
+) -> NDArray[np.float32]:
+    """Return the estimates at the indices (ValueError if one is out of range), or all."""
+
+def heavy(table: NDArray[np.float32], size: int, rows: int, hashing: _Hashing, count: int) -> NDArray[np.int64]:
+    """Return the indices of the `count` estimates of largest magnitude, as `top_k` would of all estimates."""
 
 # --- random numbers
 

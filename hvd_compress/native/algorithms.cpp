@@ -148,6 +148,16 @@ struct Interval {
 
 constexpr int64_t SAMPLE = 1 << 15;
 
+// Calls f(elements, number of the first, how many) for the tiles of [begin, end).
+template <class F>
+void for_tiles(const Source& x, int64_t begin, int64_t end, F f) {
+    float buffer[CHUNK];
+    for (int64_t size; begin < end; begin += size) {
+        size = std::min(x.tile(), end - begin);
+        f(x.at(begin, size, buffer), begin, size);
+    }
+}
+
 uint32_t scramble(uint32_t x) {
     x = (x ^ x >> 16) * 0x7FEB352D;
     x = (x ^ x >> 15) * 0x846CA68B;
@@ -156,13 +166,15 @@ uint32_t scramble(uint32_t x) {
 
 // Where the `count`-th largest magnitude lies, almost surely: four standard deviations round its rank in a sample. The
 // sample of a short vector is the vector, and the interval one number.
-Interval estimate(const float* x, int64_t n, int64_t count) {
+Interval estimate(const Source& x, int64_t count) {
+    const int64_t n = x.size();
     const int64_t size = std::min(n, std::clamp<int64_t>(n / 256, SAMPLE / 8, SAMPLE));
     Scratch<uint32_t> sample(size);
     for_ranges(size, 16, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const int64_t from = n / size * i + n % size * i / size, to = n / size * (i + 1) + n % size * (i + 1) / size;
-            sample[i] = magnitude_of(x[from + scramble(static_cast<uint32_t>(i)) % (to - from)]);
+            float buffer;
+            sample[i] = magnitude_of(*x.at(from + scramble(static_cast<uint32_t>(i)) % (to - from), 1, &buffer));
         }
     });
     const double rank = static_cast<double>(count) * static_cast<double>(size) / static_cast<double>(n);
@@ -185,7 +197,8 @@ Interval estimate(const float* x, int64_t n, int64_t count) {
 }
 
 // Where it lies for certain, by counting: an interval of at most `most` elements, or of one number.
-Interval locate(const float* x, int64_t n, int64_t count, int64_t most) {
+Interval locate(const Source& x, int64_t count, int64_t most) {
+    const int64_t n = x.size();
     constexpr int WIDTHS[] = {11, 10, 10};
     uint32_t prefix = 0;
     int shift = 31;
@@ -198,11 +211,12 @@ Interval locate(const float* x, int64_t n, int64_t count, int64_t most) {
         std::fill_n(histogram.get(), static_cast<int64_t>(bins) * parts, 0);
         for_parts(parts, [&](int part) {
             int64_t* counts = histogram.get() + static_cast<int64_t>(bins) * part;
-            const int64_t end = begin_of(part + 1, parts, n, CHUNK);
-            for (int64_t i = begin_of(part, parts, n, CHUNK); i < end; ++i) {
-                const uint32_t m = magnitude_of(x[i]);
-                if (static_cast<uint64_t>(m) >> (shift + width) == prefix) ++counts[m >> shift & (bins - 1)];
-            }
+            for_tiles(x, begin_of(part, parts, n, CHUNK), begin_of(part + 1, parts, n, CHUNK), [&](auto tile, auto, auto size) {
+                for (int64_t i = 0; i < size; ++i) {
+                    const uint32_t m = magnitude_of(tile[i]);
+                    if (static_cast<uint64_t>(m) >> (shift + width) == prefix) ++counts[m >> shift & (bins - 1)];
+                }
+            });
         });
         uint32_t bin = bins;
         int64_t inside = 0;
@@ -253,8 +267,9 @@ Ranked ranked(const std::vector<Between>& between, Interval interval, int64_t ra
 // Selects all above the interval, and within it the largest ones and, of those equal, the first. Returns false if the
 // interval does not hold the last of `count`, or holds more than `most` different elements in a part.
 bool select_within(
-    const float* x, int64_t n, int64_t count, Interval interval, int64_t most, int parts, Selection& selection
+    const Source& x, int64_t count, Interval interval, int64_t most, int parts, Selection& selection
 ) {
+    const int64_t n = x.size();
     const bool single = interval.low == interval.high;
     const int64_t capacity = single ? 0 : most;
     Scratch<uint32_t> offsets(capacity * parts), magnitudes(capacity * parts);
@@ -263,9 +278,14 @@ bool select_within(
     for_parts(parts, [&](int part) {
         const int64_t begin = begin_of(part, parts, n, 64), end = begin_of(part + 1, parts, n, 64);
         Between found{offsets.get() + capacity * part, magnitudes.get() + capacity * part, 0, capacity};
-        above[part] = kernels().classify(
-            x + begin, end - begin, interval.low, interval.high, selection.words() + begin / 64, found
-        );
+        for_tiles(x, begin, end, [&](const float* tile, int64_t at, int64_t size) {
+            const int64_t before = found.count;
+            uint64_t* words = selection.words() + at / 64;
+            above[part] += kernels().classify(tile, size, interval.low, interval.high, words, found);
+            for (int64_t i = before; i < std::min(found.count, capacity); ++i) {
+                found.offset[i] += static_cast<uint32_t>(at - begin);
+            }
+        });
         between[part] = found;
     });
     int64_t wanted = count, inside = 0;
@@ -279,9 +299,10 @@ bool select_within(
     if (!wanted) return true;
     if (single) {
         uint64_t equal[CHUNK / 64];
+        float buffer[CHUNK];
         for (int64_t begin = 0; wanted; begin += CHUNK) {
             const int64_t size = std::min(CHUNK, n - begin);
-            kernels().select(x + begin, size, interval.low, interval.high + 1, equal);
+            kernels().select(x.at(begin, size, buffer), size, interval.low, interval.high + 1, equal);
             for (int64_t w = 0; w < (size + 63) / 64; ++w) {
                 uint64_t mask = equal[w];
                 while (__builtin_popcountll(mask) > wanted) mask &= ~(uint64_t{1} << (63 - __builtin_clzll(mask)));
@@ -306,7 +327,8 @@ bool select_within(
 
 }  // namespace
 
-void select_top(const float* x, int64_t n, int64_t count, Selection& selection) {
+void select_top(const Source& x, int64_t count, Selection& selection) {
+    const int64_t n = x.size();
     if (count == 0 || count == n) {
         const int fill = count ? 0xFF : 0;
         std::memset(selection.words(), fill, static_cast<std::size_t>((n + 63) / 64) * 8);
@@ -315,8 +337,8 @@ void select_top(const float* x, int64_t n, int64_t count, Selection& selection) 
     const int parts = std::max(parts_of(n), static_cast<int>(n >> 31) + 1);  // offsets in a part are of 32 bits
     // The fewer are wanted, the narrower the interval that a sample gives.
     const int64_t most = (n / (count < n / 20 ? 80 : 40) + 4096) / parts + 1;
-    if (select_within(x, n, count, estimate(x, n, count), most, parts, selection)) return;
-    select_within(x, n, count, locate(x, n, count, most), most, parts, selection);
+    if (select_within(x, count, estimate(x, count), most, parts, selection)) return;
+    select_within(x, count, locate(x, count, most), most, parts, selection);
 }
 
 void select_above(const float* x, int64_t n, float threshold, Selection& selection) {

@@ -44,7 +44,31 @@ private:
     int64_t size_;
 };
 
-void select_top(const float* x, int64_t n, int64_t count, Selection& selection);  // 0 <= count <= n
+// What is selected from: a vector, or what can be computed piece by piece.
+class Source {
+public:
+    explicit Source(int64_t size) : size_(size) {}
+    virtual ~Source() = default;
+    int64_t size() const { return size_; }
+    virtual int64_t tile() const = 0;  // elements to ask for together: CHUNK, or any number if no buffer is used
+    // Returns elements begin to begin + n - 1, perhaps in a buffer of CHUNK.
+    virtual const float* at(int64_t begin, int64_t n, float* buffer) const = 0;
+
+private:
+    int64_t size_;
+};
+
+class Vector : public Source {
+public:
+    Vector(const float* x, int64_t n) : Source(n), x_(x) {}
+    int64_t tile() const override { return size(); }
+    const float* at(int64_t begin, int64_t, float*) const override { return x_ + begin; }
+
+private:
+    const float* x_;
+};
+
+void select_top(const Source& x, int64_t count, Selection& selection);  // of largest magnitude; 0 <= count <= size
 void select_above(const float* x, int64_t n, float threshold, Selection& selection);
 
 void draw(const float* x, int64_t n, float scale, uint32_t first, uint32_t second, Selection& selection);

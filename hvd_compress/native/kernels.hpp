@@ -132,6 +132,13 @@ struct Kernels {
     // Of x, plus the residual if it is not null: the halves, as bits; x becomes what they do not carry.
     void (*half_rest)(float* x, const float* residual, int64_t n, uint16_t* halves);
 
+    // Adds x to `total`, element i with the sign of bit `bit + i` of `signs`, all turned round if `negative`.
+    void (*add_signed)(const float* x, const uint32_t* signs, int64_t bit, int64_t n, bool negative, float* total);
+    // Medians of `count` rows (odd, at most 15) with signs likewise; row r is turned round if bit r of `flips` is set.
+    void (*median)(
+        const float* const* rows, int count, uint32_t flips, const uint32_t* signs, int64_t bit, int64_t n, float* out
+    );
+
     // Products of a matrix of rows x with a factor of few columns, which is given transposed: a row of n numbers for
     // each of `rank` columns. `dots` multiplies one row; `add_multiples` adds to row k of `out`, `stride` apart, left[k]
     // times x; `add_product` adds to `total` the sum of left[k] times row k.

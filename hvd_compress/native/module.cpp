@@ -12,6 +12,7 @@
 
 #include "algorithms.hpp"
 #include "quantize.hpp"
+#include "sketch.hpp"
 
 namespace py = pybind11;
 
@@ -285,7 +286,7 @@ py::array_t<int64_t> top_k(const py::array& vector, int64_t count) {
     const auto x = in<float>(vector, "vector");
     require_count(count);
     hvd::Selection selection(x.size);
-    unlocked([&] { hvd::select_top(x.data, x.size, std::min(count, x.size), selection); });
+    unlocked([&] { hvd::select_top(hvd::Vector(x.data, x.size), std::min(count, x.size), selection); });
     return positions_of(selection.bits());
 }
 
@@ -369,6 +370,78 @@ py::array_t<uint8_t> pack_as(const py::array& numbers, int bits) {
     uint8_t* out = result.mutable_data();
     unlocked([&] { hvd::pack(x.data, x.size, bits, out); });
     return result;
+}
+
+// --- count sketches
+
+using Arrays = std::tuple<py::array, py::array, py::array>;  // shifts, flips and signs
+
+struct Table {
+    hvd::Hashing hashing;
+    Span<const float> sums;
+};
+
+Table table_of(const py::array& table, int64_t size, int rows, const Arrays& arrays) {
+    const auto sums = in<float>(table, "table");
+    require(1 <= rows && rows <= hvd::MOST_ROWS && rows % 2, "rows must be odd, in 1 to 15");
+    require(1 <= size && size <= int64_t{1} << 40, "size must be in 1 to 2^40");
+    require(sums.size >= rows && sums.size % rows == 0, "table must have as many sums in each row");
+    const auto shifts = in<int64_t>(std::get<0>(arrays), "shifts");
+    const auto flips = in<uint8_t>(std::get<1>(arrays), "flips");
+    const auto signs = in<uint32_t>(std::get<2>(arrays), "signs");
+    const hvd::Hashing hashing{size, sums.size / rows, rows, shifts.data, flips.data, signs.data};
+    const bool fits = shifts.size == rows * hashing.blocks() && flips.size == shifts.size;
+    require(fits && signs.size == (hashing.columns + 31) / 32, "shifts, flips or signs do not fit the table");
+    for (int64_t i = 0; i < shifts.size; ++i) {
+        require(0 <= shifts.data[i] && shifts.data[i] < hashing.columns && flips.data[i] <= 1, "a shift or flip is out of range");
+    }
+    return {hashing, sums};
+}
+
+void sketch(py::array& table, int64_t size, int rows, const Arrays& arrays, const py::array& vector, int64_t offset) {
+    const auto hashing = table_of(table, size, rows, arrays).hashing;
+    const auto x = in<float>(vector, "vector");
+    require(0 <= offset && x.size <= size - offset, "the vector must lie in the size");
+    float* sums = inout<float>(table, "table").data;
+    unlocked([&] { hvd::sketch(hashing, x.data, offset, x.size, sums); });
+}
+
+void sketch_sparse(
+    py::array& table, int64_t size, int rows, const Arrays& arrays, const py::array& indices, const py::array& values
+) {
+    const auto hashing = table_of(table, size, rows, arrays).hashing;
+    const auto at = in<int64_t>(indices, "indices");
+    const auto x = in<float>(values, "values");
+    require(at.size == x.size, "indices and values must be of one length");
+    float* sums = inout<float>(table, "table").data;
+    unlocked([&] { hvd::sketch_sparse(hashing, {at.data, x.data, at.size}, sums); });
+}
+
+py::array_t<float> estimate(
+    const py::array& table, int64_t size, int rows, const Arrays& arrays, const py::object& indices
+) {
+    const auto [hashing, sums] = table_of(table, size, rows, arrays);
+    const auto* data = sums.data;
+    if (indices.is_none()) {
+        auto result = empty(size);
+        float* out = result.mutable_data();
+        unlocked([&, h = hashing] { hvd::estimate(h, data, out); });
+        return result;
+    }
+    const auto at = in<int64_t>(indices.cast<py::array>(), "indices");
+    auto result = make<float>(at.size);
+    float* out = result.mutable_data();
+    unlocked([&, h = hashing] { hvd::estimate_at(h, data, at.data, at.size, out); });
+    return result;
+}
+
+py::array_t<int64_t> heavy(const py::array& table, int64_t size, int rows, const Arrays& arrays, int64_t count) {
+    const auto [hashing, sums] = table_of(table, size, rows, arrays);
+    require_count(count);
+    const auto* data = sums.data;
+    hvd::Selection selection(size);
+    unlocked([&, h = hashing] { hvd::select_heavy(h, data, std::min(count, size), selection); });
+    return positions_of(selection.bits());
 }
 
 // --- products of low rank
@@ -539,6 +612,22 @@ PYBIND11_MODULE(_kernels, m) {
     m.def(
         "dequantize", dequantize, py::arg("payloads"), py::arg("code"), py::arg("groups"), py::arg("size"),
         py::arg("factor"), py::arg("vote"), py::arg("total").none(true)
+    );
+
+    m.def(
+        "sketch", sketch, array("table"), py::arg("size"), py::arg("rows"), py::arg("hashing"), array("vector"),
+        py::arg("offset")
+    );
+    m.def(
+        "sketch_sparse", sketch_sparse, array("table"), py::arg("size"), py::arg("rows"), py::arg("hashing"),
+        array("indices"), array("values")
+    );
+    m.def(
+        "estimate", estimate, array("table"), py::arg("size"), py::arg("rows"), py::arg("hashing"),
+        py::arg("indices").none(true)
+    );
+    m.def(
+        "heavy", heavy, array("table"), py::arg("size"), py::arg("rows"), py::arg("hashing"), py::arg("count")
     );
 
     m.def("uniform", uniform, py::arg("count"), py::arg("stream"));

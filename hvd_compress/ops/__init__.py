@@ -95,6 +95,15 @@ class Ops(Protocol):
     def half_rest(self, vector: Array, residual: Array | None) -> tuple[Array, Array]:
         """Return vector + residual as float16, and what that does not carry, for which `vector` is overwritten."""
 
+    def median(self, vectors: Sequence[Array]) -> Array:
+        """Return the elementwise median of an odd number of vectors."""
+
+    def sort(self, vector: Array) -> Array:
+        """Return the elements, ascending."""
+
+    def searchsorted(self, vector: Array, values: Array) -> Array:
+        """Return for each value how many elements of an ascending vector are not above it, int64."""
+
     def sign(self, array: Array) -> Array:
         """Return -1, 0 or 1; NaN stays."""
 
@@ -158,6 +167,9 @@ class Ops(Protocol):
 
     def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
         """Add values at ascending distinct indices; `total` may be overwritten."""
+
+    def add_repeated(self, total: Array, indices: Array, values: Array) -> Array:
+        """Add values at indices that may repeat, on the CPU in their order; `total` may be overwritten."""
 
     def scatter_zero(self, total: Array, indices: Array) -> Array:
         """Set the elements at distinct indices to zero; `total` may be overwritten."""

@@ -99,6 +99,15 @@ class NumpyOps:
         vector -= half
         return half, vector
 
+    def median(self, vectors: Sequence[Array]) -> Array:
+        return np.median(np.stack(vectors), axis=0)
+
+    def sort(self, vector: Array) -> Array:
+        return np.sort(vector)
+
+    def searchsorted(self, vector: Array, values: Array) -> Array:
+        return np.searchsorted(vector, values, side="right")
+
     def sign(self, array: Array) -> Array:
         return np.sign(array)
 
@@ -195,6 +204,10 @@ class NumpyOps:
             self.kernels.scatter_add(total, indices, values)
         else:
             total[indices] += values
+        return total
+
+    def add_repeated(self, total: Array, indices: Array, values: Array) -> Array:
+        np.add.at(total, indices, values)
         return total
 
     def scatter_zero(self, total: Array, indices: Array) -> Array:

@@ -114,6 +114,15 @@ class TorchOps:
         vector -= half
         return half, vector
 
+    def median(self, vectors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(vectors)).median(dim=0).values
+
+    def sort(self, vector: Tensor) -> Tensor:
+        return vector.sort().values
+
+    def searchsorted(self, vector: Tensor, values: Tensor) -> Tensor:
+        return torch.searchsorted(vector, values, right=True)
+
     def sign(self, array: Tensor) -> Tensor:
         return torch.where(array.isnan(), array, array.sign())
 
@@ -207,6 +216,9 @@ class TorchOps:
         if self._numpy:
             self._numpy.scatter_add(total, indices, values)
             return total
+        return total.index_add_(0, indices, values)
+
+    def add_repeated(self, total: Tensor, indices: Tensor, values: Tensor) -> Tensor:
         return total.index_add_(0, indices, values)
 
     def scatter_zero(self, total: Tensor, indices: Tensor) -> Tensor:

@@ -1,0 +1,34 @@
+// The count sketch of sketch.py, on plain pointers.
+#pragma once
+
+#include <cstdint>
+
+#include "algorithms.hpp"
+
+namespace hvd {
+
+constexpr int MOST_ROWS = 15;
+
+// Where coordinates go: block b of `columns` coordinates is rotated in row r by shifts[r * blocks() + b], and turned round
+// if flips[...] says so; a coordinate's own sign is that of its place in the block, a bit of `signs`.
+struct Hashing {
+    int64_t size, columns;
+    int rows;
+    const int64_t* shifts;
+    const uint8_t* flips;
+    const uint32_t* signs;
+
+    int64_t blocks() const { return (size + columns - 1) / columns; }
+};
+
+// Adds the coordinates offset to offset + n - 1 of a vector, x, to the table of rows * columns sums.
+void sketch(const Hashing& hashing, const float* x, int64_t offset, int64_t n, float* table);
+// The same of values at ascending indices below the size.
+void sketch_sparse(const Hashing& hashing, const Sparse& part, float* table);
+
+void estimate(const Hashing& hashing, const float* table, float* out);
+void estimate_at(const Hashing& hashing, const float* table, const int64_t* indices, int64_t count, float* out);
+// Selects the `count` coordinates of largest estimated magnitude.
+void select_heavy(const Hashing& hashing, const float* table, int64_t count, Selection& selection);
+
+}  // namespace hvd
