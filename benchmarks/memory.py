@@ -68,12 +68,13 @@ def main() -> None:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--size", type=int, default=25_000_000, help="coordinates of the gradient")
-    parser.add_argument("--only", nargs="+", metavar="SPEC", default=SPECS, help="the compressors")
+    parser.add_argument("--only", nargs="+", metavar="SPEC", help="the compressors (if none: all)")
     args = parser.parse_args()
+    specs = args.only or [text.format(columns=args.size // 50) for text in SPECS]
     table = Table(box=box.MARKDOWN, title=f"{args.size} coordinates: peak beyond gradient, state and mean")
     for column in ("compressor", "MB", "of it payload", "beyond the payload, of the gradient"):
         table.add_column(column, justify="left" if column == "compressor" else "right")
-    for spec in track(args.only, "compressors", console=Console(stderr=True), transient=True):
+    for spec in track(specs, "compressors", console=Console(stderr=True), transient=True):
         command = [sys.executable, "-c", STEP, str(args.size), spec]
         root = Path(__file__).parents[1]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)

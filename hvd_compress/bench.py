@@ -26,6 +26,7 @@ SPECS = [
     *("topk", "topk(values=qsgd(bits=4))", "threshold", "randomk", "dgc(ratio=0.01)", "wangni"),
     *("qsgd(bits=2)", "qsgd(bits=4)", "qsgd(bits=8)", "qsgd(bits=4, norm=l2)", "terngrad", "natural", "low_precision"),
     *("signsgd", "ef_signsgd", "onebit", "signum", "powersgd(rank=4)"),
+    "sketched_sgd(ratio=0.01, rows=5, columns={columns}, p1=0, p2=1)",  # all is sketched, 1 % selected
 ]
 SCALE = 1e-3 / 2.5758  # of the normal numbers: 1 % of their magnitudes are above 1e-3, the threshold's default
 GATHERED = 4
@@ -249,7 +250,8 @@ def main(specs: Sequence[str], *, framework: str, json_path: Path | None, plot_p
     results: list[dict[str, Any]] = []
     console = Console(stderr=True)
     try:
-        results.extend(map(bench.run, track(specs or SPECS, "compressors", console=console, transient=True)))
+        chosen = specs or [text.format(columns=max(1, bench.size // 50)) for text in SPECS]
+        results.extend(map(bench.run, track(chosen, "compressors", console=console, transient=True)))
     except KeyboardInterrupt:
         console.print("interrupted: the table has what was done")
     if not results:

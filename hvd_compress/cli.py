@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hvd_compress import bench
+from hvd_compress import bench, sizing
 from hvd_compress.compressors import Compressor, methods, parse, spec
 from hvd_compress.compressors.schedule import END
 from hvd_compress.layout import Layout
@@ -49,6 +49,27 @@ def list_compressors(specs: list[str], rows: int, columns: int) -> None:
     Console(width=400 if not sys.stdout.isatty() else None).print(table)
 
 
+def show_sizes(parameters: int, k: int, steps: int, delta: float, workers: int) -> None:
+    """Print what a sketch for k coordinates takes, and what it sends against other methods."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    found = sizing.sizes(parameters, k, steps, delta, workers)
+    title = f"bytes of a step for each of {workers} workers: {parameters} parameters, k = {k}"
+    table = Table(box=box.MARKDOWN, title=title)
+    table.add_column("method")
+    for column in ("rows x columns", "sent", "received", "times fewer than dense, sent"):
+        table.add_column(column, justify="right")
+    for size in found:
+        shape = f"{size.rows} x {size.columns}" if size.rows else ""
+        table.add_row(size.name, shape, str(size.sent), str(size.received), f"{found[-1].sent / size.sent:.3g}")
+    console = Console(width=400 if not sys.stdout.isatty() else None)
+    console.print(table)
+    for line in sizing.verdicts(found):
+        console.print(line)
+
+
 def _text(value: Any) -> str:
     return spec(value) if isinstance(value, Compressor) else str(value)
 
@@ -78,6 +99,18 @@ def main() -> None:
     bencher.add_argument("--framework", choices=("numpy", "torch"), default="torch", help="whose arrays to compress")
     bencher.add_argument("--json", type=Path, metavar="FILE", help="write the times there, in seconds")
     bencher.add_argument("--plot", type=Path, metavar="FILE", help="draw the times there (PNG, PDF or SVG)")
+    sizer = commands.add_parser(
+        "size",
+        help="tell how large a sketch must be, and what it sends against other methods",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    sizer.add_argument("--parameters", type=int, required=True, metavar="D", help="coordinates of the gradient")
+    sizer.add_argument("--k", type=int, required=True, metavar="K", help="coordinates to find in each step")
+    sizer.add_argument("--steps", type=int, default=10_000, metavar="T", help="steps in which none is to be missed")
+    sizer.add_argument(
+        "--delta", type=float, default=0.05, metavar="X", help="probability that one is missed all the same"
+    )
+    sizer.add_argument("--workers", type=int, default=16, metavar="W", help="their number")
     args = parser.parse_args()
     for name in ("rows", "columns", "size", "threads", "repetitions"):
         if getattr(args, name, None) is not None and getattr(args, name) < 1:
@@ -85,6 +118,8 @@ def main() -> None:
     try:
         if args.command == "list":
             list_compressors(args.specs, args.rows, args.columns)
+        elif args.command == "size":
+            show_sizes(args.parameters, args.k, args.steps, args.delta, args.workers)
         else:
             bench.main(
                 args.only or [],

@@ -3,6 +3,7 @@
 import __future__
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -84,10 +85,35 @@ def test_list_refuses_what_is_wrong():
         assert message in done.stderr
 
 
+def test_size_tells_what_a_sketch_sends():
+    command = ["hvd-compress", "size", "--parameters", "1000000", "--k", "1000", "--workers", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
+    table = {row[0].split("(")[0]: row[1:] for row in rows}
+    assert table["none"][1:] == ["4000000", "4000000", "1"]
+    columns, sums = 1000, math.ceil(math.log(1_000_000 * 10_000 / 0.05))
+    assert table["sketch, by the theory"][0] == f"{sums + 1 - sums % 2} x {columns}"
+    assert int(table["topk"][2]) == 8 * int(table["topk"][1])
+    split = parse("sketched_sgd(k=1000)").bare.split(1_000_000)
+    assert table["sketched_sgd"][:2] == [f"{split.rows} x {split.columns}", str(4 * split.numbers)]
+    assert "times fewer bytes than dense" in done.stdout
+    for k, message in (("200000", "times the bytes of the dense gradient, and buys nothing"),):
+        done = subprocess.run([*command[:5], k], capture_output=True, text=True, check=True)
+        assert message in done.stdout
+    for args, message in (
+        (["--k", "1000001"], "--k must be in 1 to 1000000; got 1000001"),
+        (["--delta", "1"], "--delta must be above 0 and below 1; got 1.0"),
+        (["--steps", "0"], "--steps must be at least 1; got 0"),
+    ):
+        done = subprocess.run([*command, *args], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
 def test_bench_times_writes_and_draws(tmp_path):
     report, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     specs = ["topk(ratio=0.01)", "qsgd(bits=4)", "randomk", "powersgd", "dgc", "signum", "fp16", "threshold"]
-    specs += ["topk(feedback=ef21)", "none"]
+    specs += ["topk(feedback=ef21)", "none", "sketched_sgd(k=400, rows=5, columns=800, p1=0, p2=1)"]
     command = ["hvd-compress", "bench", "--size", "40000", "--repetitions", "2", "--json", str(report)]
     for more in (["--plot", str(picture)], ["--framework", "numpy", "--threads", "1"]):
         done = subprocess.run([*command, "--only", *specs, *more], capture_output=True, text=True, check=True)
