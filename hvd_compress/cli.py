@@ -46,7 +46,7 @@ def list_compressors(specs: list[str], rows: int, columns: int) -> None:
             f"{at_most}{8 * sent / layout.size:.3g}",
             inner.paper,
         )
-    Console(width=400 if not sys.stdout.isatty() else None).print(table)
+    Console(width=1000 if not sys.stdout.isatty() else None).print(table)
 
 
 def show_sizes(parameters: int, k: int, steps: int, delta: float, workers: int) -> None:

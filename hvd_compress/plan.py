@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from hvd_compress.compressors import Compressor, MomentumCorrection, parse, spec
-from hvd_compress.compressors.feedback import MomentumOfMean
+from hvd_compress.compressors import Compressor, parse, spec
 from hvd_compress.compressors.schedule import END
 from hvd_compress.layout import Layout
 
@@ -114,7 +113,7 @@ def wanted(gradient: Gradient, compressor: Compressor, dense_below: int, rules: 
 def choose(gradient: Gradient, compressor: Compressor, dense_below: int, rules: Sequence[Rule] = ()) -> Compressor:
     """Return the compressor for one gradient: the one wanted, or plain if it would send no fewer bytes.
 
-    What is sent plain gets its momentum here if `compressor` corrects it, for the optimizer then has none.
+    What is sent plain gets its momentum here if `compressor` keeps it, for the optimizer then has none.
     """
     asked = wanted(gradient, compressor, dense_below, rules)
     if asked != PLAIN:
@@ -122,9 +121,7 @@ def choose(gradient: Gradient, compressor: Compressor, dense_below: int, rules: 
             return asked
         if asked.at(END).payload_bits(Layout.of([(gradient.name, gradient.shape)])) < 32 * gradient.size:
             return asked
-    if isinstance(compressor, MomentumCorrection):
-        return MomentumOfMean(compressor.momentum, compressor.nesterov)
-    return PLAIN
+    return compressor.plain or PLAIN
 
 
 def make_plan(

@@ -7,6 +7,7 @@ import pytest
 
 from hvd_compress import Layout, State, parse
 from hvd_compress.agreement import WorkersDisagree, check_agreement
+from hvd_compress.compressors.feedback import MomentumOfMean
 from hvd_compress.plan import PLAIN, Gradient, Rule, make_plan
 from hvd_compress.transports import split_gathered, split_varying
 
@@ -161,3 +162,10 @@ def test_gathered_bytes_are_checked():
     for hostile in (framed(2, 3), framed(1, 2), framed(2**63, 2), framed(2), data[:0], data):
         with pytest.raises(ValueError, match="are not 2 payloads"):
             split_varying(hostile, 2)
+
+
+def test_what_is_sent_plain_has_the_momentum_that_the_compressor_keeps():
+    for text, momentum in (("dgc", 0.9), ("sketched_sgd(momentum=0.5)", 0.5), ("fetchsgd(momentum=0.7)", 0.7)):
+        gradient = Gradient("bias", (50,), "float32")
+        assert choose(gradient, parse(text), 1024) == MomentumOfMean(momentum)
+    assert choose(gradient, parse("sketched_sgd(momentum=0)"), 1024) == parse("none")

@@ -144,6 +144,11 @@ class Compressor:
         """The method without its feedback."""
         return self
 
+    @property
+    def plain(self) -> Compressor | None:
+        """What stands in for the method where gradients are sent as they are; None for `NoCompression`."""
+        return None
+
     def check_feedback(self) -> None:
         """Raise ValueError, with the reason, if feedback makes no sense with these settings."""
         if not self.contraction:

@@ -118,6 +118,11 @@ class MomentumCorrection(Feedback):
     masking: bool = setting(True)
     clip: float = setting(0.0, low=0)
 
+    @property
+    def plain(self) -> Compressor:
+        """The momentum of the mean."""
+        return MomentumOfMean(self.momentum, self.nesterov)
+
     def __post_init__(self) -> None:
         """Refuse masking where every coordinate is sent."""
         super().__post_init__()

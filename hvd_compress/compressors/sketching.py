@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
+from hvd_compress.compressors.feedback import MomentumOfMean
 from hvd_compress.compressors.schedule import Schedule
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops
@@ -129,7 +130,7 @@ class SketchedSGD(Sketched):
     paper: ClassVar[str] = "Ivkin et al. 2019"
     wire: ClassVar[str] = "count sketch, then candidates' values (fp32)"
     selects: ClassVar[bool] = True
-    SUMS: ClassVar[int] = 25
+    SUMS: ClassVar[int] = 16
     ROWS: ClassVar[int] = 5
 
     budget: float = setting(BUDGET, above=0, high=1)
@@ -236,7 +237,7 @@ class FetchSGD(Sketched):
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
     contraction: ClassVar[bool] = False
     has_momentum: ClassVar[bool] = True
-    SUMS: ClassVar[int] = 25
+    SUMS: ClassVar[int] = 16
     ROWS: ClassVar[int] = 5
 
     budget: float = setting(BUDGET, above=0, high=1)
@@ -256,6 +257,11 @@ class FetchSGD(Sketched):
                 f"{self.name}: the sketch cannot change during training, for momentum and error are in it; schedule k "
                 "or ratio, with rows and columns given"
             )
+
+    @property
+    def plain(self) -> Compressor:
+        """The momentum of the mean."""
+        return MomentumOfMean(self.momentum)
 
     def check_feedback(self) -> None:
         """Refuse all feedback."""

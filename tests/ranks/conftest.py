@@ -7,7 +7,15 @@ from torch import nn
 
 from hvd_compress import methods, parse
 
-SPECS = ["none", "topk(ratio=0.05, values=fp16, scope=model)", "randomk(ratio=0.1)", "qsgd", "powersgd", "wangni"]
+SPECS = [
+    "none",
+    "topk(ratio=0.05, values=fp16, scope=model)",
+    "randomk(ratio=0.1)",
+    "qsgd",
+    "powersgd",
+    "wangni",
+    "sketched_sgd",
+]
 SPECS += ["dgc(ratio=exponential(0.25, 0.01, steps=3), feedback=momentum(nesterov=True))", "qsgd(feedback=ef21)"]
 if (
     int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("HOROVOD_SIZE") or 2) == 2

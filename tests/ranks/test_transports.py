@@ -26,6 +26,25 @@ def transport(kind, ops):
 
 
 @pytest.mark.parametrize("kind", ["horovod", "mpi"])
+@pytest.mark.parametrize(
+    "spec", ["sketched_sgd(momentum=0.5)", "sketched_sgd(heavymix=True, momentum=0)", "fetchsgd(momentum=0.5)"]
+)
+def test_sketches_on_real_ranks_have_the_simulator_s_bits(spec, kind):
+    """With numbers that add up exactly, for the order of a sum is each transport's own."""
+    compressor, workers, layout = parse(spec), hvd.size(), Layout.flat(3000)
+    simulation = Simulation(compressor, layout, workers, ops=TorchOps())
+    exchange = Exchange(compressor, layout, TorchOps(), transport(kind, TorchOps()), name=f"{spec}.{kind}")
+    for step in range(6):
+        random = np.random.default_rng(step)
+        vectors = [random.integers(-64, 65, layout.size).astype(np.float32) for _ in range(workers)]
+        expected = simulation.reduce([torch.from_numpy(v.copy()) for v in vectors])[hvd.rank()].mean
+        assert torch.equal(exchange.reduce(torch.from_numpy(vectors[hvd.rank()])), expected)
+    assert expected.count_nonzero() > 0
+    for name, array in simulation.states[hvd.rank()].local.items():
+        assert torch.equal(exchange.state.local[name], array)
+
+
+@pytest.mark.parametrize("kind", ["horovod", "mpi"])
 @pytest.mark.parametrize("spec", SPECS)
 def test_real_ranks_give_what_simulated_ones_give(spec, kind):
     compressor = parse(spec)
