@@ -8,7 +8,7 @@ import pytest
 from hvd_compress import Layout, State, parse
 from hvd_compress.agreement import WorkersDisagree, check_agreement
 from hvd_compress.compressors.feedback import MomentumOfMean
-from hvd_compress.plan import PLAIN, Gradient, Rule, make_plan
+from hvd_compress.plan import PLAIN, Gradient, Rule, choose, make_plan
 from hvd_compress.transports import split_gathered, split_varying
 
 
