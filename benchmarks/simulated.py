@@ -141,9 +141,9 @@ def train(run: Run, folder: str) -> dict[str, Any]:
         "accuracy": curve[-1],
         "curve": curve,
         "norms": norms,
-        "steps": total,
+        "steps": len(curve) * steps,
         "parameters": size,
         "bytes_sent": workers.sent,
-        "dense_bytes": 4 * size * total,
+        "dense_bytes": 4 * size * len(curve) * steps,
         "seconds": time.perf_counter() - began,
     }

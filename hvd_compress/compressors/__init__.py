@@ -9,12 +9,13 @@ from hvd_compress.compressors.base import (
     GatherCompressor,
     Reduced,
 )
-from hvd_compress.compressors.feedback import EF21, ErrorFeedback, Feedback, MomentumCorrection
+from hvd_compress.compressors.feedback import EF21, AdamMomentum, ErrorFeedback, Feedback, MomentumCorrection
 from hvd_compress.compressors.schedule import Exponential, Linear, Schedule
 from hvd_compress.compressors.spec import make, methods, parse, spec
 
 __all__ = [
     "EF21",
+    "AdamMomentum",
     "AllGather",
     "AllReduce",
     "Collective",

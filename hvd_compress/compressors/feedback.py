@@ -149,6 +149,74 @@ class MomentumCorrection(Feedback):
 
 
 @dataclass(frozen=True)
+class AdamMomentum(Feedback):
+    """Exchange Adam's momentum, with error feedback, once its variance is frozen (Tang et al. 2021, algorithm 1).
+
+    In the first `start` steps the gradients are averaged uncompressed, and m <- b m + (1 - b) mean. From then on
+    p = b m + (1 - b) g + e; exchange C(p); e <- p - sent; m <- the mean of what was sent, the same on all workers. What
+    comes out is the mean gradient at first, and m later: that is for `hvd_compress.torch.CompressedAdam`, which knows.
+    In a spec: ``feedback=adam(start=1000)``.
+
+    Attributes:
+        start: steps before the first compressed one.
+        momentum: b, Adam's first beta.
+    """
+
+    name: ClassVar[str] = "adam"
+    has_momentum: ClassVar[bool] = True
+
+    start: int = setting(low=1)
+    momentum: float = setting(0.9, low=0, high=0.9999)
+
+    @property
+    def plain(self) -> Compressor:
+        """The same momentum of the mean."""
+        return AdamMomentumOfMean(self.start, self.momentum)
+
+    def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
+        """Average the gradients, or exchange the corrected momentum."""
+        m, b = state.shared.get("momentum"), self.momentum
+        if state.step < self.start:
+            mean = yield AllReduce(vector)
+            state.shared["momentum"] = mean * (1 - b) if m is None else ops.affine(m, b, mean, 1 - b)
+            return Reduced(mean, None)
+        own = ops.affine(m, b, vector, 1 - b, vector)
+        reduced, rest = yield from self.inner.reduce_rest(ops, own, state.local.get("residual"), state)
+        state.local["residual"] = rest
+        state.shared["momentum"] = reduced.mean
+        return Reduced(ops.copy(reduced.mean), None)
+
+
+@dataclass(frozen=True)
+class AdamMomentumOfMean(NoCompression):
+    """Send the gradient as it is; what comes out is its mean in the first steps, and then Adam's momentum of it.
+
+    It stands in for plain gradients beside `AdamMomentum`.
+    """
+
+    name: ClassVar[str] = "adam_momentum_of_mean"
+    stateful: ClassVar[bool] = True
+    has_momentum: ClassVar[bool] = True
+
+    start: int = setting(low=1)
+    momentum: float = setting(0.9, low=0, high=0.9999)
+
+    @property
+    def plain(self) -> Compressor:
+        """Itself."""
+        return self
+
+    def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
+        """Average, and accumulate."""
+        mean = yield AllReduce(vector)
+        m = mean * (1 - self.momentum)
+        if "momentum" in state.shared:
+            m = m + state.shared["momentum"] * self.momentum
+        state.shared["momentum"] = m
+        return Reduced(mean if state.step < self.start else ops.copy(m), None)
+
+
+@dataclass(frozen=True)
 class MomentumOfMean(NoCompression):
     """Send the gradient as it is, and apply the momentum of its mean: what momentum correction comes to uncompressed.
 
@@ -171,7 +239,9 @@ class MomentumOfMean(NoCompression):
         return Reduced(ops.add(mean, u * self.momentum) if self.nesterov else ops.copy(u), None)
 
 
-FEEDBACKS: dict[str, type[Feedback]] = {cls.name: cls for cls in (ErrorFeedback, EF21, MomentumCorrection)}
+FEEDBACKS: dict[str, type[Feedback]] = {
+    cls.name: cls for cls in (ErrorFeedback, EF21, MomentumCorrection, AdamMomentum)
+}
 
 
 def settings_of(feedback: Feedback | type[Feedback]) -> list[dataclasses.Field[object]]:

@@ -10,8 +10,18 @@ compression=hvdc.Compression.topk(ratio=0.01))
 from hvd_compress.agreement import WorkersDisagree
 from hvd_compress.compressors import Exponential, Linear
 from hvd_compress.plan import Rule
+from hvd_compress.torch.adam import CompressedAdam
 from hvd_compress.torch.compression import Compression
 from hvd_compress.torch.optimizer import DistributedOptimizer
 from hvd_compress.transports import WorkerFailed
 
-__all__ = ["Compression", "DistributedOptimizer", "Exponential", "Linear", "Rule", "WorkerFailed", "WorkersDisagree"]
+__all__ = [
+    "CompressedAdam",
+    "Compression",
+    "DistributedOptimizer",
+    "Exponential",
+    "Linear",
+    "Rule",
+    "WorkerFailed",
+    "WorkersDisagree",
+]

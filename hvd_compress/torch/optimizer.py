@@ -284,8 +284,14 @@ def _read_compression(
 
 def _check_momentum(optimizer: Any, compressor: Compressor, rules: Iterable[Rule]) -> None:
     """Raise ValueError if both a compressor and the optimizer would keep a momentum."""
-    keeps = [c for c in (compressor, *(rule.compression for rule in rules)) if c.has_momentum]
+    every = [compressor, *(rule.compression for rule in rules)]
+    keeps = [c for c in every if c.has_momentum]
     for group in optimizer.param_groups:
+        if group.get("frozen_after") and any(getattr(c, "start", None) != group["frozen_after"] for c in every):
+            raise ValueError(
+                "CompressedAdam exchanges its momentum, and its compression is chosen when it is made; another one "
+                f"must have feedback=adam(start={group['frozen_after']}); got {spec(compressor)}"
+            )
         own = group.get("momentum") or (group.get("betas") or [0])[0]
         if keeps and own:
             raise ValueError(
