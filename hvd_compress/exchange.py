@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from hvd_compress.agreement import check_agreement, describe
-from hvd_compress.compressors.base import Compressor, Exchanging
+from hvd_compress.compressors import Compressor, spec
+from hvd_compress.compressors.base import Exchanging
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops
 from hvd_compress.state import State
 from hvd_compress.transports import Transport
+
+WATCHED = 100  # steps between two looks at what is left over
+DOUBLINGS = 3  # in a row, after which a warning is due: while a residual fills up, its norm grows ever more slowly
 
 
 class Exchange:
@@ -46,6 +51,7 @@ class Exchange:
         self._generator: Exchanging | None = None
         self._handle: Any = None
         self._round = 0
+        self._left, self._doublings = 0.0, 0
 
     @property
     def launched(self) -> bool:
@@ -110,7 +116,25 @@ class Exchange:
     def commit(self) -> Array:
         """End the step, keep the state, and return the mean."""
         self.state.commit()
+        if self.state.step % WATCHED == 0:
+            self._watch()
         return self._take()
+
+    def _watch(self) -> None:
+        """Warn if what is left over grows without bound."""
+        left = self.state.local.get("residual", self.state.shared.get("error"))
+        if left is None:
+            return
+        norm = self.ops.norm(left)
+        self._doublings = self._doublings + 1 if self._left and norm >= 2 * self._left else 0
+        self._left = norm
+        if self._doublings == DOUBLINGS:
+            warnings.warn(
+                f"{self.name}: what {spec(self.compressor)} leaves over has doubled {DOUBLINGS} times in "
+                f"{DOUBLINGS * WATCHED} steps, to a norm of {norm:.3g}: what is sent does not keep up, and training "
+                f"may diverge. {self.compressor.bare.remedy}",
+                stacklevel=2,
+            )
 
     def rollback(self) -> Array:
         """End the step, leave the state as it was, and return the mean."""

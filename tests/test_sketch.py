@@ -298,6 +298,23 @@ def test_heavymix_takes_what_is_heavy_and_fills_up_at_random():
     assert ((others - expected) ** 2).mean() == pytest.approx(expected, rel=0.2)  # as of a Poisson number
 
 
+def test_iterates_are_averaged_with_the_theorem_s_weights():
+    from hvd_compress.torch import averaged_iterates
+
+    model = torch.nn.Linear(3, 2)
+    averaged, seen = averaged_iterates(model, 5.0), []
+    for step in range(20):
+        with torch.no_grad():
+            model.weight.copy_(torch.randn(2, 3, generator=torch.Generator().manual_seed(step)))
+        seen.append(model.weight.detach().clone())
+        averaged.update_parameters(model)
+    weights = (5.0 + torch.arange(20)) ** 2
+    expected = (torch.stack(seen) * weights[:, None, None]).sum(dim=0) / weights.sum()
+    assert torch.allclose(averaged.module.weight, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="shift must be above 0; got 0"):
+        averaged_iterates(model, 0)
+
+
 def test_momentum_is_a_setting_or_a_feedback():
     assert parse("sketched_sgd(momentum=0)") == make("sketched_sgd", momentum=0, feedback="ef")
     assert parse("sketched_sgd(masking=False)").masking is False

@@ -97,6 +97,7 @@ class Compressor:
         varying: whether the length of what it sends depends on the vector.
         overwrites: whether `reduce` may overwrite the vector.
         has_momentum: whether it keeps the momentum, which the optimizer must then leave to it.
+        remedy: what to change if the residual grows without bound.
         whole_gradient: whether it must see the gradient of the whole model in one vector.
         keeps_dtype: whether it sends any floating dtype as it is; the others are given float32.
         small_too: whether small and one-dimensional parameters are worth compressing as well.
@@ -116,6 +117,7 @@ class Compressor:
     varying: ClassVar[bool] = False
     overwrites: ClassVar[bool] = False
     has_momentum: ClassVar[bool] = False
+    remedy: ClassVar[str] = "Send more in each step, or lower the learning rate or the momentum."
     keeps_dtype: ClassVar[bool] = False
     small_too: ClassVar[bool] = False
 

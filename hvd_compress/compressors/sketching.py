@@ -40,6 +40,10 @@ class Sketched(Compressor):
     for each of k coordinates.
     """
 
+    remedy: ClassVar[str] = (
+        "Raise the budget (or k and columns), sketch with 3 or 5 rows and p1=1 or 2, set momentum=0, or lower the "
+        "learning rate."
+    )
     SUMS: ClassVar[int]
     ROWS: ClassVar[int]
 

@@ -11,6 +11,7 @@ from hvd_compress.agreement import WorkersDisagree
 from hvd_compress.compressors import Exponential, Linear
 from hvd_compress.plan import Rule
 from hvd_compress.torch.adam import CompressedAdam
+from hvd_compress.torch.averaging import averaged_iterates
 from hvd_compress.torch.compression import Compression
 from hvd_compress.torch.optimizer import DistributedOptimizer
 from hvd_compress.transports import WorkerFailed
@@ -24,4 +25,5 @@ __all__ = [
     "Rule",
     "WorkerFailed",
     "WorkersDisagree",
+    "averaged_iterates",
 ]

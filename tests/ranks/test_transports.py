@@ -1,5 +1,7 @@
 """The simulated workers, Horovod and mpi4py agree, on the result and on the bytes."""
 
+import warnings
+
 import horovod.torch as hvd
 import numpy as np
 import pytest
@@ -69,6 +71,22 @@ def test_real_ranks_give_what_simulated_ones_give(spec, kind):
     assert sum(counted.values()) == handed
     if not compressor.varying:
         assert 8 * handed == 3 * compressor.payload_bits(LAYOUT)
+
+
+@pytest.mark.parametrize("spec", ["topk(ratio=0.02)", "fetchsgd(columns=400, momentum=0)", "sketched_sgd(momentum=0)"])
+def test_a_residual_that_grows_without_bound_is_told(spec):
+    def run(growth):
+        name = f"{spec}.{growth}"
+        exchange = Exchange(parse(spec), Layout.flat(400), TorchOps(), transport("horovod", TorchOps()), name=name)
+        for step in range(401):
+            generator = torch.Generator().manual_seed(step)
+            exchange.reduce(torch.randn(400, generator=generator) * growth**step)
+
+    with pytest.warns(UserWarning, match="has doubled 3 times in 300 steps, to a norm of .*learning rate"):
+        run(1.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(1.0)
 
 
 @pytest.mark.parametrize("kind", ["horovod", "mpi"])
