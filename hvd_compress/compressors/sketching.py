@@ -220,9 +220,10 @@ class SketchedSGD(Sketched):
 class FetchSGD(Sketched):
     """Keep momentum and error in the sketch (Rothchild et al. 2020, algorithm 1).
 
-    S_u <- m S_u + S; S_e <- S_e + S_u; apply the k largest estimates of S_e, and subtract their sketch from it. The
-    state is the same on all workers, who themselves keep nothing: a worker may come and go. All steps have one sketch.
-    The optimizer must have no momentum.
+    S_u <- m S_u + S; S_e <- S_e + S_u; apply the k largest estimates of S_e, and set the sums that their sketch touches
+    to zero in S_e. That is what the authors' code does; to subtract that sketch, as the algorithm says, leaves the noise
+    in those sums, which gathers until training diverges. The state is the same on all workers, who themselves keep
+    nothing: a worker may come and go. All steps have one sketch. The optimizer must have no momentum.
 
     Attributes:
         budget: the part of the uncompressed gradient's bytes that the sketch takes, unless `k` or `ratio` is given.
@@ -231,11 +232,11 @@ class FetchSGD(Sketched):
         rows: of the sketch, odd.
         columns: of the sketch, at most the vector's size.
         momentum: m, in [0, 1).
-        masking: whether the momentum's estimates at the applied coordinates are subtracted from it.
+        masking: whether these sums are set to zero in S_u as well.
     """
 
     name: ClassVar[str] = "fetchsgd"
-    formula: ClassVar[str] = "the k largest estimates of S_e; S_u <- m S_u + S(v), S_e <- S_e + S_u - S(applied)"
+    formula: ClassVar[str] = "the k largest estimates of S_e; S_u <- m S_u + S(v), S_e <- S_e + S_u, 0 where applied"
     paper: ClassVar[str] = "Rothchild et al. 2020"
     wire: ClassVar[str] = "count sketch (fp32)"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
@@ -286,14 +287,9 @@ class FetchSGD(Sketched):
         e = ops.affine(state.shared["error"], 1.0, u, 1.0) if "error" in state.shared else ops.copy(u)
         chosen = sketch.with_table(e).heavy_hitters(split.k)
         values = sketch.with_table(e).estimate(chosen)
-        state.shared["error"] = self._without(ops, sketch, e, chosen, values)
-        if self.masking:
-            u = self._without(ops, sketch, u, chosen, sketch.with_table(u).estimate(chosen))
-        state.shared["momentum"] = u
+        mine = sketch.with_table(ops.zeros_like(e))
+        mine.add_sparse(chosen, values)
+        gone = mine.table != 0
+        state.shared["error"] = ops.where(gone, ops.zeros_like(e), e)
+        state.shared["momentum"] = ops.where(gone, ops.zeros_like(u), u) if self.masking else u
         return Reduced(ops.scatter(size, [(chosen, values)], 1.0), None)
-
-    def _without(self, ops: Ops, sketch: CountSketch, table: Array, indices: Array, values: Array) -> Array:
-        """Return a table without the sketch of some values."""
-        sent = sketch.with_table(ops.zeros_like(table))
-        sent.add_sparse(indices, values)
-        return ops.affine(table, 1.0, sent.table, -1.0)
