@@ -45,7 +45,11 @@ def test_shortest_spec():
 
 
 BAD = [
-    ("topq", ValueError, "unknown compressor 'topq'; known are: bf16, dgc, ef_signsgd, fp16, int8, .*, wangni"),
+    (
+        "topq",
+        ValueError,
+        "unknown compressor 'topq'; known are: bf16, dgc, ef_signsgd, fetchsgd, fp16, int8, .*, wangni",
+    ),
     ("topk(ration=0.1)", ValueError, "topk: unknown setting 'ration'; known are: ratio, values, scope, feedback"),
     ("topk(ratio=0)", ValueError, r"topk: ratio must be in \(0, 1\]; got 0"),
     ("topk(ratio=1.0001)", ValueError, r"topk: ratio must be in \(0, 1\]; got 1.0001"),
