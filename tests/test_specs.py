@@ -60,7 +60,7 @@ BAD = [
     ("topk(0.1, ratio=0.1)", ValueError, "topk: ratio is given twice"),
     ("topk(1, 2, 3, 4)", ValueError, r"topk: takes 3 settings \(ratio, values, scope\); got 4"),
     ("none(1)", ValueError, r"none: takes 0 settings \(none\); got 1"),
-    ("topk(feedback=ef22)", ValueError, "topk: feedback must be one of none, ef, ef21, momentum; got 'ef22'"),
+    ("topk(feedback=ef22)", ValueError, "topk: feedback must be one of none, ef, ef21, momentum, adam; got 'ef22'"),
     ("qsgd(bits=1)", ValueError, r"qsgd: bits must be in \[2, 8\]; got 1"),
     ("qsgd(bits=4.0)", TypeError, "qsgd: bits must be of type int; got 4.0"),
     ("powersgd(rank=0)", ValueError, r"powersgd: rank must be in \[1, inf\); got 0"),

@@ -220,9 +220,9 @@ class SketchedSGD(Sketched):
 class FetchSGD(Sketched):
     """Keep momentum and error in the sketch (Rothchild et al. 2020, algorithm 1).
 
-    S_u <- m S_u + S; S_e <- S_e + S_u; apply the k largest estimates of S_e, and set the sums that their sketch
-    touches to zero in S_e. That is what the authors' code does; to subtract that sketch, as the algorithm says, leaves the noise
-    in those sums, which gathers until training diverges. The state is the same on all workers, who themselves keep
+    S_u <- m S_u + S; S_e <- S_e + S_u; apply the k largest estimates of S_e, and set the sums that their sketch touches
+    to zero in S_e. That is what the authors' code does; to subtract that sketch, as the algorithm says, leaves noise in
+    those sums, which gathers until training diverges. The state is the same on all workers, who themselves keep
     nothing: a worker may come and go. All steps have one sketch. The optimizer must have no momentum.
 
     Attributes:
