@@ -3,40 +3,65 @@
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from hvd_compress import Simulation, parse
+from hvd_compress.compressors import AdamMomentum, MomentumCorrection
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.plan import Gradient, make_plan
+from hvd_compress.torch.adam import FrozenAdam
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "examples"), str(HERE.parent / "examples" / "torch")]
 
-import datasets  # noqa: E402
-import models  # noqa: E402
+from images import Images  # noqa: E402
 from runs import Run  # noqa: E402
 
 DENSE_BELOW = 1024
+MOMENTUM = 0.9
+BETA2, EPSILON = 0.98, 1e-9  # of Adam, as in Vaswani et al. 2017
+
+
+class Task(Protocol):
+    """What is trained; see `Images` and `Translation`."""
+
+    model: nn.Module
+    examples: int
+    measure: str
+
+    def order(self, batch: int, random: torch.Generator) -> Tensor:
+        """Return the examples in the order of an epoch."""
+
+    def loss(self, chosen: Tensor, random: torch.Generator) -> Tensor:
+        """Return the mean loss of some examples."""
+
+    def score(self) -> float:
+        """Return how good the model is by now."""
+
+    def final(self) -> dict[str, Any]:
+        """Return further results of the trained model."""
 
 
 class Workers:
     """The exchange of the gradients of all workers, planned as `DistributedOptimizer` plans it."""
 
-    def __init__(self, parameters: dict[str, Tensor], compression: str, workers: int, seed: int) -> None:
+    def __init__(self, parameters: dict[str, Tensor], run: Run) -> None:
         gradients = [Gradient(name, tuple(p.shape), "float32") for name, p in parameters.items()]
-        self.parameters = parameters
-        self.buckets = make_plan(gradients, parse(compression), bucket_bytes=1 << 25, dense_below=DENSE_BELOW)
+        self.parameters, self.clip = parameters, run.clip_residual
+        self.buckets = make_plan(gradients, parse(run.compression), bucket_bytes=1 << 25, dense_below=DENSE_BELOW)
         self.simulations = [
-            Simulation(bucket.compressor, bucket.layout, workers, ops=TorchOps(), seed=seed) for bucket in self.buckets
+            Simulation(bucket.compressor, bucket.layout, run.workers, ops=TorchOps(), seed=run.seed)
+            for bucket in self.buckets
         ]
         self.gradients: list[list[Tensor]] = [[] for _ in self.buckets]
+        self.masked: list[float] = []
 
     def collect(self) -> None:
         """Take the gradients of one worker from the parameters."""
@@ -49,10 +74,22 @@ class Workers:
     def reduce(self) -> None:
         """Exchange what was collected, and set the parameters' gradients to the mean."""
         for bucket, simulation, own in zip(self.buckets, self.simulations, self.gradients, strict=True):
+            before = simulation.states[0].local.get("momentum")
             mean = simulation.reduce(own)[0].mean
+            if isinstance(bucket.compressor, MomentumCorrection) and before is not None:
+                unmasked = before * bucket.compressor.momentum + own[0]
+                self.masked.append(float(simulation.states[0].local["momentum"].norm() / unmasked.norm()))
+            if self.clip:
+                for state, gradient in zip(simulation.states, own, strict=True):
+                    self._clip(state.local, self.clip * gradient.norm())
             own.clear()
             for p in bucket.layout.parameters:
                 self.parameters[p.name].grad = mean[p.slice].view(p.shape).clone()
+
+    def _clip(self, local: Any, largest: Tensor) -> None:
+        """Scale a worker's residual so that its norm is at most the given one."""
+        if "residual" in local and (norm := local["residual"].norm()) > largest:
+            local["residual"].mul_(largest / norm)
 
     @property
     def sent(self) -> int:
@@ -60,90 +97,90 @@ class Workers:
         return sum(simulation.traffic.sent for simulation in self.simulations)
 
     def norms(self) -> dict[str, float]:
-        """Return the norms of the first worker's arrays, such as its residual and momentum, over all buckets."""
+        """Return the norms of the first worker's arrays, such as its residual and momentum, over all buckets.
+
+        With momentum correction, "masked" is the norm of its momentum after masking as a part of that before, in the
+        mean of all steps since this was called last.
+        """
         squares: dict[str, float] = {}
         for simulation in self.simulations:
             state = simulation.states[0]
             for name, array in (*state.local.items(), *state.shared.items()):
                 squares[name] = squares.get(name, 0.0) + float(array.norm()) ** 2
-        return {name: math.sqrt(square) for name, square in squares.items()}
+        norms = {name: math.sqrt(square) for name, square in squares.items()}
+        if self.masked:
+            norms["masked"] = statistics.mean(self.masked)
+            self.masked.clear()
+        return norms
 
 
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images, some of them flipped, shifted by up to 4 pixels together."""
-    flip = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    images = torch.where(flip, images.flip(3), images)
-    dy, dx = torch.randint(0, 9, (2,), generator=generator).tolist()
-    side = images.shape[2]
-    return functional.pad(images, (4, 4, 4, 4), mode="reflect")[:, :, dy : dy + side, dx : dx + side]
+def load(run: Run, folder: str) -> Task:
+    """Return a run's task."""
+    if run.task == "multi30k":
+        from translation import Translation
+
+        return Translation(run, folder)
+    return Images(run, folder)
 
 
-def build(run: Run, images: torch.Size) -> torch.nn.Module:
-    """Return the run's network."""
-    if run.model == "resnet9":
-        return models.resnet9(images[1], images[2], run.width)
-    return models.build(run.model, images)
-
-
-def accuracy(model: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the part of the images that are told right."""
-    model.eval()
-    with torch.no_grad():
-        right = sum(
-            int((model(batch).argmax(dim=1) == answers).sum())
-            for batch, answers in zip(images.split(500), labels.split(500), strict=True)
-        )
-    model.train()
-    return right / len(images)
+def optimizer_of(run: Run, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """Return the optimizer: with the momentum, unless the compressor keeps it."""
+    compressor = parse(run.compression)
+    if isinstance(compressor, AdamMomentum):
+        return FrozenAdam(parameters, run.lr, compressor.momentum, BETA2, EPSILON, run.decay, compressor.start)
+    if run.optimizer == "adam":
+        return torch.optim.AdamW(parameters, run.lr, (MOMENTUM, BETA2), EPSILON, run.decay)
+    if compressor.has_momentum:  # the decay does not pass through it, and is made as large as if it did
+        return torch.optim.SGD(parameters, run.lr, weight_decay=run.decay / (1 - MOMENTUM))
+    return torch.optim.SGD(parameters, run.lr, MOMENTUM, weight_decay=run.decay)
 
 
 def train(run: Run, folder: str) -> dict[str, Any]:
-    """Train, and return the accuracy after each epoch, the bytes, the norms of what workers keep, and the seconds."""
+    """Train; return the score after each epoch, the bytes, the norms of what workers keep, and the seconds."""
     torch.set_num_threads(1)
     torch.manual_seed(run.seed)
-    data = datasets.load(run.task, str(Path(folder) / run.task))
-    images, labels = (torch.from_numpy(a[: run.limit or None]) for a in (data.train_images, data.train_labels))
-    test_images, test_labels = torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)
-    model = build(run, images.shape)
-    parameters = dict(model.named_parameters())
-    workers = Workers(parameters, run.compression, run.workers, run.seed)
-    momentum = 0.0 if parse(run.compression).has_momentum else 0.9
-    optimizer = torch.optim.SGD(parameters.values(), lr=run.lr, momentum=momentum, weight_decay=run.decay)
+    task = load(run, folder)
+    parameters = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
+    workers = Workers(parameters, run)
+    optimizer = optimizer_of(run, list(parameters.values()))
     random = torch.Generator().manual_seed(run.seed)
-    steps, share = len(images) // run.batch, run.batch // run.workers
-    total, rising = run.epochs * steps, max(1, round(run.warmup * run.epochs * steps))
+    share = run.batch // run.workers
     curve: list[float] = []
     norms: list[dict[str, float]] = []
+    done = 0
     began = time.perf_counter()
-    for epoch in range(run.epochs):
-        order = torch.randperm(len(images), generator=random)
+    for _ in range(run.epochs):
+        order = task.order(run.batch, random)
+        steps = len(order) // run.batch
+        total, rising = run.epochs * steps, max(1, round(run.warmup * run.epochs * steps))
         for step in range(steps):
-            done = epoch * steps + step
             rate = run.lr * min((done + 1) / rising, 1.0) * min(1.0, (total - done) / max(1, total - rising))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = order[step * run.batch : (step + 1) * run.batch]
-            inputs = augmented(images[batch], random) if run.augment else images[batch]
-            answers = labels[batch]
             for worker in range(run.workers):
-                own = slice(worker * share, (worker + 1) * share)
-                functional.cross_entropy(model(inputs[own]), answers[own]).backward()
+                first = step * run.batch + worker * share
+                task.loss(order[first : first + share], random).backward()
                 workers.collect()
             workers.reduce()
             optimizer.step()
             optimizer.zero_grad()
-        curve.append(accuracy(model, test_images, test_labels))
+            done += 1
+        task.model.eval()
+        curve.append(task.score())
         norms.append(workers.norms())
         if not all(bool(p.isfinite().all()) for p in parameters.values()):
             break
+        task.model.train()
     size = sum(p.numel() for p in parameters.values())
+    task.model.eval()
     return {
-        "accuracy": curve[-1],
+        task.measure: curve[-1],
+        **task.final(),
         "curve": curve,
         "norms": norms,
-        "steps": len(curve) * steps,
+        "steps": done,
         "parameters": size,
         "bytes_sent": workers.sent,
-        "dense_bytes": 4 * size * len(curve) * steps,
+        "dense_bytes": 4 * size * done,
         "seconds": time.perf_counter() - began,
     }
