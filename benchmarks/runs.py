@@ -61,7 +61,8 @@ class Run:
 
         Those at their defaults are not in it, so that a further setting leaves the names as they are.
         """
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        defaults = {item.name: item.default for item in fields(self)}
+        settings = {name: value for name, value in asdict(self).items() if value != defaults[name]}
         words = re.sub(r"[^\w.]+", "-", f"{self.task}-{self.compression}-w{self.workers}-s{self.seed}").strip("-")
         digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=4).hexdigest()
         return folder / f"{words[:120]}-{digest}.json"
@@ -69,7 +70,9 @@ class Run:
 
 def add_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
     """Add what every comparison takes."""
-    parser.add_argument("--data", metavar="DIR", required=True, help="folder with the folders mnist, cifar10 and multi30k")
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="folder with the folders mnist, cifar10 and multi30k"
+    )
     parser.add_argument("--results", type=Path, default=Path(folder), help="folder for one file a training")
     parser.add_argument(
         "--processes", type=int, default=len(os.sched_getaffinity(0)), help="trainings at a time, one thread each"
@@ -99,7 +102,9 @@ def train_missing(runs: Sequence[Run], train: Callable[[Run, str], dict[str, Any
             part.write_text(json.dumps(asdict(run) | result, indent=1) + "\n")
             part.replace(path)
             if not shown:
-                print(f"{number + 1}/{len(futures)} {path.stem}: {result['curve'][-1]:.4f}", file=sys.stderr, flush=True)
+                print(
+                    f"{number + 1}/{len(futures)} {path.stem}: {result['curve'][-1]:.4f}", file=sys.stderr, flush=True
+                )
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.terminate()

@@ -130,8 +130,8 @@ class Translation:
                 while written.shape[1] <= LONGEST and not (written == END).any(dim=1).all():
                     best = self.model.decode(memory, source, written)[:, -1].argmax(dim=1, keepdim=True)
                     written = torch.cat([written, best], dim=1)
-                for row in written[:, 1:].tolist():
-                    translated.append(self.pieces.decode(row[: row.index(END)] if END in row else row))
+                rows = written[:, 1:].tolist()
+                translated += [self.pieces.decode(row[: row.index(END)] if END in row else row) for row in rows]
         return {"bleu": sacrebleu.corpus_bleu(translated, [self.test[1]]).score, "translations": translated[:5]}
 
 

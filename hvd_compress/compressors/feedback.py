@@ -175,16 +175,21 @@ class AdamMomentum(Feedback):
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Average the gradients, or exchange the corrected momentum."""
-        m, b = state.shared.get("momentum"), self.momentum
+        b = self.momentum
         if state.step < self.start:
             mean = yield AllReduce(vector)
-            state.shared["momentum"] = mean * (1 - b) if m is None else ops.affine(m, b, mean, 1 - b)
+            state.shared["momentum"] = _accumulated(state, b, mean, 1 - b)
             return Reduced(mean, None)
-        own = ops.affine(m, b, vector, 1 - b, vector)
+        own = ops.affine(state.shared["momentum"], b, vector, 1 - b, vector)
         reduced, rest = yield from self.inner.reduce_rest(ops, own, state.local.get("residual"), state)
         state.local["residual"] = rest
         state.shared["momentum"] = reduced.mean
         return Reduced(ops.copy(reduced.mean), None)
+
+
+def _accumulated(state: State, momentum: float, mean: Array, weight: float) -> Array:
+    """Return the momentum that all workers share, with another mean in it; of any floating dtype."""
+    return mean * weight + (state.shared["momentum"] * momentum if "momentum" in state.shared else 0.0)
 
 
 @dataclass(frozen=True)
@@ -209,10 +214,7 @@ class AdamMomentumOfMean(NoCompression):
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Average, and accumulate."""
         mean = yield AllReduce(vector)
-        m = mean * (1 - self.momentum)
-        if "momentum" in state.shared:
-            m = m + state.shared["momentum"] * self.momentum
-        state.shared["momentum"] = m
+        m = state.shared["momentum"] = _accumulated(state, self.momentum, mean, 1 - self.momentum)
         return Reduced(mean if state.step < self.start else ops.copy(m), None)
 
 
@@ -233,9 +235,7 @@ class MomentumOfMean(NoCompression):
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Average, and accumulate."""
         mean = yield AllReduce(vector)
-        u = state.shared.get("momentum")
-        u = ops.copy(mean) if u is None else u * self.momentum + mean  # of any floating dtype
-        state.shared["momentum"] = u
+        u = state.shared["momentum"] = _accumulated(state, self.momentum, mean, 1.0)
         return Reduced(ops.add(mean, u * self.momentum) if self.nesterov else ops.copy(u), None)
 
 

@@ -33,25 +33,26 @@ class Split(NamedTuple):
         return self.rows * self.columns + self.candidates
 
 
+@dataclass(frozen=True)
 class Sketched(Compressor):
     """What the sketched methods have in common: a budget, and how it is divided unless a setting says otherwise.
 
-    The division is made of proportions, found by measurement (docs/results/sketched-sgd.md): `SUMS` sums of the sketch
-    for each of k coordinates.
+    The division is made of proportions, found by measurement (docs/results/sketched-sgd.md): a sketch of `ROWS` rows,
+    and `SUMS` sums for each of k coordinates.
     """
 
     remedy: ClassVar[str] = (
         "Raise the budget (or k and columns), sketch with 3 or 5 rows and p1=1 or 2, set momentum=0, or lower the "
         "learning rate."
     )
-    SUMS: ClassVar[int]
-    ROWS: ClassVar[int]
+    SUMS: ClassVar[int] = 16
+    ROWS: ClassVar[int] = 5
 
-    budget: float
-    ratio: float | None
-    k: int | None
-    rows: int | None
-    columns: int | None
+    budget: float = setting(BUDGET, above=0, high=1)
+    ratio: float | None = setting(None, above=0, high=1)
+    k: int | None = setting(None, low=1)
+    rows: int | None = setting(None, low=1, high=MOST_ROWS)
+    columns: int | None = setting(None, above=0)
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -134,14 +135,6 @@ class SketchedSGD(Sketched):
     paper: ClassVar[str] = "Ivkin et al. 2019"
     wire: ClassVar[str] = "count sketch, then candidates' values (fp32)"
     selects: ClassVar[bool] = True
-    SUMS: ClassVar[int] = 16
-    ROWS: ClassVar[int] = 5
-
-    budget: float = setting(BUDGET, above=0, high=1)
-    ratio: float | None = setting(None, above=0, high=1)
-    k: int | None = setting(None, low=1)
-    rows: int | None = setting(None, low=1, high=MOST_ROWS)
-    columns: int | None = setting(None, above=0)
     p1: float = setting(2.0, low=0)
     p2: float = setting(4.0, low=0)
     momentum: float = setting(0.9, low=0, high=0.9999)
@@ -242,14 +235,6 @@ class FetchSGD(Sketched):
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
     contraction: ClassVar[bool] = False
     has_momentum: ClassVar[bool] = True
-    SUMS: ClassVar[int] = 16
-    ROWS: ClassVar[int] = 5
-
-    budget: float = setting(BUDGET, above=0, high=1)
-    ratio: float | None = setting(None, above=0, high=1)
-    k: int | None = setting(None, low=1)
-    rows: int | None = setting(None, low=1, high=MOST_ROWS)
-    columns: int | None = setting(None, above=0)
     momentum: float = setting(0.9, low=0, high=0.9999)
     masking: bool = setting(True)
 

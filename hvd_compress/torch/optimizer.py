@@ -14,7 +14,8 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor
 
-from hvd_compress.compressors import Compressor, spec
+from hvd_compress.compressors import AdamMomentum, Compressor, spec
+from hvd_compress.compressors.feedback import AdamMomentumOfMean
 from hvd_compress.plan import Rule
 from hvd_compress.torch.bound import check_gradient
 from hvd_compress.torch.compression import Compression, TorchCompression, as_compressor, as_rules
@@ -287,10 +288,12 @@ def _check_momentum(optimizer: Any, compressor: Compressor, rules: Iterable[Rule
     every = [compressor, *(rule.compression for rule in rules)]
     keeps = [c for c in every if c.has_momentum]
     for group in optimizer.param_groups:
-        if group.get("frozen_after") and any(getattr(c, "start", None) != group["frozen_after"] for c in every):
+        adams = [c for c in every if isinstance(c, AdamMomentum | AdamMomentumOfMean)]
+        frozen = group.get("frozen_after")
+        if frozen and (len(adams) < len(every) or any(c.start != frozen for c in adams)):
             raise ValueError(
                 "CompressedAdam exchanges its momentum, and its compression is chosen when it is made; another one "
-                f"must have feedback=adam(start={group['frozen_after']}); got {spec(compressor)}"
+                f"must have feedback=adam(start={frozen}); got {spec(compressor)}"
             )
         own = group.get("momentum") or (group.get("betas") or [0])[0]
         if keeps and own:
