@@ -367,18 +367,22 @@ void take(const float* x, int64_t n, const int64_t* indices, int64_t count, floa
     require(sound, "indices must be in range");
 }
 
-void scatter_add(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values) {
+void require_ascending(const int64_t* indices, int64_t count, int64_t size) {
     std::atomic<bool> sound{true};
     for_ranges(count, 16, [&](int64_t begin, int64_t end) {
         int64_t previous = begin ? indices[begin - 1] : -1;
         bool fine = true;
         for (int64_t i = begin; i < end; ++i) {
-            fine &= indices[i] > previous && indices[i] < n;
+            fine &= indices[i] > previous && indices[i] < size;
             previous = indices[i];
         }
         if (!fine) sound.store(false);
     });
     require(sound, NOT_ASCENDING);
+}
+
+void scatter_add(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values) {
+    require_ascending(indices, count, n);
     for_ranges(count, 16, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) total[indices[i]] += values[i];
     });

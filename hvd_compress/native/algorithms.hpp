@@ -74,6 +74,7 @@ void select_above(const float* x, int64_t n, float threshold, Selection& selecti
 void draw(const float* x, int64_t n, float scale, uint32_t first, uint32_t second, Selection& selection);
 
 void take(const float* x, int64_t n, const int64_t* indices, int64_t count, float* out);
+void require_ascending(const int64_t* indices, int64_t count, int64_t size);  // throws std::invalid_argument
 void scatter_add(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values);
 
 // Ascending distinct indices and a value for each.

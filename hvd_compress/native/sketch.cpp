@@ -92,21 +92,18 @@ void sketch(const Hashing& h, const float* x, int64_t offset, int64_t n, float* 
 }
 
 void sketch_sparse(const Hashing& h, const Sparse& part, float* table) {
-    std::atomic<bool> sound{true};
+    require_ascending(part.indices, part.count, h.size);
     for_parts(h.rows, [&](int row) {
         float* sums = table + row * h.columns;
-        int64_t previous = -1, b = 0;
+        int64_t b = 0;
         for (int64_t i = 0; i < part.count; ++i) {
             const int64_t index = part.indices[i];
-            if (index <= previous || index >= h.size) return sound.store(false);
-            previous = index;
             if (index - b * h.columns >= h.columns) b = index / h.columns;
             const int64_t position = index - b * h.columns, at = row * h.blocks() + b;
             const bool negative = (h.signs[position / 32] >> position % 32 & 1) != h.flips[at];
             sums[place_of(position, h.shifts[at], h.columns)] += negative ? -part.values[i] : part.values[i];
         }
     });
-    if (!sound) throw std::invalid_argument("indices must be ascending, distinct and in range");
 }
 
 void estimate(const Hashing& h, const float* table, float* out) {
