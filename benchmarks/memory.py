@@ -44,9 +44,8 @@ def run(layout):
             array = getattr(collective, "array", None)
             answer = array if array is not None else [collective.payload]
         state.commit()
-        for name, array in state.local.items():
-            if array.data_ptr() == vector.data_ptr():
-                vector = before[name] if name in before else ops.zeros(layout.size)
+        vector = state.local.vacated(vector, before, lambda array: array.data_ptr())
+        vector = ops.zeros(layout.size) if vector is None else vector
         vector.normal_().mul_(4e-4)
         del before, generator, answer, collective, array
     kept = {**state.local.kept, **state.shared.kept}

@@ -138,9 +138,8 @@ class Bench:
                 break
             seconds += time.perf_counter() - began
         state.commit()
-        for name, array in state.local.items():  # the vector may have become part of the state
-            if self._address(array) == self._address(self._buffer):
-                self._buffer = before[name] if name in before else self.ops.copy(self.vector)
+        free = state.local.vacated(self._buffer, before, self._address)
+        self._buffer = self.ops.copy(self.vector) if free is None else free
         return sent
 
     def _gather(self, compressor: GatherCompressor, clock: Clock) -> None:

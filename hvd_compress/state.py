@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from hvd_compress.layout import Layout
@@ -45,6 +45,19 @@ class Store(MutableMapping[str, Any]):
     def rollback(self) -> None:
         """Forget what was written since the last commit."""
         self._written.clear()
+
+    def vacated(self, vector: Any, before: Mapping[str, Any], address: Callable[[Any], int | None]) -> Any:
+        """Return the vector, or if its memory has become one of the arrays, what that array was before, or None.
+
+        Args:
+            vector: what a step was given, which it may have kept.
+            before: `kept` as it was before the step.
+            address: tells where an array's memory begins.
+        """
+        for name, array in self.items():
+            if address(array) == address(vector):
+                return before.get(name)
+        return vector
 
 
 class State:

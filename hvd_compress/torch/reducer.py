@@ -43,9 +43,10 @@ class _BucketExchange(Exchange):
         """As for any exchange; a vector that has become part of the state is replaced by what was there before."""
         before = self.state.local.kept
         mean: Tensor = super().commit()
-        for name, array in self.state.local.items():
-            if not array.is_sparse and array.data_ptr() == self.vector.data_ptr():
-                self.vector = before[name] if name in before else torch.empty_like(self.vector)
+        free = self.state.local.vacated(
+            self.vector, before, lambda array: None if array.is_sparse else array.data_ptr()
+        )
+        self.vector = torch.empty_like(self.vector) if free is None else free
         return mean
 
 
