@@ -37,15 +37,14 @@ class Split(NamedTuple):
 class Sketched(Compressor):
     """What the sketched methods have in common: a budget, and how it is divided unless a setting says otherwise.
 
-    The division is made of proportions, found by measurement (docs/results/sketched-sgd.md): a sketch of `ROWS` rows,
-    and `SUMS` sums for each of k coordinates.
+    The division is made of proportions: a sketch of `ROWS` rows, and `SUMS` sums for each of k coordinates.
     """
 
     remedy: ClassVar[str] = (
         "Raise the budget (or k and columns), sketch with 3 or 5 rows and p1=1 or 2, set momentum=0, or lower the "
         "learning rate."
     )
-    SUMS: ClassVar[int] = 16
+    SUMS: ClassVar[int]
     ROWS: ClassVar[int] = 5
 
     budget: float = setting(BUDGET, above=0, high=1)
@@ -108,8 +107,9 @@ class SketchedSGD(Sketched):
 
     Every worker sketches its vector (with `p1`, only the p1 k largest of it), the sketches are averaged, and all
     workers read the same p2 k candidates from the mean. A second AllReduce has the exact values of these, of which the
-    k largest are applied. Without one (p2 = 0) the estimates are. What is not applied stays with the momentum
-    correction that comes with the method, or with error feedback for a momentum of 0.
+    k largest are applied. Without one (p2 = 0) the estimates are. What is not applied stays with error feedback, or
+    with momentum correction if there is a momentum. The defaults, and how a budget is divided, come from measurements
+    (docs/results/sketched-sgd.md); the published system has a momentum of 0.9 and p2 = 4.
 
     With `heavymix` it is the paper's analysed algorithm (HEAVYMIX, algorithm 2): the coordinates whose estimated square
     is at least the k-th part of the squared norm, others drawn uniformly up to k, exact values of all of them.
@@ -125,7 +125,7 @@ class SketchedSGD(Sketched):
         columns: of the sketch, at most the vector's size.
         p1: largest coordinates of its own vector that a worker sketches, per k; 0 stands for all.
         p2: candidates per k, at most all coordinates; 0 for no second round.
-        momentum: of the momentum correction; 0 stands for plain error feedback.
+        momentum: of the momentum correction; 0 stands for plain error feedback, beside an optimizer with momentum.
         masking: whether momentum correction masks the momentum (see `MomentumCorrection`).
         heavymix: the analysed algorithm, without candidates: p2 is 1.
     """
@@ -135,9 +135,11 @@ class SketchedSGD(Sketched):
     paper: ClassVar[str] = "Ivkin et al. 2019"
     wire: ClassVar[str] = "count sketch, then candidates' values (fp32)"
     selects: ClassVar[bool] = True
-    p1: float = setting(2.0, low=0)
-    p2: float = setting(4.0, low=0)
-    momentum: float = setting(0.9, low=0, high=0.9999)
+    SUMS: ClassVar[int] = 2
+
+    p1: float = setting(0.5, low=0)
+    p2: float = setting(1.0, low=0)
+    momentum: float = setting(0.0, low=0, high=0.9999)
     masking: bool = setting(True)
     heavymix: bool = setting(False)
 
@@ -235,6 +237,8 @@ class FetchSGD(Sketched):
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
     contraction: ClassVar[bool] = False
     has_momentum: ClassVar[bool] = True
+    SUMS: ClassVar[int] = 16
+
     momentum: float = setting(0.9, low=0, high=0.9999)
     masking: bool = setting(True)
 
