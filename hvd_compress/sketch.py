@@ -64,9 +64,12 @@ class CountSketch:
             offset: where it begins, 0 to size - n. Parts in ascending order add up to the very table of the whole.
 
         Raises:
-            TypeError: if the vector is not of float32.
+            TypeError: if the vector is not of float32, or of another framework than the table.
             ValueError: if it is not one-dimensional, is not finite, or does not lie in the size.
         """
+        if not isinstance(vector, type(self.table)):
+            kinds = (f"{type(array).__module__}.{type(array).__qualname__}" for array in (self.table, vector))
+            raise TypeError("CountSketch: vectors must be of type {}, as the table is; got {}".format(*kinds))
         if "float32" not in str(vector.dtype):
             raise TypeError(f"CountSketch: vectors must be of float32; got {vector.dtype}")
         if len(vector.shape) != 1 or not 0 <= offset <= self.size - vector.shape[0]:

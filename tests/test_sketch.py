@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hvd_compress.torch as hvdc
 from hvd_compress import CountSketch, Layout, Simulation, make, parse
 from hvd_compress.compressors.sketching import FetchSGD, SketchedSGD
 from hvd_compress.ops.numpy import NumpyOps
@@ -133,6 +134,14 @@ def test_all_implementations_have_the_same_table_and_parts_add_up(data):
         assert np.array_equal(ops.to_numpy(part.table), sparse.table)
 
 
+def test_a_sketch_of_tensors_is_that_of_arrays():
+    vector = torch.nn.Parameter(torch.randn(1000))
+    sketch = hvdc.CountSketch(1000, 5, 100, 3, device="cpu").sketch(vector.detach())
+    assert np.array_equal(sketch.table.numpy(), CountSketch(1000, 5, 100, 3).sketch(vector.detach().numpy()).table)
+    assert isinstance(sketch + 2 * sketch, hvdc.CountSketch)
+    assert torch.equal(sketch.estimate(sketch.heavy_hitters(7)), sketch.estimate()[sketch.heavy_hitters(7)])
+
+
 def test_sketches_are_linear():
     a, b = gaussian(500, 1), gaussian(500, 2)
     sum_, of_sum = CountSketch(500, 3, 50, 7).sketch(a) + 2 * CountSketch(500, 3, 50, 7).sketch(b), a + 2 * b
@@ -164,6 +173,8 @@ def test_what_does_not_fit_is_refused():
         (np.zeros(10, np.float32), -1, ValueError, "does not lie"),
         (np.zeros((2, 5), np.float32), 0, ValueError, "does not lie"),
         (np.zeros(10, np.float16), 0, TypeError, "must be of float32; got float16"),
+        (torch.zeros(10), 0, TypeError, "must be of type numpy.ndarray, as the table is; got torch.Tensor"),
+        ([0.0] * 10, 0, TypeError, "must be of type numpy.ndarray, as the table is; got builtins.list"),
         (np.full(10, np.nan, np.float32), 0, ValueError, "must be finite"),
         (np.full(10, np.inf, np.float32), 0, ValueError, "must be finite"),
     ):

@@ -14,11 +14,13 @@ from hvd_compress.torch.adam import CompressedAdam
 from hvd_compress.torch.averaging import averaged_iterates
 from hvd_compress.torch.compression import Compression
 from hvd_compress.torch.optimizer import DistributedOptimizer
+from hvd_compress.torch.sketch import CountSketch
 from hvd_compress.transports import WorkerFailed
 
 __all__ = [
     "CompressedAdam",
     "Compression",
+    "CountSketch",
     "DistributedOptimizer",
     "Exponential",
     "Linear",
