@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Run:
-    """One training on simulated workers.
+    """One training.
 
     Attributes:
         task, model: as in examples/torch/train.py.
@@ -37,6 +37,7 @@ class Run:
         decay: weight decay.
         augment: whether images are flipped and shifted at random.
         optimizer: "sgd", with a momentum of 0.9 unless the compressor keeps it, or "adam".
+        all_compressed: whether small parameters, and those of one axis, are compressed as well.
         clip_residual: largest norm of a worker's residual, in norms of its gradient; 0 for no limit.
     """
 
@@ -54,6 +55,7 @@ class Run:
     decay: float = 0.0
     augment: bool = False
     optimizer: str = "sgd"
+    all_compressed: bool = False
     clip_residual: float = 0.0
 
     def path(self, folder: Path) -> Path:
@@ -77,19 +79,20 @@ def add_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
     parser.add_argument(
         "--processes", type=int, default=len(os.sched_getaffinity(0)), help="trainings at a time, one thread each"
     )
-    parser.add_argument("--draw", action="store_true", help="train nothing: table and picture from what is there")
+    parser.add_argument("--draw", action="store_true", help="train nothing: tables and pictures from what is there")
 
 
 def train_missing(runs: Sequence[Run], train: Callable[[Run, str], dict[str, Any]], args: argparse.Namespace) -> None:
     """Do the runs that have no file yet, several at a time.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C; what is done is kept.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM; what is done is kept.
     """
     args.results.mkdir(parents=True, exist_ok=True)
     missing = [run for run in dict.fromkeys(runs) if not run.path(args.results).exists()]
     if not missing:
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for no training must be left behind
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(args.processes, mp_context=context, initializer=_ignore_interrupts)
     shown = sys.stderr.isatty()
@@ -97,13 +100,12 @@ def train_missing(runs: Sequence[Run], train: Callable[[Run, str], dict[str, Any
         futures = {pool.submit(train, run, args.data): run for run in missing}
         for number, future in enumerate(tqdm(as_completed(futures), total=len(futures), unit="run", disable=not shown)):
             run, result = futures[future], future.result()
-            path = run.path(args.results)
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(asdict(run) | result, indent=1) + "\n")
-            part.replace(path)
+            keep(run.path(args.results), asdict(run) | result)
             if not shown:
                 print(
-                    f"{number + 1}/{len(futures)} {path.stem}: {result['curve'][-1]:.4f}", file=sys.stderr, flush=True
+                    f"{number + 1}/{len(futures)} {run.path(args.results).stem}: {result['curve'][-1]:.4f}",
+                    file=sys.stderr,
+                    flush=True,
                 )
     except BaseException:
         for process in list((pool._processes or {}).values()):
@@ -115,6 +117,13 @@ def train_missing(runs: Sequence[Run], train: Callable[[Run, str], dict[str, Any
 
 def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends what is running
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Write a result, whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.replace(path)
 
 
 def results(runs: Iterable[Run], folder: Path) -> dict[Run, dict[str, Any]]:

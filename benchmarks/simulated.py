@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hvd_compress import Simulation, parse
 from hvd_compress.compressors import AdamMomentum, MomentumCorrection
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.plan import Gradient, make_plan
+from hvd_compress.plan import Gradient, Rule, make_plan
 from hvd_compress.torch.adam import FrozenAdam
 
 HERE = Path(__file__).parent
@@ -55,7 +55,9 @@ class Workers:
     def __init__(self, parameters: dict[str, Tensor], run: Run) -> None:
         gradients = [Gradient(name, tuple(p.shape), "float32") for name, p in parameters.items()]
         self.parameters, self.clip = parameters, run.clip_residual
-        self.buckets = make_plan(gradients, parse(run.compression), bucket_bytes=1 << 25, dense_below=DENSE_BELOW)
+        compressor = parse(run.compression)
+        rules = [Rule("*", compressor)] if run.all_compressed else []
+        self.buckets = make_plan(gradients, compressor, rules, bucket_bytes=1 << 25, dense_below=DENSE_BELOW)
         self.simulations = [
             Simulation(bucket.compressor, bucket.layout, run.workers, ops=TorchOps(), seed=run.seed)
             for bucket in self.buckets
@@ -91,10 +93,10 @@ class Workers:
         if "residual" in local and (norm := local["residual"].norm()) > largest:
             local["residual"].mul_(largest / norm)
 
-    @property
-    def sent(self) -> int:
-        """Bytes that a worker has sent."""
-        return sum(simulation.traffic.sent for simulation in self.simulations)
+    def bytes(self, way: str) -> int:
+        """Return the bytes that a worker has "sent" or "received"."""
+        counted = [entry for simulation in self.simulations for entry in simulation.traffic.collectives.values()]
+        return sum(entry[way] for entry in counted)
 
     def norms(self) -> dict[str, float]:
         """Return the norms of the first worker's arrays, such as its residual and momentum, over all buckets.
@@ -180,7 +182,8 @@ def train(run: Run, folder: str) -> dict[str, Any]:
         "norms": norms,
         "steps": done,
         "parameters": size,
-        "bytes_sent": workers.sent,
+        "bytes_sent": workers.bytes("sent"),
+        "bytes_received": workers.bytes("received"),
         "dense_bytes": 4 * size * done,
         "seconds": time.perf_counter() - began,
     }

@@ -8,15 +8,27 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from runs import Run, add_arguments, results, train_missing
 from simulated import train
 
+from hvd_compress import parse
+
 COORDINATES = 268_800  # of the perceptron's three matrices
 BUDGET = 1 / 40
+
+Results = dict[Run, dict[str, Any]]
 
 
 def mnist(compression: str, seed: int = 0, **more: Any) -> Run:
@@ -33,54 +45,309 @@ def divided(sums: float, rows: int, p1: float, p2: float, budget: float = BUDGET
     return f"sketched_sgd(k={k}, rows={rows}, columns={columns}, p1={p1:g}, p2={p2:g}{more})"
 
 
-class Experiment(NamedTuple):
-    """Trainings with what they are to show, and how their results are shown."""
-
-    runs: list[Run]
-    show: Callable[[dict[Run, dict[str, Any]]], str]
-
-
 def split_runs() -> list[Run]:
     """Return the trainings that the rule for the budget comes from."""
+    splits = [(sums, rows, 2, 4) for sums in (4, 8, 16, 32, 64) for rows in (1, 3, 5)]
+    splits += [(16, rows, p1, 4) for p1 in (0, 1, 4, 8) for rows in (1, 3)]
+    splits += [(16, rows, 2, p2) for p2 in (0, 1, 2, 8) for rows in (1, 3)]
+    splits += [(sums, 5, 0.5, 1) for sums in (1, 2, 4)] + [(2, rows, 0.5, 1) for rows in (1, 3)]
+    splits += [(2, 5, p1, 1) for p1 in (0, 0.25, 1)] + [(4, 5, 1, p2) for p2 in (1, 2)]
     specs = ["none", f"topk(ratio={BUDGET / 2:g}, scope=model, feedback=momentum)"]
-    for more in ("", ", momentum=0"):
-        for sums in (4, 8, 16, 32, 64):
-            specs += [divided(sums, rows, 2, 4, more=more) for rows in (1, 3, 5)]
-        for p1 in (0, 1, 4, 8):
-            specs += [divided(16, rows, p1, 4, more=more) for rows in (1, 3)]
-        for p2 in (0, 1, 2, 8):
-            specs += [divided(16, rows, 2, p2, more=more) for rows in (1, 3)]
+    specs += [divided(*split, more=more) for more in (", momentum=0.9", "") for split in splits]
     return [mnist(spec, seed) for seed in range(2) for spec in specs]
 
 
-def row_of(own: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Return mean and standard deviation of the accuracy, in percent, and how many times fewer bytes were sent."""
+def cifar10(compression: str, seed: int = 0, **more: Any) -> Run:
+    """Return a training of the narrowed ResNet-9 on CIFAR-10."""
+    settings = {"workers": 4, "batch": 128, "epochs": 14, "lr": 0.2, "all_compressed": True} | more
+    fixed = {"augment": True, "width": 8, "warmup": 0.2, "decay": 5e-4}
+    return Run("cifar10", "resnet9", compression, seed=seed, **settings, **fixed)
+
+
+def cifar10_split_runs() -> list[Run]:
+    """Return the trainings that tell a division of the bytes that is good for a perceptron from one that always is."""
+    splits = [(128, 5, 411, 2, 4), (428, 3, 571, 1, 2), (514, 5, 411, 1, 1), (857, 3, 571, 1, 1), (857, 5, 342, 0.5, 1)]
+    splits += [(857, 5, 342, 0.25, 1), (1285, 1, 1285, 1, 1), (1285, 5, 257, 0.5, 1), (1928, 3, 214, 0.5, 1)]
+    specs = [f"sketched_sgd(k={k}, rows={r}, columns={c}, p1={p1:g}, p2={p2})" for k, r, c, p1, p2 in splits]
+    specs += ["none", "topk(ratio=0.0125, scope=model)", "topk(ratio=0.005, scope=model)"]
+    specs += ["sketched_sgd(k=857, rows=5, columns=342, p1=0.5, p2=1, momentum=0.9)"]
+    return [cifar10(spec, epochs=8, lr=0.1, all_compressed=False) for spec in specs]
+
+
+FACTORS = (10, 40, 100, 400)
+
+
+def sketched(factor: float) -> str:
+    """Return the spec of the sketch that sends so many times fewer bytes."""
+    return f"sketched_sgd(budget={1 / factor:g})"
+
+
+def selected(factor: float) -> str:
+    """Return the spec of the top-k that sends so many times fewer bytes."""
+    return f"topk(ratio={0.5 / factor:g}, scope=model)"
+
+
+def cifar10_runs() -> list[Run]:
+    """Return the trainings that show how far the sketch goes."""
+    specs = ["none", *map(sketched, FACTORS), selected(40)]
+    return [cifar10(spec, seed) for seed in range(3) for spec in specs]
+
+
+def stability_runs() -> list[Run]:
+    """Return trainings with a split that is not stable, with what may help it, and the same with the one that is."""
+    warmed = "exponential(0.25, 0.01, steps=234)"
+    found: list[tuple[str, float]] = []
+    for p1 in (0, 0.5):
+        for momentum in (", momentum=0.9", ", momentum=0.9, masking=False", ""):
+            spec = f"sketched_sgd(budget=0.01, p1={p1}{momentum})"
+            found += [(spec, 0.0), (spec.replace("0.01", warmed), 0.0), (spec, 10.0)]
+        found.append((f"sketched_sgd(budget=0.01, p1={p1}, feedback=momentum(clip=1.0))", 0.0))
+    return [mnist(spec, seed, clip_residual=clip) for seed in range(2) for spec, clip in found]
+
+
+WORKERS = (2, 4, 16, 64, 256)
+
+
+def workers_runs() -> list[Run]:
+    """Return trainings in which the same batches are divided among more and more workers."""
+    specs = ("none", sketched(40), selected(40))
+    settings = {"batch": 512, "epochs": 4, "lr": 0.1}
+    return [mnist(spec, seed, workers=w, **settings) for seed in range(2) for w in WORKERS for spec in specs]
+
+
+RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+MOST_SKETCHED = 0.03
+MASKED = {
+    "top-k": "topk(ratio={}, scope=model, feedback=momentum(masking={}))",
+    "sketch": "sketched_sgd(ratio={}, momentum=0.9, masking={})",
+}
+
+
+def masking_runs() -> list[Run]:
+    """Return trainings with exact selections of more and more coordinates, and with sketches that find them."""
+    specs = [text.format(f"{r:g}", masking) for text in MASKED.values() for r in RATIOS for masking in (True, False)]
+    sending_less = [spec for spec in specs if spec.startswith("topk") or parse(spec).bare.ratio <= MOST_SKETCHED]
+    return [mnist(spec, seed) for seed in range(2) for spec in ["none", *sending_less]]
+
+
+def translation_runs() -> list[Run]:
+    """Return trainings of the Transformer: by Adam, by sketched Adam in both ways, and by SGD."""
+
+    def multi30k(compression: str, optimizer: str, lr: float) -> Run:
+        settings = {"workers": 4, "batch": 128, "epochs": 8, "lr": lr, "warmup": 0.1, "width": 128}
+        return Run("multi30k", "transformer", compression, optimizer=optimizer, all_compressed=True, **settings)
+
+    return [
+        multi30k("none", "adam", 2e-3),
+        multi30k("sketched_sgd", "adam", 2e-3),
+        multi30k("sketched_sgd(feedback=adam(start=272))", "adam", 2e-3),
+        multi30k("none", "sgd", 0.3),
+        multi30k("sketched_sgd", "sgd", 0.3),
+    ]
+
+
+class Mean(NamedTuple):
+    """What came of several seeds: accuracies in percent, and how many times fewer bytes than uncompressed."""
+
+    accuracy: float
+    deviation: float
+    fewer_sent: float
+    fewer: float  # sent and received together
+
+    @property
+    def text(self) -> str:
+        """The accuracy for a table."""
+        return f"{self.accuracy:.1f} ± {self.deviation:.1f} %"
+
+
+def mean_of(own: list[dict[str, Any]]) -> Mean:
+    """Return the mean over seeds."""
     accuracies = [100 * result["accuracy"] for result in own]
     deviation = statistics.stdev(accuracies) if len(own) > 1 else 0.0
-    return statistics.mean(accuracies), deviation, own[0]["dense_bytes"] / own[0]["bytes_sent"]
+    dense, sent = (sum(result[name] for result in own) for name in ("dense_bytes", "bytes_sent"))
+    received = sum(result.get("bytes_received", result["bytes_sent"]) for result in own)
+    return Mean(statistics.mean(accuracies), deviation, dense / sent, 2 * dense / (sent + received))
 
 
-def split_table(found: dict[Run, dict[str, Any]]) -> str:
-    """Return accuracies as a table, momentum correction beside error feedback."""
-    by_spec: dict[str, list[dict[str, Any]]] = {}
+def seeds_of(found: Results, **same: Any) -> dict[Run, list[dict[str, Any]]]:
+    """Return for each setting, as the run of its first seed, the results of all seeds; only those with some values."""
+    groups: dict[Run, list[dict[str, Any]]] = {}
     for run, result in found.items():
-        by_spec.setdefault(run.compression, []).append(result)
-    lines = ["| compression | times fewer | momentum correction | error feedback |", "|---|---|---|---|"]
-    for text, own in by_spec.items():
-        if text.endswith(", momentum=0)"):
-            continue
-        mean, deviation, fewer = row_of(own)
-        cells = [f"{mean:.1f} ± {deviation:.1f} %"]
-        if text != "none" and (other := by_spec.get(text.replace(")", ", momentum=0)"))):
-            mean, deviation, _ = row_of(other)
-            cells.append(f"{mean:.1f} ± {deviation:.1f} %")
-        lines.append(f"| `{text}` | {fewer:.1f} | {' | '.join(cells)} |{' |' * (2 - len(cells))}")
+        if all(getattr(run, name) == value for name, value in same.items()):
+            groups.setdefault(replace(run, seed=0), []).append(result)
+    return groups
+
+
+def table(head: str, rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    columns = head.split(" | ")
+    lines = [f"| {head} |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join([*row, *[""] * (len(columns) - len(row))]) + " |" for row in rows]
     return "\n".join(lines)
 
 
-SPLIT = """## How to divide the bytes
+@contextmanager
+def picture(path: Path, panels: int) -> Iterator[list[Axes]]:
+    """Give the axes of a picture, side by side; write it at the end."""
+    drawn, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4.2), constrained_layout=True, squeeze=False)
+    yield list(axes[0])
+    for one in axes[0]:
+        one.grid(alpha=0.3, which="both")
+        one.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, dpi=110)
+    plt.close(drawn)
 
-    python benchmarks/sketched_sgd.py --data DIR --only split
+
+def error_bars(axes: Axes, points: Sequence[tuple[float, Mean]], label: str) -> None:
+    """Draw accuracies with their deviations over something on a logarithmic scale."""
+    at, means = zip(*points, strict=True)
+    accuracies, deviations = [mean.accuracy for mean in means], [mean.deviation for mean in means]
+    axes.errorbar(at, accuracies, yerr=deviations, marker="o", capsize=3, label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(sorted({*axes.get_xticks(), *at} & {*at}))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def show_split(found: Results, folder: Path) -> str:
+    """Return the section about the division of the bytes."""
+    spec_of = {run.compression: mean_of(own) for run, own in seeds_of(found).items()}
+    rows = []
+    for spec, mean in spec_of.items():
+        if not spec.endswith("momentum=0.9)"):
+            other = spec_of.get(f"{spec[:-1]}, momentum=0.9)")
+            rows.append([f"`{spec}`", f"{mean.fewer_sent:.1f}", mean.text, other.text if other else ""])
+    return SPLIT.format(table=table("compression | times fewer | error feedback | momentum correction", rows))
+
+
+def show_cifar10_split(found: Results, folder: Path) -> str:
+    """Return the section about the division of the bytes for another network."""
+    means = {run.compression: mean_of(own) for run, own in seeds_of(found).items()}
+    rows = [[f"`{spec}`", f"{mean.fewer_sent:.1f}", f"{mean.accuracy:.1f} %"] for spec, mean in means.items()]
+    return CIFAR10_SPLIT.format(table=table("compression | times fewer | accuracy", rows))
+
+
+def show_cifar10(found: Results, folder: Path) -> str:
+    """Return the section about how far the sketch goes, and draw it."""
+    means = {run.compression: mean_of(own) for run, own in seeds_of(found).items()}
+    rows = []
+    for spec, mean in means.items():
+        behind = f"{mean.accuracy - means['none'].accuracy:+.1f}" if spec != "none" else ""
+        rows.append([f"`{spec}`", f"{mean.fewer_sent:.1f}", f"{mean.fewer:.1f}", mean.text, behind])
+    with picture(folder / "sketched-sgd-cifar10.png", 1) as (axes,):
+        of_sketch = [mean for spec, mean in means.items() if spec.startswith("sketched")]
+        error_bars(axes, [(mean.fewer, mean) for mean in of_sketch], "sketched_sgd")
+        error_bars(axes, [(means[selected(40)].fewer, means[selected(40)])], selected(40))
+        none = means["none"]
+        axes.axhspan(none.accuracy - none.deviation, none.accuracy + none.deviation, alpha=0.2, color="gray")
+        axes.axhline(none.accuracy, color="gray", label="uncompressed")
+        axes.set_xlabel("times fewer bytes sent and received than uncompressed")
+        axes.set_ylabel("accuracy on the test set, %")
+        axes.set_title("CIFAR-10, ResNet-9 of 103,944 parameters, 4 workers, 3 seeds", fontsize=10)
+    return CIFAR10.format(
+        table=table("compression | times fewer sent | times fewer in all | accuracy | against none", rows)
+    )
+
+
+def show_stability(found: Results, folder: Path) -> str:
+    """Return the section about what keeps training stable."""
+    rows = []
+    for run, own in seeds_of(found).items():
+        mean, residual = mean_of(own), statistics.mean(result["norms"][-1]["residual"] for result in own)
+        clipped = f"to {run.clip_residual:g} norms of the gradient" if run.clip_residual else ""
+        rows.append([f"`{run.compression}`", clipped, f"{mean.fewer_sent:.0f}", mean.text, f"{residual:.3g}"])
+    head = "compression | residual clipped | times fewer | accuracy | norm of a worker's residual at the end"
+    return STABILITY.format(table=table(head, rows))
+
+
+def show_workers(found: Results, folder: Path) -> str:
+    """Return the section about the number of workers, and draw it."""
+    specs = list(dict.fromkeys(run.compression for run in found))
+    means = {(run.compression, run.workers): mean_of(own) for run, own in seeds_of(found).items()}
+    steps = {run.compression: next(iter(own))["steps"] for run, own in seeds_of(found).items()}
+    amount: dict[tuple[str, int], tuple[float, float]] = {}
+    for run, result in found.items():
+        sent, received = (result[name] / steps[run.compression] / 1000 for name in ("bytes_sent", "bytes_received"))
+        amount[run.compression, run.workers] = (sent, received)
+    rows = []
+    for w in WORKERS:
+        cells = [means[spec, w].text for spec in specs if (spec, w) in means]
+        cells += [
+            f"{sent:.1f} / {received:.1f}"
+            for spec in specs
+            if (spec, w) in means
+            for sent, received in [amount[spec, w]]
+        ]
+        rows.append([str(w), *cells])
+    with picture(folder / "sketched-sgd-workers.png", 2) as (left, right):
+        for spec in specs:
+            there = [w for w in WORKERS if (spec, w) in means]
+            error_bars(left, [(w, means[spec, w]) for w in there], spec)
+            right.plot(there, [sum(amount[spec, w]) for w in there], marker="o", label=spec)
+        left.set_ylabel("accuracy on the test set, %")
+        right.set_ylabel("kB that a worker sends and receives in a step")
+        right.set(xscale="log", yscale="log", xticks=WORKERS, xticklabels=WORKERS)
+        right.xaxis.set_minor_formatter(NullFormatter())
+        for axes in (left, right):
+            axes.set_xlabel("workers, 512 examples a step together")
+    names = " | ".join(f"`{spec}`" for spec in specs)
+    kilobytes = " | ".join(f"`{spec}`, kB sent / received a step" for spec in specs)
+    return WORKERS_TEXT.format(table=table(f"workers | {names} | {kilobytes}", rows))
+
+
+def show_masking(found: Results, folder: Path) -> str:
+    """Return the section about masking, and draw it."""
+    means = {run.compression: mean_of(own) for run, own in seeds_of(found).items()}
+    kept = {
+        run.compression: statistics.mean(result["norms"][-1].get("masked", 1.0) for result in own)
+        for run, own in seeds_of(found).items()
+    }
+    rows = []
+    for kind, text in MASKED.items():
+        for ratio in RATIOS:
+            on, off = (text.format(f"{ratio:g}", masking) for masking in (True, False))
+            if on in means and off in means:
+                rows.append([kind, f"{100 * ratio:g} %", means[on].text, means[off].text, f"{kept[on]:.2f}"])
+    with picture(folder / "sketched-sgd-masking.png", 2) as (left, right):
+        for kind, text in MASKED.items():
+            for masking in (True, False):
+                there = [(ratio, text.format(f"{ratio:g}", masking)) for ratio in RATIOS]
+                points = [(100 * ratio, means[spec]) for ratio, spec in there if spec in means]
+                error_bars(left, points, f"{kind}, {'masked' if masking else 'not masked'}")
+            masked = [
+                (100 * ratio, kept[spec]) for ratio in RATIOS if (spec := text.format(f"{ratio:g}", True)) in kept
+            ]
+            right.plot(*zip(*masked, strict=True), marker="o", label=kind)
+        left.set_ylabel("accuracy on the test set, %")
+        right.set(xscale="log", ylim=(0, 1), ylabel="norm of the momentum after masking, in those before")
+        for axes in (left, right):
+            axes.set_xlabel("coordinates sent (k), % of all")
+    return MASKING.format(
+        none=means["none"].text, table=table("selection | k | masked | not masked | momentum left by masking", rows)
+    )
+
+
+def show_translation(found: Results, folder: Path) -> str:
+    """Return the section about translation, and draw it."""
+    names = {"adam": "Adam", "sgd": "SGD, momentum 0.9"}
+    rows = []
+    with picture(folder / "sketched-sgd-translation.png", 1) as (axes,):
+        for run, result in found.items():
+            two_phases = "feedback=adam" in run.compression
+            optimizer = "Adam in two phases" if two_phases else names[run.optimizer]
+            fewer = 2 * result["dense_bytes"] / (result["bytes_sent"] + result["bytes_received"])
+            scores = [f"{result['perplexity']:.2f}", f"{result['bleu']:.1f}"]
+            rows.append([optimizer, f"`{run.compression}`", f"{run.lr:g}", f"{fewer:.1f}", *scores])
+            epochs = range(1, len(result["curve"]) + 1)
+            axes.plot(epochs, result["curve"], marker="o", label=f"{optimizer}: {run.compression}")
+        axes.set(yscale="log", xlabel="epoch", ylabel="perplexity of a piece of the validation set")
+        axes.set_title("Multi30k, English to German, Transformer, 4 workers", fontsize=10)
+    head = "optimizer | compression | learning rate | times fewer in all | perplexity | BLEU"
+    return TRANSLATION.format(table=table(head, rows))
+
+
+SPLIT = """## How to divide the bytes
 
 MNIST, a perceptron of 269,322 parameters, four simulated workers of 32 examples each, two epochs, learning rate 0.05,
 two seeds: mean ± standard deviation of the accuracy. All sketches send a fortieth of the dense bytes of the three
@@ -89,26 +356,76 @@ matrices; biases travel dense. Error feedback leaves the momentum, 0.9, to the o
 
 {table}
 
-What decides is the truncation p1. If every worker sketches all of its vector, the noise of the many small coordinates
-hides the large ones; what is chosen is not what has gathered, the residual grows, and with momentum training diverges.
-With p1 = 1 or 2 and at least three rows it does not. Next come the candidates: without a second round (p2 = 0) the
-estimates themselves are too noisy to apply, one candidate for each coordinate is too few, four are enough. A single row
-is the worst use of the bytes, five rows the best or near it. Beyond that the number of coordinates matters little, from
-one for 8 sums of the sketch to one for 32. Hence the rule for `budget`: five rows, 16 sums for each of k coordinates,
-p1 = 2, p2 = 4.
+TEXT
+"""
 
-Momentum correction is nowhere better than error feedback by more than noise, and it is what diverges where the
-selection is poor: a coordinate that waits gathers momentum meanwhile. These are short trainings of a small network;
-larger ones are still to be done.
+CIFAR10_SPLIT = """## The same for a convolutional network
+
+{table}
+
+TEXT
+"""
+
+CIFAR10 = """## How far it goes
+
+{table}
+
+![Accuracy against bytes](sketched-sgd-cifar10.png)
+
+TEXT
+"""
+
+STABILITY = """## What keeps it stable
+
+{table}
+
+TEXT
+"""
+
+WORKERS_TEXT = """## From 2 to 256 workers
+
+{table}
+
+![Accuracy and bytes against workers](sketched-sgd-workers.png)
+
+TEXT
+"""
+
+MASKING = """## Masking of the momentum
+
+{table}
+
+![Accuracy and momentum against k](sketched-sgd-masking.png)
+
+TEXT {none}
+"""
+
+TRANSLATION = """## Translation, with Adam
+
+{table}
+
+![Perplexity against epochs](sketched-sgd-translation.png)
+
+TEXT
 """
 
 
-def show_split(found: dict[Run, dict[str, Any]]) -> str:
-    """Return the section about the division of the bytes."""
-    return SPLIT.format(table=split_table(found))
+class Experiment(NamedTuple):
+    """Trainings, and what shows their results."""
+
+    runs: Callable[[], list[Run]]
+    show: Callable[[Results, Path], str]
 
 
-EXPERIMENTS = {"split": Experiment(split_runs(), show_split)}
+EXPERIMENTS = {
+    "split": Experiment(split_runs, show_split),
+    "cifar10-split": Experiment(cifar10_split_runs, show_cifar10_split),
+    "cifar10": Experiment(cifar10_runs, show_cifar10),
+    "stability": Experiment(stability_runs, show_stability),
+    "workers": Experiment(workers_runs, show_workers),
+    "masking": Experiment(masking_runs, show_masking),
+    "translation": Experiment(translation_runs, show_translation),
+}
 
 
 def main() -> int:
@@ -118,21 +435,34 @@ def main() -> int:
     )
     add_arguments(parser, "docs/results/runs")
     parser.add_argument("--output", type=Path, default=Path("docs/results/sketched-sgd.md"), help="the document")
-    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="the parts")
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="the parts to train")
     args = parser.parse_args()
-    parts = ["# Sketched-SGD\n"]
-    for name in args.only:
-        experiment = EXPERIMENTS[name]
-        try:
-            if not args.draw:
-                train_missing(experiment.runs, train, args)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
-            return 130
-        parts.append(experiment.show(results(experiment.runs, args.results)))
+    try:
+        if not args.draw:
+            train_missing([run for name in args.only for run in EXPERIMENTS[name].runs()], train, args)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    parts = [HEAD]
+    for name, experiment in EXPERIMENTS.items():
+        runs = experiment.runs()
+        found = results(runs, args.results)
+        if len(found) == len(runs):
+            parts.append(experiment.show(found, args.output.parent))
+        else:
+            print(f"{name}: {len(found)} of {len(runs)} trainings are there; its section is left out", file=sys.stderr)
     args.output.write_text("\n".join(parts))
     print(f"written: {args.output}")
     return 0
+
+
+HEAD = """# Sketched-SGD
+
+    python benchmarks/sketched_sgd.py --data DIR
+
+trains what this shows, and writes it.
+"""
 
 
 if __name__ == "__main__":
