@@ -13,7 +13,7 @@ help:  ## list what can be made
 setup:  ## set up .venv with everything that the others need; each of them does it first
 	@bash scripts/setup.sh
 
-demo: setup  ## train with five compressors on two processes, print a table, draw results/demo.png
+demo: setup  ## train with several compressors on two processes, print a table, draw results/demo.png
 	@python examples/demo.py
 
 test: setup  ## run the tests

@@ -33,7 +33,7 @@ SETTINGS = {
     "dgc": ("dgc(ratio=0.01)", "--lr 0.1"),
     "signsgd": ("signsgd", "--optimizer sgd --lr 0.003"),
     "signum": ("signum", "--lr 0.001"),
-    "sketched_sgd": ("sketched_sgd(budget=0.05)", ""),
+    "sketched_sgd": ("sketched_sgd(budget=0.1)", ""),
     "fetchsgd": ("fetchsgd(budget=0.25)", "--lr 0.2"),
 }
 # Methods with parts of others, and what else a method needs to send less.
