@@ -166,7 +166,8 @@ def test_demo(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "demo.json").read_text())
-    assert list(results) == ["none", "fp16", "topk(ratio=0.01)", "qsgd(bits=4)", "powersgd(rank=2)"]
+    specs = ["none", "fp16", "topk(ratio=0.01)", "qsgd(bits=4)", "powersgd(rank=2)", "sketched_sgd(budget=0.1)"]
+    assert list(results) == specs
     for compression in results:
         assert compression in done.stdout
     sent = {compression: runs[0]["bytes_sent"] for compression, runs in results.items()}
