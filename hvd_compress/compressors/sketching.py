@@ -137,7 +137,7 @@ class SketchedSGD(Sketched):
     selects: ClassVar[bool] = True
     SUMS: ClassVar[int] = 2
 
-    p1: float = setting(0.5, low=0)
+    p1: float = setting(0.0625, low=0)
     p2: float = setting(1.0, low=0)
     momentum: float = setting(0.0, low=0, high=0.9999)
     masking: bool = setting(True)
