@@ -18,6 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hvd_compress import parse
+
 
 @dataclass(frozen=True)
 class Run:
@@ -61,11 +63,13 @@ class Run:
     def path(self, folder: Path) -> Path:
         """Return where the result is kept: a name for people, and a digest of the settings.
 
-        Those at their defaults are not in it, so that a further setting leaves the names as they are.
+        The compressor's settings are all in it, so that a result is of its defaults of that time; of the others those
+        that are not at their defaults, so that a further one leaves the names as they are.
         """
+        words = re.sub(r"[^\w.]+", "-", f"{self.task}-{self.compression}-w{self.workers}-s{self.seed}").strip("-")
         defaults = {item.name: item.default for item in fields(self)}
         settings = {name: value for name, value in asdict(self).items() if value != defaults[name]}
-        words = re.sub(r"[^\w.]+", "-", f"{self.task}-{self.compression}-w{self.workers}-s{self.seed}").strip("-")
+        settings["compression"] = repr(parse(self.compression))
         digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=4).hexdigest()
         return folder / f"{words[:120]}-{digest}.json"
 

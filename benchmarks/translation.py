@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ class Transformer(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, width, padding_idx=PAD)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
-        self.layers = nn.Transformer(
-            width, 4, 2, 2, dim_feedforward=2 * width, dropout=0.1, batch_first=True, norm_first=True
-        )
+        with warnings.catch_warnings():  # of nested tensors, which it could use if it were normalized afterwards
+            warnings.filterwarnings("ignore", "enable_nested_tensor")
+            self.layers = nn.Transformer(
+                width, 4, 2, 2, dim_feedforward=2 * width, dropout=0.1, batch_first=True, norm_first=True
+            )
         angle = torch.arange(LONGEST + 2)[:, None] * 10_000 ** (-torch.arange(0, width, 2) / width)
         self.register_buffer("positions", torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1))
 

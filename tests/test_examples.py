@@ -1,17 +1,16 @@
 """The examples, as a user starts them."""
 
-import gzip
 import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mnist_files import write_mnist
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "examples" / "torch" / "train.py"
@@ -54,19 +53,6 @@ def test_models_and_optimizers(model, optimizer):
     )
     assert found["model"] == model
     assert np.isfinite(found["loss"])
-
-
-def write_mnist(folder, compress):
-    for part, count in (("train", 256), ("t10k", 64)):
-        labels = np.arange(count, dtype=np.uint8) % 10
-        images = np.zeros((count, 28, 28), np.uint8)
-        images[np.arange(count), labels] = 255
-        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
-            data = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-            if compress:
-                (folder / f"{name}.gz").write_bytes(gzip.compress(data))
-            else:
-                (folder / name).write_bytes(data)
 
 
 @pytest.mark.parametrize("compress", [True, False])
