@@ -47,7 +47,7 @@ def table(results: dict[str, list[dict[str, Any]]], args: argparse.Namespace) ->
         f"digits, MLP, {args.epochs} epochs, {args.processes} processes, {args.seeds} seeds (mean ± standard deviation)"
     )
     rows = Table(title=title)
-    rows.add_column("compression")
+    rows.add_column("compression", no_wrap=True)
     for column in ("accuracy", "sent by each worker", "fewer bytes", "seconds", "in compression", "in communication"):
         rows.add_column(column, justify="right")
     for compression, runs in results.items():
