@@ -54,8 +54,9 @@ class Store(MutableMapping[str, Any]):
             before: `kept` as it was before the step.
             address: tells where an array's memory begins.
         """
+        taken = address(vector)
         for name, array in self.items():
-            if address(array) == address(vector):
+            if address(array) == taken:
                 return before.get(name)
         return vector
 

@@ -288,9 +288,8 @@ def _check_momentum(optimizer: Any, compressor: Compressor, rules: Iterable[Rule
     every = [compressor, *(rule.compression for rule in rules)]
     keeps = [c for c in every if c.has_momentum]
     for group in optimizer.param_groups:
-        adams = [c for c in every if isinstance(c, AdamMomentum | AdamMomentumOfMean)]
         frozen = group.get("frozen_after")
-        if frozen and (len(adams) < len(every) or any(c.start != frozen for c in adams)):
+        if frozen and not all(isinstance(c, AdamMomentum | AdamMomentumOfMean) and c.start == frozen for c in every):
             raise ValueError(
                 "CompressedAdam exchanges its momentum, and its compression is chosen when it is made; another one "
                 f"must have feedback=adam(start={frozen}); got {spec(compressor)}"
