@@ -18,7 +18,6 @@ class Images:
 
     Attributes:
         model: the network.
-        examples: number of images to train with.
         measure: what `score` returns.
     """
 
@@ -37,11 +36,11 @@ class Images:
             self.images = self.images.contiguous(memory_format=torch.channels_last)
         else:
             self.model = models.build(run.model, self.images.shape)
-        self.examples, self.augment = len(self.images), run.augment
+        self.augment = run.augment
 
     def order(self, batch: int, random: torch.Generator) -> Tensor:
         """Return the examples in the order of an epoch."""
-        return torch.randperm(self.examples, generator=random)
+        return torch.randperm(len(self.images), generator=random)
 
     def loss(self, chosen: Tensor, random: torch.Generator) -> Tensor:
         """Return the mean loss of some examples."""

@@ -104,13 +104,13 @@ def train_missing(runs: Sequence[Run], train: Callable[[Run, str], dict[str, Any
         futures = {pool.submit(train, run, args.data): run for run in missing}
         for number, future in enumerate(tqdm(as_completed(futures), total=len(futures), unit="run", disable=not shown)):
             run, result = futures[future], future.result()
-            keep(run.path(args.results), asdict(run) | result)
+            path = run.path(args.results)
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(asdict(run) | result, indent=1) + "\n")
+            part.replace(path)  # whole or not at all
             if not shown:
-                print(
-                    f"{number + 1}/{len(futures)} {run.path(args.results).stem}: {result['curve'][-1]:.4f}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                text = f"{number + 1}/{len(futures)} {path.stem}: {result['curve'][-1]:.4f}"
+                print(text, file=sys.stderr, flush=True)
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.terminate()
@@ -121,13 +121,6 @@ def train_missing(runs: Sequence[Run], train: Callable[[Run, str], dict[str, Any
 
 def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends what is running
-
-
-def keep(path: Path, result: dict[str, Any]) -> None:
-    """Write a result, whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    part.replace(path)
 
 
 def results(runs: Iterable[Run], folder: Path) -> dict[Run, dict[str, Any]]:

@@ -33,7 +33,6 @@ class Task(Protocol):
     """What is trained; see `Images` and `Translation`."""
 
     model: nn.Module
-    examples: int
     measure: str
 
     def order(self, batch: int, random: torch.Generator) -> Tensor:

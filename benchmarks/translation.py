@@ -61,7 +61,6 @@ class Translation:
 
     Attributes:
         model: the network.
-        examples: number of pairs to train with.
         measure: what `score` returns.
     """
 
@@ -87,14 +86,13 @@ class Translation:
         self.valid = [[self._numbers(line) for line in lines] for lines in valid]
         self.test = [_lines(path / f"test_2016_flickr.{code}.gz") for code in ("en", "de")]
         self.model = Transformer(run.width)
-        self.examples = len(self.source)
 
     def _numbers(self, line: str) -> Tensor:
         return torch.tensor([BEGIN, *self.pieces.encode(line)[:LONGEST], END])
 
     def order(self, batch: int, random: torch.Generator) -> Tensor:
         """Return the examples in the order of an epoch: sentences of a batch are about equally long."""
-        order = torch.randperm(self.examples, generator=random)
+        order = torch.randperm(len(self.source), generator=random)
         lengths = torch.tensor([len(sentence) for sentence in self.target])
         near = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(32 * batch)]
         batches = [batch_of for pool in near for batch_of in pool.split(batch) if len(batch_of) == batch]
