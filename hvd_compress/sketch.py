@@ -44,12 +44,7 @@ class CountSketch:
     """
 
     def __init__(self, size: int, rows: int, columns: int, seed: int = 0, *, ops: Ops | None = None) -> None:
-        for name, value, most in (("size", size, 2**40), ("rows", rows, MOST_ROWS), ("columns", columns, size)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"CountSketch: {name} must be an integer; got {value!r}")
-            if not 1 <= value <= most:
-                limit = "the vector's size, " if name == "columns" else ""
-                raise ValueError(f"CountSketch: {name} must be in 1 to {limit}{most}; got {value}")
+        check_shape("CountSketch", size, rows, columns)
         if rows % 2 == 0:
             raise ValueError(f"CountSketch: rows must be odd, for the estimate is their median; got {rows}")
         self.size, self.rows, self.columns, self.seed = size, rows, columns, seed
@@ -162,8 +157,11 @@ class CountSketch:
         """Shifts and flips, int64 and uint8, of each row and in it of each block; and a bit of sign for each column."""
         key, blocks = make_key("count sketch", self.seed), -(-self.size // self.columns)
         words = random.bits(2 * self.rows * blocks, Stream(key, 0)).reshape(2, -1)
-        shifts = (words[0].astype(np.uint64) * np.uint64(self.columns) >> np.uint64(32)).astype(np.int64)
-        return shifts, (words[1] >> 31).astype(np.uint8), random.bits(-(-self.columns // 32), Stream(key, 1))
+        return (
+            rotated(words[0], self.columns),
+            (words[1] >> 31).astype(np.uint8),
+            random.bits(-(-self.columns // 32), Stream(key, 1)),
+        )
 
     @cached_property
     def _arrays(self) -> tuple[Array, Array, Array]:
@@ -193,3 +191,18 @@ class CountSketch:
     @property
     def _rows(self) -> Sequence[Array]:
         return [self.table[r * self.columns : (r + 1) * self.columns] for r in range(self.rows)]
+
+
+def check_shape(kind: str, size: int, rows: int, columns: int) -> None:
+    """Raise TypeError or ValueError, with the kind of sketch, if a number is not one that its table can have."""
+    for name, value, most in (("size", size, 2**40), ("rows", rows, MOST_ROWS), ("columns", columns, size)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{kind}: {name} must be an integer; got {value!r}")
+        if not 1 <= value <= most:
+            limit = "the vector's size, " if name == "columns" else ""
+            raise ValueError(f"{kind}: {name} must be in 1 to {limit}{most}; got {value}")
+
+
+def rotated(words: np.ndarray[Any, Any], columns: int) -> np.ndarray[Any, Any]:
+    """Return random 32-bit words as shifts of blocks, int64 below `columns`."""
+    return (words.astype(np.uint64) * np.uint64(columns) >> np.uint64(32)).astype(np.int64)

@@ -80,6 +80,15 @@ def case() -> tuple:
         sums = random_bytes(4 * rows * columns).copy().view(np.float32)
         return (sums, size, rows, (shifts, flips, signs[int(rng.random() < 0.1) :]))
 
+    def inverted() -> tuple:
+        rows, columns = 1 + number(15), 1 + number(size)
+        blocks = -(-size // columns)
+        shifts = rng.integers(0, columns + int(rng.random() < 0.1), rows * blocks)
+        multiples = rng.integers(-(2**31), 2**31, 1 + number(1000), np.int32)
+        owners = rng.integers(0, blocks + int(rng.random() < 0.1), len(multiples) - int(rng.random() < 0.1))
+        sums = rng.choice(multiples, rows * columns) * rng.integers(0, 2, rows * columns, np.int32)
+        return (sums, size, rows, shifts, multiples, owners, number(9))
+
     def dequantize() -> tuple:
         how = (code(), groups())
         try:
@@ -112,6 +121,7 @@ def case() -> tuple:
         lambda: ("uniform", count, stream),
         lambda: ("estimate", *table(), indices() if rng.random() < 0.5 else None),
         lambda: ("heavy", *table(), count),
+        lambda: ("recover", *inverted()),
         lambda: ("sketch", *table(), vector(), number(3)),
         lambda: ("sketch_sparse", *table(), indices(), vector()[:count].copy()),
         lambda: ("all_finite", vector()),
@@ -136,7 +146,9 @@ def outcome(name: str, arguments: tuple) -> object:
         result = getattr(_kernels, name)(*arguments)
     except ValueError as refused:
         return str(refused)
-    if name in ("decode_indices", "set_bits", "distinct", "top_k", "above", "heavy"):
+    if name == "recover":
+        result = result[0]
+    if name in ("recover", "decode_indices", "set_bits", "distinct", "top_k", "above", "heavy"):
         assert (np.diff(result) > 0).all(), name
         assert not len(result) or result[0] >= 0, name
     if name == "decode_indices":

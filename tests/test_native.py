@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from hvd_compress import CountSketch, Layout, State, parse, random
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
+from hvd_compress.invertible import InvertibleSketch
 from hvd_compress.ops import packed_bytes
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.random import Stream
@@ -453,8 +454,9 @@ def test_sketches_check_what_they_are_given():
     refused("out of range", module.estimate, None, hashing=(shifts, flips + np.uint8(2), signs))
     for hashing in ((shifts[1:], flips, signs), (shifts, flips[1:], signs), (shifts, flips, signs[1:])):
         refused("do not fit", module.sketch, x, 0, hashing=hashing)
-    for wrong in (0, 2, 17, -1):
-        refused("rows must be odd", module.heavy, 1, rows=wrong)
+    for wrong in (0, 17, -1):
+        refused("rows must be in 1 to 15", module.heavy, 1, rows=wrong)
+    refused("rows must be odd", module.heavy, 1, rows=2)
     for wrong in (0, -1, 2**41):
         refused("size must be", module.heavy, 1, size=wrong)
     refused("do not fit", module.heavy, 1, size=200)
@@ -470,6 +472,33 @@ def test_sketches_check_what_they_are_given():
     frozen = table.copy()
     frozen.flags.writeable = False
     refused("writable", module.sketch, x, 0, table=frozen)
+
+
+def test_inversion_checks_what_it_is_given():
+    size, rows, columns = 100, 3, 40
+    sketch = InvertibleSketch(size, rows, columns)
+    multiples, owners = np.array([-5, 3], np.int32), np.array([2, 0])
+    sound = {"table": sketch.table, "size": size, "rows": rows, "shifts": sketch._shifts}
+    sound |= {"multiples": multiples, "owners": owners, "passes": 9}
+    assert module.recover(**sound)[0].shape == (0,)
+    for name, value, message in (
+        ("table", sketch.table[1:], "sums in each row"),
+        ("rows", 0, "rows must be in 1 to 15"),
+        ("rows", 16, "rows must be in 1 to 15"),
+        ("size", 0, "size must be"),
+        ("size", 200, "do not fit"),
+        ("shifts", sketch._shifts[1:], "do not fit"),
+        ("shifts", np.full_like(sketch._shifts, columns), "shift is out of range"),
+        ("shifts", np.full_like(sketch._shifts, -1), "shift is out of range"),
+        ("owners", owners[1:], "one length"),
+        ("owners", np.array([0, 3]), "owner is out of range"),
+        ("owners", np.array([-1, 2]), "owner is out of range"),
+        ("passes", -1, "passes must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module.recover(**sound | {name: value})
+    with pytest.raises(TypeError, match="table must be of dtype int32"):
+        module.recover(**sound | {"table": sketch.table.astype(np.float32)})
 
 
 # --- what is refused

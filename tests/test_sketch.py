@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import hvd_compress.torch as hvdc
 from hvd_compress import CountSketch, Layout, Simulation, make, parse
 from hvd_compress.compressors.sketching import FetchSGD, SketchedSGD
+from hvd_compress.invertible import InvertibleSketch
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.torch import TorchOps
 
@@ -187,6 +188,80 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match="heavy hitters must be in 0 to 100"):
             sketch.heavy_hitters(count)
     assert np.array_equal(sketch.table, table)
+
+
+# --- the invertible sketch
+
+
+def subsets(size: int, counts: list[int], seed: int = 0) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [np.sort(random.choice(size, count, replace=False)) for count in counts]
+
+
+def named(size: int, rows: int, columns: int, parts: list[np.ndarray], seed: int = 0, ops=REFERENCE):
+    """The sum of the workers' tables, and what is read from it."""
+    sketches = [InvertibleSketch(size, rows, columns, seed, ops=ops) for _ in parts]
+    for sketch, part in zip(sketches, parts, strict=True):
+        sketch.add(ops.from_numpy(part))
+    sketches[0].table = sum((sketch.table for sketch in sketches[1:]), start=sketches[0].table)
+    found, unread = sketches[0].recover(len(parts))
+    return ops.to_numpy(sketches[0].table), ops.to_numpy(found), unread
+
+
+@pytest.mark.parametrize("workers", [1, 2, 16, 256])
+@pytest.mark.parametrize("size", [20_000, 1_000_000])
+def test_all_names_are_read_from_a_table_with_room(size, workers):
+    """At 1.3 sums for each coordinate, shared by workers or not; blocks are many or few."""
+    count, read = 2000, []
+    for seed in range(10):
+        every = subsets(size, [count], seed)[0]
+        shared = every[: count // 10]  # that all workers name
+        parts = [np.union1d(every[rank::workers], shared) for rank in range(workers)]
+        _, found, unread = named(size, 3, int(1.3 * count / 3), parts, seed)
+        read.append(len(np.intersect1d(found, every)) / count)
+        assert len(np.setdiff1d(found, every)) <= 3  # read by mistake, with a probability of blocks * workers / 2^32
+        assert unread < 0.01
+    assert np.mean(read) > 0.999
+
+
+def test_of_too_many_names_some_are_read_and_the_rest_is_told():
+    every = subsets(50_000, [1500])[0]
+    _, found, unread = named(50_000, 3, 433, [every])
+    assert unread > 0.5
+    assert set(found) < set(every)
+    for more in (named(50_000, 3, 433, [every[:0]]), named(5, 3, 2, [np.arange(0)])):
+        assert more[1].shape == (0,)
+        assert more[2] == 0
+
+
+@given(data=st.data())
+def test_all_implementations_read_the_same_names(data):
+    size = data.draw(st.integers(1, 400))
+    rows = data.draw(st.integers(1, 7))
+    columns = data.draw(st.integers(1, size))
+    counts = data.draw(st.lists(st.integers(0, min(size, 30)), min_size=1, max_size=4))
+    seed = data.draw(st.integers(0, 2**64))
+    parts = subsets(size, counts, counts[0])
+    table, found, unread = named(size, rows, columns, parts, seed)
+    assert table.dtype == np.int32
+    for ops in OTHERS.values():
+        other = named(size, rows, columns, parts, seed, ops)
+        assert np.array_equal(other[0], table)
+        assert np.array_equal(other[1], found)
+        assert other[2] == unread
+    assert (np.diff(found) > 0).all()
+    if unread == 0:  # what is left over is no coordinate
+        assert set(found) == set(np.concatenate(parts))
+
+
+def test_a_table_is_not_used_up():
+    sketch = InvertibleSketch(1000, 3, 50)
+    sketch.add(np.arange(0, 1000, 50))
+    table = sketch.table.copy()
+    assert np.array_equal(sketch.recover(1)[0], sketch.recover(1)[0])
+    assert np.array_equal(sketch.table, table)
+    with pytest.raises(ValueError, match="InvertibleSketch: columns must be in 1 to the vector's size, 10; got 11"):
+        InvertibleSketch(10, 3, 11)
 
 
 # --- the methods

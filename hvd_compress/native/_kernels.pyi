@@ -206,6 +206,20 @@ def estimate(
 def heavy(table: NDArray[np.float32], size: int, rows: int, hashing: _Hashing, count: int) -> NDArray[np.int64]:
     """Return the indices of the `count` estimates of largest magnitude, as `top_k` would of all estimates."""
 
+def recover(
+    table: NDArray[np.int32],
+    size: int,
+    rows: int,
+    shifts: NDArray[np.int64],
+    multiples: NDArray[np.int32],
+    owners: NDArray[np.int64],
+    passes: int,
+) -> tuple[NDArray[np.int64], int]:
+    """Return what `hvd_compress.invertible.InvertibleSketch.recover` reads, and how many sums are left.
+
+    `multiples` are those of the blocks' codes, of equal ones the last one counts, and `owners` their blocks.
+    """
+
 # --- random numbers
 
 def uniform(count: int, stream: tuple[int, int]) -> NDArray[np.float32]:
