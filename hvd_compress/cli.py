@@ -59,11 +59,12 @@ def show_sizes(parameters: int, k: int, steps: int, delta: float, workers: int) 
     title = f"bytes of a step for each of {workers} workers: {parameters} parameters, k = {k}"
     table = Table(box=box.MARKDOWN, title=title)
     table.add_column("method")
-    for column in ("rows x columns", "sent", "received", "times fewer than dense, sent"):
+    for column in ("rows x columns", "sent", "of these, second round", "received", "times fewer than dense, sent"):
         table.add_column(column, justify="right")
     for size in found:
         shape = f"{size.rows} x {size.columns}" if size.rows else ""
-        table.add_row(size.name, shape, str(size.sent), str(size.received), f"{found[-1].sent / size.sent:.3g}")
+        fewer, second = f"{found[-1].sent / size.sent:.3g}", str(size.second or "")
+        table.add_row(size.name, shape, str(size.sent), second, str(size.received), fewer)
     console = Console(width=400 if not sys.stdout.isatty() else None)
     console.print(table)
     for line in sizing.verdicts(found):

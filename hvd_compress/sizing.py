@@ -21,6 +21,7 @@ class Size:
         name: of the method.
         rows, columns: of its sketch; 0 without.
         sent, received: bytes of all rounds.
+        second: bytes sent in the second round; 0 without.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Size:
     columns: int
     sent: int
     received: int
+    second: int = 0
 
 
 def theory(parameters: int, k: int, steps: int, delta: float) -> tuple[int, int]:
@@ -65,8 +67,8 @@ def sizes(parameters: int, k: int, steps: int, delta: float, workers: int) -> li
     side = math.isqrt(parameters)
     low_rank = PowerSGD(rank=RANK).payload_bits(Layout.of([("matrix", (side, side))])) // 8
     return [
-        Size("sketch, by the theory", rows, columns, exact, exact),
-        Size(f"sketched_sgd(k={k}), by the measured rule", split.rows, split.columns, rule, rule),
+        Size("sketch, by the theory", rows, columns, exact, exact, 4 * k),
+        Size(f"sketched_sgd(k={k}), by the measured rule", split.rows, split.columns, rule, rule, 4 * split.candidates),
         Size(f"topk(ratio={k / parameters:.3g})", 0, 0, topk, workers * topk),
         Size(f"powersgd(rank={RANK}), of a square matrix", 0, 0, low_rank, low_rank),
         Size("none", 0, 0, 4 * parameters, 4 * parameters),

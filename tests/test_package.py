@@ -90,12 +90,12 @@ def test_size_tells_what_a_sketch_sends():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
     table = {row[0].split("(")[0]: row[1:] for row in rows}
-    assert table["none"][1:] == ["4000000", "4000000", "1"]
+    assert table["none"][1:] == ["4000000", "", "4000000", "1"]
     columns, sums = 1000, math.ceil(math.log(1_000_000 * 10_000 / 0.05))
     assert table["sketch, by the theory"][0] == f"{sums + 1 - sums % 2} x {columns}"
-    assert int(table["topk"][2]) == 8 * int(table["topk"][1])
+    assert int(table["topk"][3]) == 8 * int(table["topk"][1])
     split = parse("sketched_sgd(k=1000)").bare.split(1_000_000)
-    assert table["sketched_sgd"][:2] == [f"{split.rows} x {split.columns}", str(4 * split.numbers)]
+    assert table["sketched_sgd"][:3] == [f"{split.rows} x {split.columns}", str(4 * split.numbers), "4000"]
     for more, message in (
         ([], "times the bytes of topk; it pays with more workers"),
         (["--workers", "256"], "times fewer bytes than dense"),
