@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import hvd_compress.torch as hvdc
 from hvd_compress import CountSketch, Layout, Simulation, make, parse
 from hvd_compress.compressors.sketching import FetchSGD, SketchedSGD
-from hvd_compress.invertible import InvertibleSketch
+from hvd_compress.invertible import InvertibleSketch, _multiples
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.torch import TorchOps
 
@@ -254,6 +254,19 @@ def test_all_implementations_read_the_same_names(data):
         assert set(found) == set(np.concatenate(parts))
 
 
+@given(seed=st.integers(0, 2**32), most=st.integers(1, 40))
+def test_whatever_table_comes_in_is_read_within_bounds(seed, most):
+    random = np.random.default_rng(seed)
+    size, columns = 500, int(random.integers(1, 501))
+    codes = np.array([0, 1, -1, -(2**31), *_multiples(-(-size // columns), most)[0]], np.int32)
+    for ops in (REFERENCE, *OTHERS.values()):
+        sketch = InvertibleSketch(size, 3, columns, ops=ops)
+        sketch.table = ops.from_numpy(np.random.default_rng(seed).choice(codes, 3 * columns))
+        found = ops.to_numpy(sketch.recover(most)[0])
+        assert ((found >= 0) & (found < size)).all()
+        assert (np.diff(found) > 0).all()
+
+
 def test_a_table_is_not_used_up():
     sketch = InvertibleSketch(1000, 3, 50)
     sketch.add(np.arange(0, 1000, 50))
@@ -321,8 +334,49 @@ def test_without_collisions_the_largest_of_the_mean_are_applied(workers):
         assert np.allclose([state.local["residual"] for state in simulation.states], residual, atol=1e-5)
 
 
+@pytest.mark.parametrize("workers", [2, 4, 16])
+def test_what_is_large_for_a_worker_is_applied_exactly(workers):
+    """Workers' names are all read, and all of the workers' values are sent at these coordinates."""
+    size, k = 30_000, 600
+    simulation = Simulation(parse(f"sketched_sgd(k={k}, feedback=none)"), size, workers)
+    for step in range(4):
+        vectors = [gaussian(size, 10 * step + rank) ** 3 for rank in range(workers)]
+        part = float(simulation.states[0].shared["part"][0]) if step else 1 / workers
+        mean = simulation.reduce(vectors)[0].mean
+        expected = np.mean(vectors, axis=0, dtype=np.float64)
+        chosen = np.flatnonzero(mean)
+        assert len(chosen) == k
+        assert np.allclose(mean[chosen], expected[chosen], atol=1e-5)
+        largest = [np.argsort(-np.abs(vector))[: round(part * k)] for vector in vectors]
+        assert len(np.setdiff1d(np.concatenate(largest), chosen)) <= 0.02 * k
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_workers_name_as_many_as_there_is_room_for(alike):
+    """The more their names coincide, the more of them; never more than can be read."""
+    size, k, workers = 20_000, 400, 8
+    simulation = Simulation(parse(f"sketched_sgd(k={k}, feedback=none)"), size, workers)
+    for step in range(12):
+        vectors = [gaussian(size, step if alike else 100 * step + rank) for rank in range(workers)]
+        simulation.reduce(vectors)
+    part = float(simulation.states[0].shared["part"][0])
+    assert 0.9 < part <= 1 if alike else 0.9 / workers < part < 1.1 / workers
+    assert all(state.shared["part"] == simulation.states[0].shared["part"] for state in simulation.states)
+
+
+def test_too_many_names_make_workers_name_fewer():
+    size, k, workers = 20_000, 400, 8
+    simulation = Simulation(parse(f"sketched_sgd(k={k}, columns=50, feedback=none)"), size, workers)
+    parts = []
+    for step in range(8):
+        simulation.reduce([gaussian(size, 100 * step + rank) for rank in range(workers)])
+        parts.append(float(simulation.states[0].shared["part"][0]))
+    assert parts[0] == pytest.approx(0.7 / workers)
+    assert min(parts) < 0.35 / workers  # 115 of 400 names can be read
+
+
 def test_bytes_of_a_worker_do_not_depend_on_their_number():
-    for spec in ("sketched_sgd", "fetchsgd", "sketched_sgd(heavymix=True)"):
+    for spec in ("sketched_sgd", "fetchsgd", "sketched_sgd(heavymix=True)", "sketched_sgd(p1=2, p2=4)"):
         sent = set()
         for workers in (1, 2, 16, 64):
             simulation = Simulation(parse(spec), 4000, workers)
@@ -343,7 +397,7 @@ def test_a_budget_is_kept(method, budget):
 
 def test_settings_override_the_budget():
     split = SketchedSGD(k=100, columns=500, rows=3, p2=2, p1=1).split(10_000)
-    assert split == (100, 3, 500, 200, 100)
+    assert split == (100, 3, 500, 200)
     assert SketchedSGD(ratio=0.01).split(10_000).k == 100
     assert SketchedSGD(k=8000, p2=4).split(10_000).candidates == 10_000
     for setting, message in (

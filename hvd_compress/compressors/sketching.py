@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
+from hvd_compress.compressors.base import AllReduce, Collective, Compressor, Exchanging, Reduced, setting
 from hvd_compress.compressors.feedback import MomentumOfMean
 from hvd_compress.compressors.schedule import Schedule
+from hvd_compress.invertible import InvertibleSketch
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops
 from hvd_compress.random import make_key
@@ -16,6 +18,9 @@ from hvd_compress.sketch import MOST_ROWS, CountSketch
 from hvd_compress.state import State
 
 BUDGET = 1 / 40
+SUMS_TO_INVERT = 1.3  # for each coordinate that is named; 1.23 are the least
+FULL = 0.97  # the part of the coordinates for which there is room that workers mean to name together
+OVERFULL = 0.05  # the part of the sums left unread that tells that they named too many
 
 
 class Split(NamedTuple):
@@ -25,7 +30,6 @@ class Split(NamedTuple):
     rows: int
     columns: int
     candidates: int  # coordinates whose exact values are asked for, 0 without a second round
-    kept: int  # largest coordinates that a worker sketches, at most all
 
     @property
     def numbers(self) -> int:
@@ -37,15 +41,13 @@ class Split(NamedTuple):
 class Sketched(Compressor):
     """What the sketched methods have in common: a budget, and how it is divided unless a setting says otherwise.
 
-    The division is made of proportions: a sketch of `ROWS` rows, and `SUMS` sums for each of k coordinates.
+    The division is one into proportions: see `_shares`.
     """
 
     remedy: ClassVar[str] = (
-        "Raise the budget (or k and columns), sketch with 3 or 5 rows and p1=1 or 2, set momentum=0, or lower the "
+        "Raise the budget (or k and columns), leave p1 and rows at their defaults, set momentum=0, or lower the "
         "learning rate."
     )
-    SUMS: ClassVar[int]
-    ROWS: ClassVar[int] = 5
 
     budget: float = setting(BUDGET, above=0, high=1)
     ratio: float | None = setting(None, above=0, high=1)
@@ -70,7 +72,7 @@ class Sketched(Compressor):
         Raises:
             ValueError: if k or columns exceed the size.
         """
-        second, local = self._rounds()
+        rows, sums, second = self._shares()
         for name, value in (("k", self.k), ("columns", self.columns)):
             if value is not None and value > size:
                 raise ValueError(f"{self.name}: {name} must be at most the vector's size, {size}; got {value}")
@@ -79,21 +81,20 @@ class Sketched(Compressor):
         elif self.ratio is not None:
             k = round(self.ratio * size)
         else:
-            k = math.floor(self.budget * size / (self.SUMS + second))
+            k = math.floor(self.budget * size / (sums + second))
         k = min(size, max(1, k))
-        rows = self.rows or self.ROWS
+        rows = self.rows or rows
         candidates = min(size, math.ceil(second * k))
         if self.columns is not None:
             columns = self.columns
         elif self.k is None and self.ratio is None:
             columns = math.floor((self.budget * size - candidates) / rows)
         else:
-            columns = self.SUMS * k // rows
-        columns = min(size, max(1, columns))
-        return Split(k, rows, columns, candidates, min(size, math.ceil(local * k)) if local else size)
+            columns = math.floor(sums * k / rows)
+        return Split(k, rows, min(size, max(1, columns)), candidates)
 
-    def _rounds(self) -> tuple[float, float]:
-        """Return for each of k coordinates the number of candidates, and of those that a worker sketches (0: all)."""
+    def _shares(self) -> tuple[int, float, float]:
+        """Return the rows, and for each of k coordinates the number of sums and of candidates."""
         raise NotImplementedError
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
@@ -103,41 +104,49 @@ class Sketched(Compressor):
 
 @dataclass(frozen=True)
 class SketchedSGD(Sketched):
-    """Find the k largest coordinates of the mean in the sum of the workers' sketches (Ivkin et al. 2019, algorithm 1).
+    """Apply exact values of coordinates that all workers read from the sum of their sketches (Ivkin et al. 2019).
 
-    Every worker sketches its vector (with `p1`, only the p1 k largest of it), the sketches are averaged, and all
-    workers read the same p2 k candidates from the mean. A second AllReduce has the exact values of these, of which the
-    k largest are applied. Without one (p2 = 0) the estimates are. What is not applied stays with error feedback, or
-    with momentum correction if there is a momentum. The defaults, and how a budget is divided, come from measurements
-    (docs/results/sketched-sgd.md); the published system has a momentum of 0.9 and p2 = 4.
+    The first AllReduce sums sketches, from which all workers read the same candidates; the second averages the exact
+    values of these, of which the k largest are applied. What is not applied stays with error feedback, or with momentum
+    correction if there is a momentum. The bytes of a step are a function of the size alone, whatever the number of
+    workers. Each step has a new sketch.
 
-    With `heavymix` it is the paper's analysed algorithm (HEAVYMIX, algorithm 2): the coordinates whose estimated square
-    is at least the k-th part of the squared norm, others drawn uniformly up to k, exact values of all of them.
+    How the candidates are found:
 
-    The bytes of a step are a function of the size alone, whatever the number of workers. Each step has a new sketch.
+    - By default each worker names the largest coordinates of its own vector, in an invertible sketch
+      (`hvd_compress.invertible`), from whose sum all names are read exactly: at 1.3 sums for each they are all large
+      for some worker, where the medians of a count sketch of as many bytes mostly give others. Workers name as many as
+      together fill it: they begin with 1 / W of them each, and as their names coincide, name more. With k below some
+      hundred a table is at times too full to be read; what is missing of k coordinates is drawn uniformly.
+    - With `p1`, as in the published system: each worker puts the p1 k largest of its vector, or all of it (p1 = 0), in
+      a count sketch; the candidates are the p2 k coordinates of largest estimate. There, momentum is 0.9 and p2 = 4.
+    - With `heavymix`, the paper's analysed algorithm (algorithm 2): the coordinates whose estimated square is at least
+      the k-th part of the squared norm, others drawn uniformly up to k, exact values of all of them.
+
+    The defaults, and how a budget is divided, come from measurements (docs/results/sketched-sgd.md).
 
     Attributes:
         budget: the part of the bytes of the uncompressed gradient that both rounds together send, unless `k` or
             `ratio` is given.
         ratio: k as a part of the coordinates; by the budget if it is None.
         k: coordinates that are applied; by `ratio` if it is None.
-        rows: of the sketch, odd.
+        rows: of the sketch, odd; 3 if it is invertible, else 5.
         columns: of the sketch, at most the vector's size.
-        p1: largest coordinates of its own vector that a worker sketches, per k; 0 stands for all.
-        p2: candidates per k, at most all coordinates; 0 for no second round.
+        p1: largest coordinates of its own vector that a worker puts in a count sketch, per k; 0 stands for all, None
+            for an invertible sketch instead (for all, with `heavymix` or without a second round).
+        p2: candidates per k, at most all coordinates; 0 for no second round: the estimates are applied.
         momentum: of the momentum correction; 0 stands for plain error feedback, beside an optimizer with momentum.
         masking: whether momentum correction masks the momentum (see `MomentumCorrection`).
         heavymix: the analysed algorithm, without candidates: p2 is 1.
     """
 
     name: ClassVar[str] = "sketched_sgd"
-    formula: ClassVar[str] = "v where abs(mean v) is among the k largest, as a sketch tells"
+    formula: ClassVar[str] = "v at k coordinates that are large for some worker; a sum of sketches names them"
     paper: ClassVar[str] = "Ivkin et al. 2019"
-    wire: ClassVar[str] = "count sketch, then candidates' values (fp32)"
+    wire: ClassVar[str] = "invertible sketch (int32), then candidates' values (fp32)"
     selects: ClassVar[bool] = True
-    SUMS: ClassVar[int] = 2
 
-    p1: float = setting(0.0625, low=0)
+    p1: float | None = setting(None, low=0)
     p2: float = setting(1.0, low=0)
     momentum: float = setting(0.0, low=0, high=0.9999)
     masking: bool = setting(True)
@@ -154,61 +163,88 @@ class SketchedSGD(Sketched):
     @property
     def collectives(self) -> tuple[str, ...]:  # type: ignore[override]
         """Two AllReduces, or one without a second round."""
-        return ("allreduce", "allreduce") if self._rounds()[0] else ("allreduce",)
+        return ("allreduce",) if self.estimates else ("allreduce", "allreduce")
 
     @property
     def estimates(self) -> bool:  # type: ignore[override]
         """True without a second round."""
-        return not self._rounds()[0]
+        return not self.p2 and not self.heavymix
+
+    @property
+    def invertible(self) -> bool:
+        """Whether coordinates are named in an invertible sketch."""
+        return self.p1 is None and not self.heavymix and not self.estimates
 
     @property
     def default_feedback(self) -> str:
         """Momentum correction, or error feedback for a momentum of 0."""
         return f"momentum(momentum={self.momentum}, masking={self.masking})" if self.momentum else "ef"
 
-    def _rounds(self) -> tuple[float, float]:
-        return (1.0 if self.heavymix else self.p2), self.p1
+    def _shares(self) -> tuple[int, float, float]:
+        candidates = 1.0 if self.heavymix else self.p2
+        return (3, SUMS_TO_INVERT * candidates, candidates) if self.invertible else (5, 2.0, candidates)
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Average the sketches, find the candidates, average their values, apply the k largest."""
-        size = state.layout.size
-        split = self.split(size)
-        sketch = CountSketch(size, split.rows, split.columns, make_key(*state.common_stream()), ops=ops)
-        if split.kept < size:
-            largest = ops.top_k(vector, split.kept)
-            values = ops.take(vector, largest)
-            sketch.add_sparse(largest, values)
-            sketch.table = sketch.table + 0 * values[:1]  # NaN in all sums, if the vector is of NaN
+        """Find the candidates, average their values, apply the k largest."""
+        split = self.split(state.layout.size)
+        if self.invertible:
+            chosen = yield from self._named(ops, vector, split, state)
         else:
-            sketch.add(vector)
-        sketch = sketch.with_table((yield AllReduce(sketch.table)))
-        if self.heavymix:
-            chosen = self._heavymix(ops, sketch, split.k, state)
-        else:
+            sketch = yield from self._sketched(ops, vector, split, state)
             chosen = sketch.heavy_hitters(split.candidates or split.k)
+            if self.heavymix:
+                heavy = ops.above(sketch.estimate(chosen), sketch.l2_norm() / math.sqrt(split.k))
+                chosen = _exactly(ops, split.k, ops.take(chosen, heavy), state)
+        own = ops.take(vector, chosen)
         if split.candidates:
-            own = ops.take(vector, chosen)
             values = yield AllReduce(own)
             if split.k < split.candidates:
                 best = ops.top_k(values, split.k)
                 chosen, own, values = (ops.take(array, best) for array in (chosen, own, values))
         else:
-            own, values = ops.take(vector, chosen), sketch.estimate(chosen)
+            values = sketch.estimate(chosen)
         return Reduced(
-            mean=ops.scatter(size, [(chosen, values)], 1.0),
+            mean=ops.scatter(state.layout.size, [(chosen, values)], 1.0),
             add_sent=lambda total, factor: ops.scatter_add(total, chosen, own * factor),
             support=lambda: chosen,
         )
 
-    def _heavymix(self, ops: Ops, sketch: CountSketch, k: int, state: State) -> Array:
-        """Return the heavy coordinates and, up to k, others that are drawn uniformly."""
-        largest = sketch.heavy_hitters(k)
-        heavy = ops.take(largest, ops.above(sketch.estimate(largest), sketch.l2_norm() / math.sqrt(k)))
-        count = heavy.shape[0]
-        # Number i of those that are not heavy comes after as many heavy ones as are below i + their own rank.
-        others = ops.distinct(k - count, sketch.size - count, state.common_stream())
-        others = others + ops.searchsorted(heavy - ops.arange(count), others)
-        return ops.sort(ops.concat([heavy, others]))
+    def _sketched(self, ops: Ops, vector: Array, split: Split, state: State) -> Generator[Collective, Any, CountSketch]:
+        """Return the mean of the workers' count sketches."""
+        size = state.layout.size
+        sketch = CountSketch(size, split.rows, split.columns, make_key(*state.common_stream()), ops=ops)
+        kept = math.ceil(self.p1 * split.k) if self.p1 else size
+        if kept < size:
+            largest = ops.top_k(vector, kept)
+            values = ops.take(vector, largest)
+            sketch.add_sparse(largest, values)
+            sketch.table = sketch.table + 0 * values[:1]  # NaN in all sums, if the vector is of NaN
+        else:
+            sketch.add(vector)
+        return sketch.with_table((yield AllReduce(sketch.table)))
+
+    def _named(self, ops: Ops, vector: Array, split: Split, state: State) -> Generator[Collective, Any, Array]:
+        """Return the coordinates that workers name: each the largest of its own, a part of the candidates."""
+        size, count = state.layout.size, split.candidates
+        part = float(state.shared["part"][0]) if "part" in state.shared else 1 / state.workers
+        sketch = InvertibleSketch(size, split.rows, split.columns, make_key(*state.common_stream()), ops=ops)
+        sketch.add(ops.top_k(vector, max(1, round(part * count))))
+        sketch.table = yield AllReduce(sketch.table, "sum")
+        found, unread = sketch.recover(state.workers)
+        part *= min(2.0, FULL * count / max(1, found.shape[0])) if unread < OVERFULL else 0.7
+        state.shared["part"] = ops.zeros(1) + min(1.0, max(part, 0.1 / state.workers))
+        return _exactly(ops, count, found, state)
+
+
+def _exactly(ops: Ops, count: int, found: Array, state: State) -> Array:
+    """Return `count` coordinates: those found, without some of them, or with others that are drawn uniformly."""
+    there, stream = found.shape[0], state.common_stream()
+    if there >= count:
+        return ops.take(found, ops.distinct(count, there, stream)) if there > count else found
+    # Number i of those that were not found comes after as many found ones as are below i + their own rank.
+    others = ops.distinct(count - there, state.layout.size - there, stream)
+    others = others + ops.searchsorted(found - ops.arange(there), others)
+    return ops.sort(ops.concat([found, others]))
 
 
 @dataclass(frozen=True)
@@ -237,7 +273,6 @@ class FetchSGD(Sketched):
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
     contraction: ClassVar[bool] = False
     has_momentum: ClassVar[bool] = True
-    SUMS: ClassVar[int] = 16
 
     momentum: float = setting(0.9, low=0, high=0.9999)
     masking: bool = setting(True)
@@ -261,8 +296,8 @@ class FetchSGD(Sketched):
         """Refuse all feedback."""
         raise ValueError(f"{self.name} allows no feedback: its error is in the sketch already")
 
-    def _rounds(self) -> tuple[float, float]:
-        return 0.0, 0.0
+    def _shares(self) -> tuple[int, float, float]:
+        return 5, 16.0, 0.0
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Average the sketches, and apply the largest estimates of what has gathered."""

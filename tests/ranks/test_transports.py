@@ -29,7 +29,13 @@ def transport(kind, ops):
 
 @pytest.mark.parametrize("kind", ["horovod", "mpi"])
 @pytest.mark.parametrize(
-    "spec", ["sketched_sgd(momentum=0.5)", "sketched_sgd(heavymix=True, momentum=0)", "fetchsgd(momentum=0.5)"]
+    "spec",
+    [
+        "sketched_sgd(k=300, momentum=0.5)",
+        "sketched_sgd(p1=2, p2=4, momentum=0.5)",
+        "sketched_sgd(heavymix=True, momentum=0)",
+        "fetchsgd(momentum=0.5)",
+    ],
 )
 def test_sketches_on_real_ranks_have_the_simulator_s_bits(spec, kind):
     """With numbers that add up exactly, for the order of a sum is each transport's own."""
