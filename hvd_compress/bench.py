@@ -8,6 +8,7 @@ import math
 import os
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ SPECS = [
     *("fp16", "bf16", "int8"),
     *("topk", "topk(values=qsgd(bits=4))", "threshold", "randomk", "dgc(ratio=0.01)", "wangni"),
     *("qsgd(bits=2)", "qsgd(bits=4)", "qsgd(bits=8)", "qsgd(bits=4, norm=l2)", "terngrad", "natural", "low_precision"),
-    *("signsgd", "ef_signsgd", "onebit", "signum", "powersgd(rank=4)"),
+    *("signsgd", "ef_signsgd", "onebit", "signum", "powersgd(rank=4)", "sketched_sgd"),
     "sketched_sgd(ratio=0.01, rows=5, columns={columns}, p1=0, p2=1)",  # all is sketched, 1 % selected
 ]
 SCALE = 1e-3 / 2.5758  # of the normal numbers: 1 % of their magnitudes are above 1e-3, the threshold's default
@@ -228,7 +229,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     results = report["results"][::-1]
     encode, decode = ([r[f"{name}_s"] / report["memcpy_s"] for r in results] for name in ("encode", "decode"))
     figure, axes = pyplot.subplots(figsize=(8, 1 + 0.3 * len(results)), layout="constrained")
-    names = [r["spec"] for r in results]
+    names = [textwrap.fill(r["spec"], 34) for r in results]
     axes.barh(names, encode, label="encode")
     axes.barh(names, decode, left=encode, label="decode")
     axes.axvline(1, color="black", linewidth=1, linestyle=":")
