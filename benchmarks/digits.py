@@ -33,7 +33,6 @@ SETTINGS = {
     "dgc": ("dgc(ratio=0.01)", "--lr 0.1"),
     "signsgd": ("signsgd", "--optimizer sgd --lr 0.003"),
     "signum": ("signum", "--lr 0.001"),
-    "sketched_sgd": ("sketched_sgd(budget=0.1)", ""),
     "fetchsgd": ("fetchsgd(budget=0.25)", "--lr 0.2"),
 }
 # Methods with parts of others, and what else a method needs to send less.
@@ -57,6 +56,9 @@ COMPOSITIONS = [
     ("natural(feedback=ef)", ""),
     ("ef_signsgd(feedback=momentum(masking=False))", ""),
     ("powersgd(rank=2, feedback=ef21)", ""),
+    ("sketched_sgd(p1=0.0625)", ""),
+    ("sketched_sgd(p1=2, p2=4, momentum=0.9)", "--lr 0.1"),
+    ("sketched_sgd(budget=0.005)", ""),
 ]
 UNCOMPRESSED = [("none", more) for more in ("--lr 0.1", "--epochs 20", "--optimizer sgd --epochs 40")]
 
