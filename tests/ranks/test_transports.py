@@ -81,6 +81,9 @@ def test_real_ranks_give_what_simulated_ones_give(spec, kind):
 
 @pytest.mark.parametrize("spec", ["topk(ratio=0.02)", "fetchsgd(columns=400, momentum=0)", "sketched_sgd(momentum=0)"])
 def test_a_residual_that_grows_without_bound_is_told(spec):
+    if hvd.size() > 2:
+        pytest.skip("each rank looks at its own residual: two will do for the hundreds of steps")
+
     def run(growth):
         name = f"{spec}.{growth}"
         exchange = Exchange(parse(spec), Layout.flat(400), TorchOps(), transport("horovod", TorchOps()), name=name)
