@@ -28,11 +28,12 @@ class Mean(NamedTuple):
     deviation: float
     fewer_sent: float
     fewer: float  # sent and received together
+    seeds: int
 
     @property
     def text(self) -> str:
         """The accuracy for a table."""
-        return f"{self.accuracy:.1f} ± {self.deviation:.1f} %"
+        return f"{self.accuracy:.1f} ± {self.deviation:.1f} %" if self.seeds > 1 else f"{self.accuracy:.1f} %"
 
 
 def mean_of(own: list[dict[str, Any]]) -> Mean:
@@ -41,7 +42,7 @@ def mean_of(own: list[dict[str, Any]]) -> Mean:
     deviation = statistics.stdev(accuracies) if len(own) > 1 else 0.0
     dense, sent = (sum(result[name] for result in own) for name in ("dense_bytes", "bytes_sent"))
     received = sum(result.get("bytes_received", result["bytes_sent"]) for result in own)
-    return Mean(statistics.mean(accuracies), deviation, dense / sent, 2 * dense / (sent + received))
+    return Mean(statistics.mean(accuracies), deviation, dense / sent, 2 * dense / (sent + received), len(own))
 
 
 def means_of(found: Results, key: Callable[[Run], Key]) -> dict[Key, Mean]:

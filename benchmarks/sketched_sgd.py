@@ -159,7 +159,7 @@ def show_split(found: Results, folder: Path) -> str:
 def show_cifar10_split(found: Results, folder: Path) -> str:
     """Return the section about the division of the bytes for another network."""
     means = means_of(found, lambda run: run.compression)
-    rows = [[f"`{spec}`", f"{mean.fewer_sent:.1f}", f"{mean.accuracy:.1f} %"] for spec, mean in means.items()]
+    rows = [[f"`{spec}`", f"{mean.fewer_sent:.1f}", mean.text] for spec, mean in means.items()]
     return CIFAR10_SPLIT.format(table=table("compression | times fewer | accuracy", rows))
 
 
@@ -170,14 +170,13 @@ def show_cifar10(found: Results, folder: Path) -> str:
     for (epochs, spec), mean in by_epochs.items():
         none = by_epochs[epochs, "none"]
         behind = f"{mean.accuracy - none.accuracy:+.1f}" if spec != "none" else ""
-        score = mean.text if epochs == 12 else f"{mean.accuracy:.1f} %"
-        rows.append([f"`{spec}`", str(epochs), f"{mean.fewer_sent:.1f}", f"{mean.fewer:.1f}", score, behind])
+        rows.append([f"`{spec}`", str(epochs), f"{mean.fewer_sent:.1f}", f"{mean.fewer:.1f}", mean.text, behind])
     means = {spec: mean for (epochs, spec), mean in by_epochs.items() if epochs == 12}
     with picture(folder / "sketched-sgd-cifar10.png", 1) as (axes,):
         named = [mean for spec, mean in means.items() if spec.startswith("sketched") and spec != PUBLISHED]
         error_bars(axes, [(mean.fewer, mean) for mean in named], "sketched_sgd")
-        for spec, label in ((PUBLISHED, "sketched_sgd(p1=2, p2=4, momentum=0.9)"), (selected(40), selected(40))):
-            error_bars(axes, [(means[spec].fewer, means[spec])], label)
+        for spec in (PUBLISHED, selected(40)):
+            error_bars(axes, [(means[spec].fewer, means[spec])], spec)
         none = means["none"]
         axes.axhspan(none.accuracy - none.deviation, none.accuracy + none.deviation, alpha=0.2, color="gray")
         axes.axhline(none.accuracy, color="gray", label="uncompressed")
@@ -211,7 +210,7 @@ def show_workers(found: Results, folder: Path) -> str:
     }
     rows = []
     for w in WORKERS:
-        cells = [f"{means[spec, w].accuracy:.1f} %" if (spec, w) in means else "" for spec in specs]
+        cells = [means[spec, w].text if (spec, w) in means else "" for spec in specs]
         cells += ["{:.1f} / {:.1f}".format(*amount[spec, w]) if (spec, w) in amount else "" for spec in specs]
         rows.append([str(w), *cells])
     with picture(folder / "sketched-sgd-workers.png", 2) as (left, right):

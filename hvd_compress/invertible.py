@@ -12,7 +12,7 @@ from hvd_compress import random
 from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.random import Stream, make_key
-from hvd_compress.sketch import check_shape, rotated
+from hvd_compress.sketch import check_shape, column_of, rotated
 
 MOST_PASSES = 100  # over all rows; what can be read takes some twenty
 
@@ -83,18 +83,20 @@ class InvertibleSketch:
             position = ops.arange(c) - ops.take(self._rotations[r], block)
             position = position + c * ops.cast(position < 0, "int64")
             alone = (ops.take(multiples, at) == sums) & (block * c + position < self.size)
-            places = ops.above(ops.cast(alone, "float32"), 0.5)
+            places = _where(ops, alone)
             idle = 0 if places.shape[0] else idle + 1
             if idle == self.rows:
                 break
+            if idle:
+                continue
             block, position, sums = (ops.take(array, places) for array in (block, position, sums))
             table = self._plus(table, block, position, -sums)
             found.append(block * c + position)
-        every = ops.sort(ops.concat(found)) if found else ops.arange(0)
-        if every.shape[0] > 1:  # one that was read twice, once by mistake
-            first = ops.concat([ops.arange(1), 1 + ops.above(ops.cast(every[1:] != every[:-1], "float32"), 0.5)])
-            every = ops.take(every, first)
-        return every, ops.above(ops.cast(table, "float32"), 0.5).shape[0] / (self.rows * c)
+        every = ops.arange(0)
+        if found:
+            every = ops.sort(ops.concat(found))  # perhaps with one that was read twice, once by mistake
+            every = ops.take(every, ops.concat([ops.arange(1), 1 + _where(ops, every[1:] != every[:-1])]))
+        return every, _where(ops, table != 0).shape[0] / (self.rows * c)
 
     @cached_property
     def _rotations(self) -> Array:
@@ -105,9 +107,14 @@ class InvertibleSketch:
         """Return the table, overwritten, with something added to the sums of coordinates."""
         ops, c = self.ops, self.columns
         for r in range(self.rows):
-            place = position + ops.take(self._rotations[r], block)
-            table = ops.add_repeated(table, r * c + place - c * ops.cast(place >= c, "int64"), sums)
+            column = column_of(ops, position, ops.take(self._rotations[r], block), c)
+            table = ops.add_repeated(table, r * c + column, sums)
         return table
+
+
+def _where(ops: Ops, condition: Array) -> Array:
+    """Return the indices at which a condition is true, int64 ascending."""
+    return ops.above(ops.cast(condition, "float32"), 0.5)
 
 
 def _codes(blocks: int) -> np.ndarray[Any, Any]:

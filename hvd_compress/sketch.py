@@ -178,11 +178,8 @@ class CountSketch:
         block = indices // c
         position = indices - block * c
         for r in range(self.rows):
-            place = position + ops.take(shifts[r], block)
-            yield (
-                r * c + place - c * ops.cast(place >= c, "int64"),
-                ops.take(signs, position) * ops.take(flips[r], block),
-            )
+            column = column_of(ops, position, ops.take(shifts[r], block), c)
+            yield r * c + column, ops.take(signs, position) * ops.take(flips[r], block)
 
     def _add_at(self, indices: Array, values: Array) -> None:
         for place, sign in self._places(indices):
@@ -206,3 +203,9 @@ def check_shape(kind: str, size: int, rows: int, columns: int) -> None:
 def rotated(words: np.ndarray[Any, Any], columns: int) -> np.ndarray[Any, Any]:
     """Return random 32-bit words as shifts of blocks, int64 below `columns`."""
     return (words.astype(np.uint64) * np.uint64(columns) >> np.uint64(32)).astype(np.int64)
+
+
+def column_of(ops: Ops, positions: Array, shifts: Array, columns: int) -> Array:
+    """Return the columns that positions in a block are rotated to."""
+    places = positions + shifts
+    return places - columns * ops.cast(places >= columns, "int64")

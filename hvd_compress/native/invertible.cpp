@@ -66,8 +66,7 @@ int64_t recover(const Invertible& s, int64_t passes, uint32_t* table, Selection&
                 idle = 0;
                 found.words()[index / 64] |= uint64_t{1} << index % 64;
                 for (int r = 0; r < s.rows; ++r) {
-                    int64_t at = position + s.shifts[r * s.blocks() + block];
-                    if (at >= s.columns) at -= s.columns;
+                    const int64_t at = s.column_of(position, s.shifts[r * s.blocks() + block]);
                     table[r * s.columns + at] -= sum;
                     if (r != row) changed[r * words + at / 64] |= uint64_t{1} << at % 64;
                 }

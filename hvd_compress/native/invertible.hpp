@@ -3,21 +3,16 @@
 
 #include <cstdint>
 
-#include "algorithms.hpp"
+#include "sketch.hpp"
 
 namespace hvd {
 
-// Block b of `columns` coordinates is rotated in row r by shifts[r * blocks() + b]. A coordinate that was put in v times has
-// added v times its block's code to one sum of each row; `multiples` are those that there can be, with their blocks.
-struct Invertible {
-    int64_t size, columns;
-    int rows;
-    const int64_t* shifts;
+// A coordinate that was put in v times has added v times its block's code to one sum of each row; `multiples` are those
+// that there can be, with their blocks.
+struct Invertible : Rotation {
     const int32_t* multiples;
     const int64_t* owners;
     int64_t count;  // of multiples
-
-    int64_t blocks() const { return (size + columns - 1) / columns; }
 };
 
 // Reads coordinates from the sums, from which they are subtracted, row after row, until none gives any more, at most `passes`

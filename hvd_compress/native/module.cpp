@@ -382,28 +382,31 @@ struct Table {
     Span<const float> sums;
 };
 
-void require_table(int64_t size, int rows, int64_t sums) {
-    require(1 <= rows && rows <= hvd::MOST_ROWS, "rows must be in 1 to 15");
-    require(1 <= size && size <= int64_t{1} << 40, "size must be in 1 to 2^40");
-    require(sums >= rows && sums % rows == 0, "table must have as many sums in each row");
-}
-
 template <class T>
 void require_below(Span<const T> numbers, T limit, const char* message) {
     for (int64_t i = 0; i < numbers.size; ++i) require(0 <= numbers.data[i] && numbers.data[i] < limit, message);
 }
 
+hvd::Rotation rotation_of(int64_t size, int rows, int64_t sums, const py::array& array) {
+    require(1 <= rows && rows <= hvd::MOST_ROWS, "rows must be in 1 to 15");
+    require(1 <= size && size <= int64_t{1} << 40, "size must be in 1 to 2^40");
+    require(sums >= rows && sums % rows == 0, "table must have as many sums in each row");
+    const auto shifts = in<int64_t>(array, "shifts");
+    const hvd::Rotation rotation{size, sums / rows, rows, shifts.data};
+    require(shifts.size == rows * rotation.blocks(), "shifts do not fit the table");
+    require_below(shifts, rotation.columns, "a shift is out of range");
+    return rotation;
+}
+
 Table table_of(const py::array& table, int64_t size, int rows, const Arrays& arrays) {
     const auto sums = in<float>(table, "table");
-    require_table(size, rows, sums.size);
-    require(rows % 2, "rows must be odd");
-    const auto shifts = in<int64_t>(std::get<0>(arrays), "shifts");
+    require(1 <= rows && rows <= hvd::MOST_ROWS && rows % 2, "rows must be odd, in 1 to 15");
+    const auto rotation = rotation_of(size, rows, sums.size, std::get<0>(arrays));
     const auto flips = in<uint8_t>(std::get<1>(arrays), "flips");
     const auto signs = in<uint32_t>(std::get<2>(arrays), "signs");
-    const hvd::Hashing hashing{size, sums.size / rows, rows, shifts.data, flips.data, signs.data};
-    const bool fits = shifts.size == rows * hashing.blocks() && flips.size == shifts.size;
-    require(fits && signs.size == (hashing.columns + 31) / 32, "shifts, flips or signs do not fit the table");
-    require_below(shifts, hashing.columns, "a shift is out of range");
+    const hvd::Hashing hashing{rotation, flips.data, signs.data};
+    const bool fits = flips.size == rows * hashing.blocks() && signs.size == (hashing.columns + 31) / 32;
+    require(fits, "flips or signs do not fit the table");
     require_below(flips, uint8_t{2}, "a flip is out of range");
     return {hashing, sums};
 }
@@ -459,16 +462,11 @@ std::pair<py::array_t<int64_t>, int64_t> recover(
     const py::array& owners, int64_t passes
 ) {
     const auto sums = in<int32_t>(table, "table");
-    require_table(size, rows, sums.size);
-    const auto turns = in<int64_t>(shifts, "shifts"), blocks = in<int64_t>(owners, "owners");
     const auto codes = in<int32_t>(multiples, "multiples");
-    const hvd::Invertible sketch{
-        size, sums.size / rows, rows, turns.data, codes.data, blocks.data, codes.size,
-    };
-    require(turns.size == rows * sketch.blocks(), "shifts do not fit the table");
+    const auto blocks = in<int64_t>(owners, "owners");
+    const hvd::Invertible sketch{rotation_of(size, rows, sums.size, shifts), codes.data, blocks.data, codes.size};
     require(codes.size == blocks.size && codes.size <= int64_t{1} << 30, "multiples and owners must be of one length");
     require(0 <= passes && passes <= 1 << 20, "passes must be in 0 to 2^20");
-    require_below(turns, sketch.columns, "a shift is out of range");
     require_below(blocks, std::min(sketch.blocks(), int64_t{1} << 31), "an owner is out of range");
     hvd::Selection found(size);
     const auto left = unlocked([&] {

@@ -12,11 +12,6 @@ namespace {
 constexpr int64_t TILE = 4096;        // columns of a row that are added to while they are in the first-level cache
 constexpr int64_t GROUP = 1 << 20;    // coordinates that are read for each row while they are in the last-level cache
 
-int64_t place_of(int64_t position, int64_t shift, int64_t columns) {
-    const int64_t place = position + shift;
-    return place < columns ? place : place - columns;
-}
-
 // Adds to the columns [first, last) of a row what goes there of block b, of which `x` has the positions [low, high).
 void add_block(
     const Hashing& h, int row, int64_t b, const float* x, int64_t low, int64_t high, int64_t first, int64_t last,
@@ -40,7 +35,7 @@ void estimate_range(const Hashing& h, const float* table, int64_t begin, int64_t
         const float* rows[MOST_ROWS];
         uint32_t flips = 0;
         for (int r = 0; r < h.rows; ++r) {
-            const int64_t place = place_of(position, h.shifts[r * h.blocks() + b], h.columns);
+            const int64_t place = h.column_of(position, h.shifts[r * h.blocks() + b]);
             run = std::min(run, h.columns - place);
             rows[r] = table + r * h.columns + place;
             flips |= static_cast<uint32_t>(h.flips[r * h.blocks() + b]) << r;
@@ -101,7 +96,7 @@ void sketch_sparse(const Hashing& h, const Sparse& part, float* table) {
             if (index - b * h.columns >= h.columns) b = index / h.columns;
             const int64_t position = index - b * h.columns, at = row * h.blocks() + b;
             const bool negative = (h.signs[position / 32] >> position % 32 & 1) != h.flips[at];
-            sums[place_of(position, h.shifts[at], h.columns)] += negative ? -part.values[i] : part.values[i];
+            sums[h.column_of(position, h.shifts[at])] += negative ? -part.values[i] : part.values[i];
         }
     });
 }

@@ -9,16 +9,25 @@ namespace hvd {
 
 constexpr int MOST_ROWS = 15;
 
-// Where coordinates go: block b of `columns` coordinates is rotated in row r by shifts[r * blocks() + b], and turned round
-// if flips[...] says so; a coordinate's own sign is that of its place in the block, a bit of `signs`.
-struct Hashing {
+// Where coordinates go: block b of `columns` coordinates is rotated in row r by shifts[r * blocks() + b].
+struct Rotation {
     int64_t size, columns;
     int rows;
     const int64_t* shifts;
-    const uint8_t* flips;
-    const uint32_t* signs;
 
     int64_t blocks() const { return (size + columns - 1) / columns; }
+    // The column that a position in a block is rotated to.
+    int64_t column_of(int64_t position, int64_t shift) const {
+        const int64_t column = position + shift;
+        return column < columns ? column : column - columns;
+    }
+};
+
+// A block is turned round in a row if flips[...] says so; a coordinate's own sign is that of its place in the block, a bit
+// of `signs`.
+struct Hashing : Rotation {
+    const uint8_t* flips;
+    const uint32_t* signs;
 };
 
 // Adds the coordinates offset to offset + n - 1 of a vector, x, to the table of rows * columns sums.
