@@ -24,11 +24,12 @@ class WorkersDisagree(ValueError):
     """The workers were not started with the same version, settings or model."""
 
 
-def check_agreement(descriptions: Sequence[Mapping[str, Any]]) -> None:
+def check_agreement(descriptions: Sequence[Mapping[str, Any]], ranks: Sequence[int] | None = None) -> None:
     """Compare what each worker says of itself.
 
     Args:
         descriptions: one mapping a worker, in the order of ranks; a list in it is compared item by item.
+        ranks: the workers' ranks, if they are not 0, 1, 2 and so on.
 
     Raises:
         WorkersDisagree: naming what differs, the ranks, and what each has.
@@ -43,10 +44,10 @@ def check_agreement(descriptions: Sequence[Mapping[str, Any]]) -> None:
             padded = [[*value, *["nothing"] * (longest - len(value))] for value in values]
             first = next(i for i in range(longest) if any(value[i] != padded[0][i] for value in padded))
             values, what = [value[first] for value in padded], f"{key}, number {first + 1}"
-        ranks: dict[str, list[int]] = {}
-        for rank, value in enumerate(values):
-            ranks.setdefault(str(value), []).append(rank)
+        having: dict[str, list[int]] = {}
+        for rank, value in zip(ranks or range(len(values)), values, strict=True):
+            having.setdefault(str(value), []).append(rank)
         listed = "; ".join(
-            f"rank{'s' if len(who) > 1 else ''} {', '.join(map(str, who))}: {value}" for value, who in ranks.items()
+            f"rank{'s' if len(who) > 1 else ''} {', '.join(map(str, who))}: {value}" for value, who in having.items()
         )
         raise WorkersDisagree(f"the workers disagree on {what}: {listed}")

@@ -76,17 +76,17 @@ class Sparsifier(GatherCompressor):
 
     def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
         """Scatter the values of all payloads, divided by their number."""
-        parts = [self._decode(ops, payload, layout) for payload in payloads]
+        parts = [self.read(ops, payload, layout) for payload in payloads]
         return ops.scatter(layout.size, parts, 1 / len(payloads))
 
     def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
         """Add `factor` times the values to `total` at their indices."""
-        indices, values = self._decode(ops, payload, layout)
+        indices, values = self.read(ops, payload, layout)
         return ops.scatter_add(total, indices, values if factor == 1 else values * factor)
 
     def support(self, ops: Ops, payload: Array, layout: Layout) -> Array:
         """Return the indices in a payload."""
-        return self._decode(ops, payload, layout)[0]
+        return self.read(ops, payload, layout)[0]
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """Those of the values and the indices; if `varying`, 64 for the number and 64 for the payload's length."""
@@ -99,8 +99,8 @@ class Sparsifier(GatherCompressor):
             return self.values.payload_bits(Layout.flat(count)) if count else 0
         return count * (16 if self.values == "fp16" else 32)
 
-    def _decode(self, ops: Ops, payload: Array, layout: Layout) -> tuple[Array, Array]:
-        """Return the indices and the values in a payload."""
+    def read(self, ops: Ops, payload: Array, layout: Layout) -> tuple[Array, Array]:
+        """Return the indices and the values in a payload; ValueError if `encode` cannot have written it."""
         count, start = self.count(layout) if not self.varying else 0, 0
         if self.varying:
             start = COUNT_BYTES

@@ -1,0 +1,257 @@
+"""Vectors as bytes: gradients on their way up, models on their way down."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_compress.compressors.base import Compressor, GatherCompressor, check_length
+from hvd_compress.compressors.cast import NoCompression
+from hvd_compress.compressors.quantize import Quantizer
+from hvd_compress.compressors.sparsify import Sparsifier, Threshold
+from hvd_compress.layout import Layout
+from hvd_compress.ops import Array, Ops, packed_bytes
+from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.parameter_server.messages import Bytes, Malformed
+from hvd_compress.random import make_key
+from hvd_compress.state import State
+
+Vector = NDArray[np.float32]
+
+LEAST = float(np.finfo(np.float32).tiny)  # what is smaller counts as zero
+
+
+@dataclass(frozen=True)
+class Floats(GatherCompressor):
+    """Send a vector's own floats."""
+
+    name: ClassVar[str] = "floats"
+    wire: ClassVar[str] = "float32"
+    unbiased: ClassVar[bool] = True
+    stateful: ClassVar[bool] = False
+
+    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
+        """Return the bytes."""
+        return ops.to_bytes(vector)
+
+    def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
+        """Return the floats."""
+        check_length(self.name, payload, 4 * layout.size)
+        return ops.from_bytes(payload, "float32")
+
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
+        """32 for each coordinate."""
+        return 32 * layout.size
+
+
+class Decoded(NamedTuple):
+    """A vector that came in and was found sound: ``add_to(total, factor)`` adds it, in place."""
+
+    add_to: Callable[[Vector, float], object]
+
+
+class Codec:
+    """A compressor at work on one vector, as sender or as receiver.
+
+    A payload is what the compressor makes of the vector, or, where that is shorter, of its nonzero coordinates alone,
+    with their indices: an exact zero is sent as a zero either way, and the length tells which of the two it is.
+
+    Args:
+        compressor: without feedback; a `GatherCompressor`, or "none".
+        layout: of the vector.
+        key: of the random numbers, such as (seed, rank, epoch).
+    """
+
+    def __init__(self, compressor: Compressor, layout: Layout, key: tuple[object, ...] = ()) -> None:
+        if isinstance(compressor, NoCompression):
+            compressor = Floats()
+        if not isinstance(compressor, GatherCompressor):
+            raise ValueError(
+                f"{compressor.name} cannot be sent to a server: it needs more than one payload a worker "
+                f"({' + '.join(compressor.collectives)})"
+            )
+        self.compressor, self.layout, self.ops = compressor, layout, NumpyOps()
+        self.state = State(layout, seed=make_key(*key))
+        self._nonzero: Threshold | None = None
+        if isinstance(compressor, Floats):
+            self._nonzero = Threshold(LEAST)
+        elif isinstance(compressor, Quantizer) and compressor.block <= 0 and len(layout.parameters) == 1:
+            self._nonzero = Threshold(LEAST, values=compressor)
+
+    def encode(self, vector: Vector) -> Bytes:
+        """Return a finite vector, float32 of shape (d,), as bytes."""
+        compressor: GatherCompressor = self.compressor
+        if self._nonzero is not None:
+            bits = self._nonzero.payload_bits(self.layout, int(np.count_nonzero(vector)))
+            if bits < compressor.payload_bits(self.layout):
+                compressor = self._nonzero
+        payload = compressor.encode(self.ops, vector, self.state)
+        self.state.commit()
+        return payload
+
+    def decode(self, payload: Bytes) -> Decoded:
+        """Return what came in.
+
+        Raises:
+            Malformed: if it is nothing that `encode` can have written, or not finite.
+        """
+        try:
+            return self._decode(payload)
+        except ValueError as error:
+            raise Malformed(str(error)) from error
+
+    def _decode(self, payload: Bytes) -> Decoded:
+        ops, layout = self.ops, self.layout
+        compressor: GatherCompressor = self.compressor
+        if self._nonzero is not None and 8 * payload.nbytes < compressor.payload_bits(layout):
+            compressor = self._nonzero
+        if isinstance(compressor, Sparsifier):
+            indices, values = compressor.read(ops, payload, layout)
+            _check_finite(compressor.name, values)
+            return Decoded(lambda total, factor: ops.scatter_add(total, indices, values * np.float32(factor)))
+        if isinstance(compressor, Quantizer) and compressor.block <= 0:  # a scale says whether it is finite
+            check_length(compressor.name, payload, compressor.payload_bits(layout) // 8)
+            scales = compressor.scales_each * (1 if compressor.block else sum(p.size > 0 for p in layout.parameters))
+            _check_finite(compressor.name, ops.from_bytes(payload[: 4 * scales], "float32"))
+            return Decoded(lambda total, factor: compressor.accumulate(ops, total, payload, layout, factor))
+        vector = compressor.decode(ops, payload, layout)
+        _check_finite(compressor.name, vector)
+        return Decoded(lambda total, factor: ops.add(total, vector, factor))
+
+
+def _check_finite(name: str, values: Vector) -> None:
+    if not NumpyOps().all_finite(values):
+        raise Malformed(f"{name}: a payload with values that are not finite came in")
+
+
+class GridModel:
+    """The model itself on the grid of Q(delta, b), with the smallest b that meets the precision condition.
+
+    E||Q(x) - x||^2 <= mu ||x - x~||^2 (Yu, Wu, Huang 2019, section 3): the expectation is computed exactly, of each b
+    from the last one's lower neighbour on. Where no b up to 24 meets it, as for x = x~, the floats are sent. A payload
+    is b (one byte), delta of each tensor (fp32) and the packed grid points.
+
+    Args:
+        layout: of the vector.
+        mu: of the condition.
+        key: of the random numbers.
+    """
+
+    MOST = 24
+
+    def __init__(self, layout: Layout, mu: float, key: tuple[object, ...] = ()) -> None:
+        self.layout, self.mu, self.ops = layout, mu, NumpyOps()
+        self.bits = 2
+        self.used: Counter[int] = Counter()
+        self._random = np.random.Generator(np.random.Philox(make_key(*key)))
+
+    def encode(self, x: Vector, snapshot: Vector) -> Bytes:
+        """Return x as bytes."""
+        allowed = self.mu * float(np.square(x - snapshot, dtype=np.float64).sum())
+        bits = max(2, self.bits - 1)
+        while bits <= self.MOST and self._error(x, bits) > allowed:
+            bits += 1
+        self.bits = min(bits, self.MOST)
+        if bits > self.MOST:
+            self.used[32] += 1
+            return np.concatenate([np.array([32], np.uint8), self.ops.to_bytes(x)])
+        self.used[bits] += 1
+        scales, codes = [], []
+        for part in self._tensors(x):
+            delta, scaled = self._scaled(part, bits)
+            levels = np.floor(scaled + self._random.random(scaled.shape)).astype(np.int32) + (1 << bits - 1)
+            codes.append(np.clip(levels, 0, (1 << bits) - 1))  # delta is rounded to fp32, the ends may lie beside it
+            scales.append(np.array([delta], np.float32))
+        packed = self.ops.pack(np.concatenate(codes), bits)
+        return np.concatenate([np.array([bits], np.uint8), *(self.ops.to_bytes(s) for s in scales), packed])
+
+    def decode(self, payload: Bytes, snapshot: Vector) -> Vector:
+        """Return the model in a payload.
+
+        Raises:
+            Malformed: if it is nothing that `encode` can have written, or not finite.
+        """
+        bits = int(payload[0]) if payload.nbytes else 0
+        if bits != 32 and not 2 <= bits <= self.MOST:
+            raise Malformed(f"a model of {bits} bits came in; 2 to {self.MOST} are allowed, and 32")
+        parts = [p for p in self.layout.parameters if p.size]
+        size = self.layout.size
+        expected = 1 + (4 * size if bits == 32 else 4 * len(parts) + packed_bytes(size, bits))
+        if payload.nbytes != expected:
+            raise Malformed(f"a model of {payload.nbytes} bytes came in; expected {expected}")
+        body = payload[1:]
+        if bits == 32:
+            x = self.ops.from_bytes(body, "float32")
+        else:
+            deltas = self.ops.from_bytes(body[: 4 * len(parts)], "float32")
+            x = (self.ops.unpack(body[4 * len(parts) :], bits, size) - (1 << bits - 1)).astype(np.float32)
+            for p, delta in zip(parts, deltas, strict=True):
+                x[p.slice] *= delta
+        _check_finite("the model", x)
+        return x
+
+    def _error(self, x: Vector, bits: int) -> float:
+        """Return E||Q(x) - x||^2."""
+        total = 0.0
+        for part in self._tensors(x):
+            delta, scaled = self._scaled(part, bits)
+            rest = scaled - np.floor(scaled)
+            total += delta**2 * float((rest * (1 - rest)).sum())
+        return total
+
+    def _scaled(self, part: Vector, bits: int) -> tuple[float, NDArray[np.float64]]:
+        delta = float(np.float32(np.abs(part).max() / ((1 << bits - 1) - 1)))
+        return delta, part.astype(np.float64) / delta if delta else np.zeros(part.shape)
+
+    def _tensors(self, x: Vector) -> list[Vector]:
+        return [x[p.slice] for p in self.layout.parameters if p.size]
+
+
+class DifferenceModel:
+    """The model as the quantized difference from the snapshot, which the workers hold exactly.
+
+    Its error shrinks by itself as the model nears the snapshot: E||Q(x - x~) - (x - x~)||^2 is a multiple of
+    ||x - x~||^2, whatever the bits.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def encode(self, x: Vector, snapshot: Vector) -> Bytes:
+        """Return x as bytes."""
+        return self.codec.encode(affine(x, 1.0, snapshot, -1.0))
+
+    def decode(self, payload: Bytes, snapshot: Vector) -> Vector:
+        """Return the model in a payload; Malformed if there is none."""
+        x = snapshot.copy()
+        self.codec.decode(payload).add_to(x, 1.0)
+        return x
+
+
+class FloatModel:
+    """The model's own floats."""
+
+    def encode(self, x: Vector, snapshot: Vector) -> Bytes:
+        """Return x as bytes."""
+        return x.copy().view(np.uint8)
+
+    def decode(self, payload: Bytes, snapshot: Vector) -> Vector:
+        """Return the model in a payload; Malformed if there is none."""
+        if payload.nbytes != snapshot.nbytes:
+            raise Malformed(f"a model of {payload.nbytes} bytes came in; expected {snapshot.nbytes}")
+        x = payload.view(np.float32)
+        _check_finite("the model", x)
+        return x
+
+
+Model = GridModel | DifferenceModel | FloatModel
+
+
+def affine(x: Vector, a: float, y: Vector, b: float, out: Vector | None = None) -> Vector:
+    """Return a x + b y, in `out` if it is given."""
+    return NumpyOps().affine(x, a, y, b, out)
