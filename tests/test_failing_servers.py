@@ -87,3 +87,14 @@ def test_another_algorithm_does_not_go_on_from_a_checkpoint(tmp_path):
     result, said = ended(start(2, LEAST_SQUARES, json.dumps(other)))
     assert result is None
     assert "the checkpoint is of DoubleQuantization" in said
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_worker_that_sends_nonsense_is_refused_and_harms_nothing(servers):
+    given = {"algorithm": ALGORITHM, "settings": {**SLOW, "slow": 0, "servers": servers}, "nonsense": [servers]}
+    result, said = ended(start(servers + 2, LEAST_SQUARES, json.dumps(given)))
+    assert result is not None, said
+    assert f"worker {servers} sent a message that was refused: " in said
+    assert f"rank {servers}: a server has refused a message" in said
+    assert result["suboptimality"] <= 1e-8
+    assert result["workers_left"] == 1

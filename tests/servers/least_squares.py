@@ -56,6 +56,22 @@ def problem(size=40, rows=400, l2=0.01, condition=1.0):
     return LeastSquares(a.astype("f4"), b.astype("f4"), Regularizer(0.0, l2))
 
 
+class Nonsense:
+    """A worker's part that sends random bytes after some sensible answers."""
+
+    def __init__(self, inner):
+        self.inner, self.left = inner, 20
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def answer(self, x, part, rows):
+        self.left -= 1
+        payloads = self.inner.answer(x, part, rows)
+        random = np.random.default_rng(0)
+        return payloads if self.left > 0 else [random.integers(0, 256, 31, np.uint8) for _ in payloads]
+
+
 class Silent:
     def __init__(self):
         self.said = []
@@ -82,6 +98,14 @@ def main():
         settings["checkpoint"] = Path(settings["checkpoint"])
     kind = getattr(ps, given.get("kind", "DoubleQuantization"))
     rank, console = MPI.COMM_WORLD.Get_rank(), Silent()
+
+    if rank in given.get("nonsense", []):
+        sensible = kind.answer
+
+        def answer(self, plan, shards, rank):
+            return Nonsense(sensible(self, plan, shards, rank))
+
+        kind.answer = answer
 
     def load():
         objective = problem(**given.get("problem", {}))
