@@ -52,7 +52,7 @@ def main() -> None:
             batch=args.batch,
             seed=args.seed,
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         console.refuse(parser, str(error))
     shown = console.Console(args, f"{args.variant}, {args.bits} bits")
     result = run(

@@ -98,3 +98,16 @@ def test_a_worker_that_sends_nonsense_is_refused_and_harms_nothing(servers):
     assert f"rank {servers}: a server has refused a message" in said
     assert result["suboptimality"] <= 1e-8
     assert result["workers_left"] == 1
+
+
+def test_a_rank_that_raises_is_not_waited_for():
+    given = {"algorithm": ALGORITHM, "settings": {**SLOW, "slow": 0}, "raising": [1]}
+    result, said = ended(start(4, LEAST_SQUARES, json.dumps(given)))
+    assert result is not None, said
+    assert "RuntimeError: this worker has a bug" in said
+    assert "worker 1 is gone" in said
+    assert result["workers_left"] == 2
+    alone = {**given, "settings": {**SLOW, "slow": 0, "servers": 1}}
+    result, said = ended(start(2, LEAST_SQUARES, json.dumps(alone)))
+    assert result is None
+    assert "no worker is left" in said

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hvd_compress.parameter_server.objectives import Softmax as Softmax
     from hvd_compress.parameter_server.objectives import minimum as minimum
     from hvd_compress.parameter_server.server import Epoch as Epoch
+    from hvd_compress.parameter_server.sgd import DOWNLINKS as DOWNLINKS
+    from hvd_compress.parameter_server.sgd import SGD as SGD
     from hvd_compress.parameter_server.torch_objective import TorchObjective as TorchObjective
 
 _HOME = {
@@ -29,6 +31,7 @@ _HOME = {
     **dict.fromkeys(("LogisticRegression", "Objective", "Perceptron", "Regularizer", "Softmax"), "objectives"),
     "minimum": "objectives",
     "Epoch": "server",
+    **dict.fromkeys(("DOWNLINKS", "SGD"), "sgd"),
     "survives": "messages",
     "TorchObjective": "torch_objective",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.compressors.base import Compressor, GatherCompressor, check_length
-from hvd_compress.compressors.cast import NoCompression
-from hvd_compress.compressors.quantize import Quantizer
-from hvd_compress.compressors.sparsify import Sparsifier, Threshold
+from hvd_compress.compressors.base import Compressor, GatherCompressor, check_length, setting
+from hvd_compress.compressors.cast import HalfPrecision, NoCompression
+from hvd_compress.compressors.feedback import EF21, Feedback
+from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
+from hvd_compress.compressors.quantize import LowPrecision, Quantizer
+from hvd_compress.compressors.sparsify import COUNT_BYTES, RandomK, Sparsifier, Threshold, count_of
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops, packed_bytes
 from hvd_compress.ops.numpy import NumpyOps
@@ -49,38 +52,110 @@ class Floats(GatherCompressor):
         return 32 * layout.size
 
 
+@dataclass(frozen=True)
+class Halves(Floats):
+    """Send a vector's floats as float16."""
+
+    name: ClassVar[str] = "halves"
+    wire: ClassVar[str] = "float16"
+    unbiased: ClassVar[bool] = False
+
+    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
+        """Return the bytes."""
+        return ops.to_bytes(ops.cast(vector, "float16"))
+
+    def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
+        """Return the floats."""
+        check_length(self.name, payload, 2 * layout.size)
+        return ops.cast(ops.from_bytes(payload, "float16"), "float32")
+
+    def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
+        """16 for each coordinate."""
+        return 16 * layout.size
+
+
+@dataclass(frozen=True)
+class Drawn(Sparsifier):
+    """Send coordinates drawn at random, as `RandomK` does, and name them: workers are not at the same step."""
+
+    name: ClassVar[str] = "drawn"
+    values: ClassVar[str] = "fp32"
+
+    ratio: float = setting(0.01, above=0, high=1)
+    scaled: bool = setting(False)
+
+    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
+        """Draw."""
+        size, count = state.layout.size, self.count(state.layout)
+        indices = ops.distinct(count, size, state.own_stream(self.name))
+        values = ops.take(vector, indices)
+        return indices, values * (size / count) if self.scaled else values
+
+    def count(self, layout: Layout) -> int:
+        """Return k."""
+        return count_of(self.ratio, layout.size)
+
+
+def one_payload(compressor: Compressor) -> Compressor:
+    """Return a compressor that sends the same in one payload, which a server can decode without the other workers'.
+
+    Raises:
+        ValueError: if the method needs several rounds among the workers.
+    """
+    if isinstance(compressor, EF21):
+        raise ValueError(
+            f"{compressor.bare.name}: a server keeps no estimate of each worker, as feedback=ef21 asks for"
+        )
+    if isinstance(compressor, Feedback):
+        return dataclasses.replace(compressor, inner=one_payload(compressor.inner))
+    if isinstance(compressor, GatherCompressor):
+        return compressor
+    if isinstance(compressor, NoCompression):
+        return Floats()
+    if isinstance(compressor, HalfPrecision):
+        return Halves()
+    if isinstance(compressor, RandomK):
+        return Drawn(compressor.ratio, compressor.scaled)
+    raise ValueError(
+        f"{compressor.name} cannot be sent to a server: it takes rounds among the workers "
+        f"({' + '.join(compressor.collectives)})"
+    )
+
+
 class Decoded(NamedTuple):
-    """A vector that came in and was found sound: ``add_to(total, factor)`` adds it, in place."""
+    """A vector that came in and was found sound.
+
+    Attributes:
+        add_to: ``add_to(total, factor)`` adds it, in place.
+        indices: int64, of the coordinates that are not zero; None stands for all of them.
+    """
 
     add_to: Callable[[Vector, float], object]
+    indices: NDArray[np.int64] | None = None
 
 
 class Codec:
     """A compressor at work on one vector, as sender or as receiver.
 
-    A payload is what the compressor makes of the vector, or, where that is shorter, of its nonzero coordinates alone,
-    with their indices: an exact zero is sent as a zero either way, and the length tells which of the two it is.
+    A payload is what the compressor makes of the vector. Of floats, and of Q(delta, b) of one tensor, it is of the
+    nonzero coordinates alone, with their indices, where that is shorter: an exact zero is sent as a zero either way,
+    and the length tells which of the two it is.
 
     Args:
-        compressor: without feedback; a `GatherCompressor`, or "none".
+        compressor: one that sends one payload (see `one_payload`), without feedback.
         layout: of the vector.
         key: of the random numbers, such as (seed, rank, epoch).
     """
 
     def __init__(self, compressor: Compressor, layout: Layout, key: tuple[object, ...] = ()) -> None:
-        if isinstance(compressor, NoCompression):
-            compressor = Floats()
-        if not isinstance(compressor, GatherCompressor):
-            raise ValueError(
-                f"{compressor.name} cannot be sent to a server: it needs more than one payload a worker "
-                f"({' + '.join(compressor.collectives)})"
-            )
+        compressor = one_payload(compressor)
+        assert isinstance(compressor, GatherCompressor)
         self.compressor, self.layout, self.ops = compressor, layout, NumpyOps()
         self.state = State(layout, seed=make_key(*key))
         self._nonzero: Threshold | None = None
-        if isinstance(compressor, Floats):
+        if type(compressor) is Floats:
             self._nonzero = Threshold(LEAST)
-        elif isinstance(compressor, Quantizer) and compressor.block <= 0 and len(layout.parameters) == 1:
+        elif isinstance(compressor, LowPrecision) and len(layout.parameters) == 1:
             self._nonzero = Threshold(LEAST, values=compressor)
 
     def encode(self, vector: Vector) -> Bytes:
@@ -113,7 +188,7 @@ class Codec:
         if isinstance(compressor, Sparsifier):
             indices, values = compressor.read(ops, payload, layout)
             _check_finite(compressor.name, values)
-            return Decoded(lambda total, factor: ops.scatter_add(total, indices, values * np.float32(factor)))
+            return Decoded(lambda total, factor: ops.scatter_add(total, indices, values * np.float32(factor)), indices)
         if isinstance(compressor, Quantizer) and compressor.block <= 0:  # a scale says whether it is finite
             check_length(compressor.name, payload, compressor.payload_bits(layout) // 8)
             scales = compressor.scales_each * (1 if compressor.block else sum(p.size > 0 for p in layout.parameters))
@@ -247,6 +322,48 @@ class FloatModel:
         x = payload.view(np.float32)
         _check_finite("the model", x)
         return x
+
+
+class Changes:
+    """Some coordinates of a vector, by their indices and their exact values; all of it where that is shorter.
+
+    A payload is the values and the Elias-Fano coded indices, after their number (int64), or all values.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.ops = size, NumpyOps()
+
+    def encode(self, x: Vector, indices: NDArray[np.int64]) -> Bytes:
+        """Return x at ascending indices as bytes."""
+        ops, count = self.ops, indices.shape[0]
+        if COUNT_BYTES + 4 * count + index_bytes(self.size, count) >= 4 * self.size:
+            return x.copy().view(np.uint8)
+        parts = [ops.to_bytes(np.array([count])), ops.to_bytes(ops.take(x, indices))]
+        return np.concatenate([*parts, encode_indices(ops, indices, self.size)])
+
+    def apply(self, x: Vector, payload: Bytes) -> None:
+        """Set the coordinates in a payload.
+
+        Raises:
+            Malformed: if it is nothing that `encode` can have written, or not finite; x is as it was.
+        """
+        ops = self.ops
+        if payload.nbytes == 4 * self.size:
+            values = payload.view(np.float32)
+            _check_finite("the model", values)
+            x[:] = values
+            return
+        count = int(ops.from_bytes(payload[:COUNT_BYTES], "int64")[0]) if payload.nbytes >= COUNT_BYTES else -1
+        cut = COUNT_BYTES + 4 * count
+        if not 0 <= count <= self.size or payload.nbytes != cut + index_bytes(self.size, count):
+            raise Malformed(f"changes of {payload.nbytes} bytes came in, which are not those of {count} coordinates")
+        values = ops.from_bytes(payload[COUNT_BYTES:cut], "float32")
+        _check_finite("the model", values)
+        try:
+            indices = decode_indices(ops, payload[cut:], self.size, count)
+        except ValueError as error:
+            raise Malformed(str(error)) from error
+        x[indices] = values
 
 
 Model = GridModel | DifferenceModel | FloatModel

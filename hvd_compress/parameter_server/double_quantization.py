@@ -94,14 +94,14 @@ class DoubleQuantization:
         """True, unless the delay is to be 0."""
         return self.max_delay != 0
 
+    @property
+    def workers_keep(self) -> bool:
+        """False."""
+        return False
+
     def check(self, plan: Plan) -> None:
         """Raise ValueError if the settings do not go with the plan."""
-        workers = len(plan.roles.worker_ranks)
-        if plan.roles.servers > 1 and self._most(plan) < 2 * workers - 1:
-            raise ValueError(
-                f"max_delay must be at least {2 * workers - 1} with several servers and {workers} workers, for each "
-                f"may have two models out; got {self.max_delay}"
-            )
+        BoundedDelay.check(self._most(plan), plan.roles)
         if self.step is None and plan.smoothness is None:
             raise ValueError("step must be given: this objective has no estimate of its smoothness")
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -74,6 +75,10 @@ class Algorithm(Protocol):
     @property
     def ahead(self) -> bool:
         """Whether a worker asks for its next model before it has answered the last one."""
+
+    @property
+    def workers_keep(self) -> bool:
+        """Whether workers have something to keep from epoch to epoch, without which the job cannot go on."""
 
     def check(self, plan: Plan) -> None:
         """Raise ValueError if the settings do not go with the plan."""
@@ -145,7 +150,8 @@ def run(
     """Run a job on all ranks of a communicator; return its result on rank 0, None on others.
 
     Bad settings or data end the process with exit status 2 and a message, as argparse does; a lost server or all
-    workers lost with 1; Ctrl-C with 130, after a checkpoint.
+    workers lost with 1; Ctrl-C with 130, after a checkpoint. A rank in which something unexpected is raised shows it
+    and kills itself, so that the others go on or end as when any rank dies.
 
     Args:
         algorithm: what to run.
@@ -164,6 +170,10 @@ def run(
             time.sleep(1)
         print(text, file=sys.stderr, flush=True)
         leave(1)
+    except Exception:  # a bug: the others must not wait for this rank, but see it die
+        traceback.print_exc()
+        sys.stderr.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
     except Interrupted as interrupt:
         print(f"rank {comm.Get_rank()}: {interrupt}", file=sys.stderr, flush=True)
         os._exit(130)
@@ -201,14 +211,17 @@ class _Job:
         self.name = f"server-{self.rank}" if roles.is_server(self.rank) else f"worker-{self.rank}"
         first, before = 0, None
         if settings.checkpoint is not None:
-            self.checkpoints = Checkpoints(settings.checkpoint, [f"server-{rank}" for rank in roles.server_ranks])
+            names = [f"server-{rank}" for rank in roles.server_ranks]
+            if self.algorithm.workers_keep:
+                names += [f"worker-{rank}" for rank in roles.worker_ranks]
+            self.checkpoints = Checkpoints(settings.checkpoint, names)
             if settings.resume:
                 first, before = self._resume()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
         endpoint = Endpoint(self.comm)
         if not roles.is_server(self.rank):
-            self._work(endpoint, plan, own, objective)
+            self._work(endpoint, plan, own, objective, first)
             return None
         method = self.algorithm.method(plan, own[self.rank], start[own[self.rank].slice].copy(), self.rank)
         if before is not None:
@@ -248,10 +261,13 @@ class _Job:
         if node == MPI.Get_processor_name():
             os.kill(process, signal.SIGKILL)
 
-    def _work(self, endpoint: Endpoint, plan: Plan, own: list[Shard], objective: Objective | None) -> None:
+    def _work(self, endpoint: Endpoint, plan: Plan, own: list[Shard], objective: Objective | None, first: int) -> None:
         assert objective is not None
         settings = self.settings
         answer = self.algorithm.answer(plan, own, self.rank)
+        if first and self.algorithm.workers_keep:
+            assert self.checkpoints is not None
+            answer.load(self.checkpoints.load(first, self.name))
         worker = Worker(
             endpoint,
             plan.roles,
@@ -262,6 +278,7 @@ class _Job:
             seed=settings.seed,
             ahead=self.algorithm.ahead,
             delay=settings.slow if self.rank == plan.roles.size - 1 else 0.0,
+            saved=self._saved,
         )
         try:
             worker.run()

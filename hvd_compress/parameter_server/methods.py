@@ -29,7 +29,7 @@ class Method(Protocol):
     def model(self, worker: int) -> Bytes:
         """Return what a worker is sent for it to compute at."""
 
-    def decode(self, payload: Bytes) -> Decoded:
+    def decode(self, worker: int, payload: Bytes) -> Decoded:
         """Return what a worker has sent; Malformed if it is nothing that a worker can have meant."""
 
     def step(self, answers: Sequence[Decoded]) -> None:
@@ -81,7 +81,7 @@ class AsyLPG:
         """Return Q_x(x)."""
         return self.down.encode(self.x, self.snapshot)
 
-    def decode(self, payload: Bytes) -> Decoded:
+    def decode(self, worker: int, payload: Bytes) -> Decoded:
         """Return Q(a)."""
         return self.up.decode(payload)
 

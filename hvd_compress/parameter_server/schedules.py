@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from hvd_compress.parameter_server.roles import Roles
+
 
 class Ticket(NamedTuple):
     """A model that a worker was given: its number, the worker, and the steps that had been done by then."""
@@ -74,6 +76,16 @@ class BoundedDelay(Schedule):
     def __init__(self, steps: int, most: int) -> None:
         super().__init__(steps)
         self.most = most
+
+    @staticmethod
+    def check(most: int, roles: Roles) -> None:
+        """Raise ValueError if servers could wait for each other: each for the answer of another worker."""
+        workers = len(roles.worker_ranks)
+        if roles.servers > 1 and most < 2 * workers - 1:
+            raise ValueError(
+                f"max_delay must be at least {2 * workers - 1} with several servers and {workers} workers, for each "
+                f"may have two models out; got {most}"
+            )
 
     @property
     def exhausted(self) -> bool:

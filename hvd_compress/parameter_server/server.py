@@ -221,7 +221,7 @@ class Server:
             ticket = self.schedule.given.get(message.number)
             if not self.stepping or ticket is None or ticket.worker != worker or message.number in self._answered:
                 raise Malformed(f"an answer to the model of number {message.number}, which is not awaited, came in")
-            self._answered[message.number] = self.method.decode(message.payload)
+            self._answered[message.number] = self.method.decode(worker, message.payload)
             self._serve()
         elif message.kind == Kind.WITHDRAW:
             self._withdraw(worker)

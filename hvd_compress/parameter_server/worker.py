@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +33,12 @@ class Answer(Protocol):
     def begin(self, epoch: int, snapshot: Vector) -> None:
         """Begin an epoch."""
 
+    def state(self) -> dict[str, Any] | None:
+        """Return what `load` needs to go on from the last `begin`; None if nothing is kept from epoch to epoch."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+
     def model(self, shard: int, payload: Bytes) -> Vector:
         """Return a shard of the model that came in; Malformed if it is none."""
 
@@ -61,6 +67,12 @@ class VarianceReduced:
         self.snapshot = snapshot
         self.up = [self._new(i, epoch) for i in range(len(self.shards))]
 
+    def state(self) -> None:
+        """Return None."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
     def model(self, shard: int, payload: Bytes) -> Vector:
         """Return Q_x(x)."""
         return self.down[shard].decode(payload, self.snapshot[self.shards[shard].slice])
@@ -86,7 +98,7 @@ class Worker:
         seed: of the division of the rows and the batches.
         ahead: whether the next model is asked for before the last one is answered.
         delay: seconds that it sleeps in each step, for tests of slow workers.
-        saved: told of each epoch's number at its beginning.
+        saved: told of each epoch's number and the state of the method at its beginning, if there is any.
     """
 
     def __init__(
@@ -101,7 +113,7 @@ class Worker:
         seed: int,
         ahead: bool,
         delay: float = 0.0,
-        saved: Callable[[int], None] = lambda epoch: None,
+        saved: Callable[[int, Mapping[str, Any]], None],
     ) -> None:
         self.endpoint, self.roles, self.shards = endpoint, roles, shards
         self.objective, self.method = objective, method
@@ -186,8 +198,10 @@ class Worker:
             part = snapshot[self.shards[server].slice]
             part[:] = FloatModel().decode(message.payload, part)
         self.epoch = epoch
-        self._saved(epoch)
         self.method.begin(epoch, snapshot)
+        state = self.method.state()
+        if state is not None:
+            self._saved(epoch, state)
         if self.method.wants_gradient:
             loss, gradient = self._part.gradient(snapshot)
         else:

@@ -57,16 +57,18 @@ def problem(size=40, rows=400, l2=0.01, condition=1.0):
 
 
 class Nonsense:
-    """A worker's part that sends random bytes after some sensible answers."""
+    """A worker's part that sends random bytes after some sensible answers, or raises."""
 
-    def __init__(self, inner):
-        self.inner, self.left = inner, 20
+    def __init__(self, inner, raising):
+        self.inner, self.left, self.raising = inner, 20, raising
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
 
     def answer(self, x, part, rows):
         self.left -= 1
+        if self.raising and not self.left:
+            raise RuntimeError("this worker has a bug")
         payloads = self.inner.answer(x, part, rows)
         random = np.random.default_rng(0)
         return payloads if self.left > 0 else [random.integers(0, 256, 31, np.uint8) for _ in payloads]
@@ -99,11 +101,11 @@ def main():
     kind = getattr(ps, given.get("kind", "DoubleQuantization"))
     rank, console = MPI.COMM_WORLD.Get_rank(), Silent()
 
-    if rank in given.get("nonsense", []):
-        sensible = kind.answer
+    if rank in given.get("nonsense", []) or rank in given.get("raising", []):
+        sensible, raising = kind.answer, rank in given.get("raising", [])
 
         def answer(self, plan, shards, rank):
-            return Nonsense(sensible(self, plan, shards, rank))
+            return Nonsense(sensible(self, plan, shards, rank), raising)
 
         kind.answer = answer
 
