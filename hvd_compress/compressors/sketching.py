@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from hvd_compress.compressors.base import AllReduce, Collective, Compressor, Exchanging, Reduced, setting
+from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
 from hvd_compress.compressors.feedback import MomentumOfMean
 from hvd_compress.compressors.schedule import Schedule
 from hvd_compress.invertible import InvertibleSketch
@@ -187,14 +186,9 @@ class SketchedSGD(Sketched):
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Find the candidates, average their values, apply the k largest."""
         split = self.split(state.layout.size)
-        if self.invertible:
-            chosen = yield from self._named(ops, vector, split, state)
-        else:
-            sketch = yield from self._sketched(ops, vector, split, state)
-            chosen = sketch.heavy_hitters(split.candidates or split.k)
-            if self.heavymix:
-                heavy = ops.above(sketch.estimate(chosen), sketch.l2_norm() / math.sqrt(split.k))
-                chosen = _exactly(ops, split.k, ops.take(chosen, heavy), state)
+        sketch = self.sketch(ops, vector, state)
+        sketch.table = yield AllReduce(sketch.table, "sum" if self.invertible else "mean")
+        chosen = self.candidates(ops, sketch, state)
         own = ops.take(vector, chosen)
         if split.candidates:
             values = yield AllReduce(own)
@@ -202,6 +196,7 @@ class SketchedSGD(Sketched):
                 best = ops.top_k(values, split.k)
                 chosen, own, values = (ops.take(array, best) for array in (chosen, own, values))
         else:
+            assert isinstance(sketch, CountSketch)
             values = sketch.estimate(chosen)
         return Reduced(
             mean=ops.scatter(state.layout.size, [(chosen, values)], 1.0),
@@ -209,10 +204,15 @@ class SketchedSGD(Sketched):
             support=lambda: chosen,
         )
 
-    def _sketched(self, ops: Ops, vector: Array, split: Split, state: State) -> Generator[Collective, Any, CountSketch]:
-        """Return the mean of the workers' count sketches."""
-        size = state.layout.size
-        sketch = CountSketch(size, split.rows, split.columns, make_key(*state.common_stream()), ops=ops)
+    def sketch(self, ops: Ops, vector: Array, state: State) -> CountSketch | InvertibleSketch:
+        """Return what a worker puts in its sketch: names, or the vector, or the largest of it."""
+        size, split = state.layout.size, self.split(state.layout.size)
+        key = make_key(*state.common_stream())
+        if self.invertible:
+            named = InvertibleSketch(size, split.rows, split.columns, key, ops=ops)
+            named.add(ops.top_k(vector, max(1, round(self._part(state) * split.candidates))))
+            return named
+        sketch = CountSketch(size, split.rows, split.columns, key, ops=ops)
         kept = math.ceil(self.p1 * split.k) if self.p1 else size
         if kept < size:
             largest = ops.top_k(vector, kept)
@@ -221,19 +221,29 @@ class SketchedSGD(Sketched):
             sketch.table = sketch.table + 0 * values[:1]  # NaN in all sums, if the vector is of NaN
         else:
             sketch.add(vector)
-        return sketch.with_table((yield AllReduce(sketch.table)))
+        return sketch
 
-    def _named(self, ops: Ops, vector: Array, split: Split, state: State) -> Generator[Collective, Any, Array]:
-        """Return the coordinates that workers name: each the largest of its own, a part of the candidates."""
-        size, count = state.layout.size, split.candidates
-        part = float(state.shared["part"][0]) if "part" in state.shared else 1 / state.workers
-        sketch = InvertibleSketch(size, split.rows, split.columns, make_key(*state.common_stream()), ops=ops)
-        sketch.add(ops.top_k(vector, max(1, round(part * count))))
-        sketch.table = yield AllReduce(sketch.table, "sum")
-        found, unread = sketch.recover(state.workers)
-        part *= min(2.0, FULL * count / max(1, found.shape[0])) if unread < OVERFULL else 0.7
-        state.shared["part"] = ops.zeros(1) + min(1.0, max(part, 0.1 / state.workers))
-        return _exactly(ops, count, found, state)
+    def candidates(self, ops: Ops, sketch: CountSketch | InvertibleSketch, state: State) -> Array:
+        """Return the candidates, int64 ascending, in the sum of the workers' invertible sketches or the mean of others.
+
+        Which part of the candidates a worker names in the next step is noted in the state.
+        """
+        split = self.split(state.layout.size)
+        if isinstance(sketch, InvertibleSketch):
+            count, part = split.candidates, self._part(state)
+            found, unread = sketch.recover(state.workers)
+            part *= min(2.0, FULL * count / max(1, found.shape[0])) if unread < OVERFULL else 0.7
+            state.shared["part"] = ops.zeros(1) + min(1.0, max(part, 0.1 / state.workers))
+            return _exactly(ops, count, found, state)
+        chosen = sketch.heavy_hitters(split.candidates or split.k)
+        if self.heavymix:
+            heavy = ops.above(sketch.estimate(chosen), sketch.l2_norm() / math.sqrt(split.k))
+            return _exactly(ops, split.k, ops.take(chosen, heavy), state)
+        return chosen
+
+    def _part(self, state: State) -> float:
+        """Return which part of the candidates a worker names."""
+        return float(state.shared["part"][0]) if "part" in state.shared else 1 / state.workers
 
 
 def _exactly(ops: Ops, count: int, found: Array, state: State) -> Array:

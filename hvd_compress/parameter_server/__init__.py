@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hvd_compress.parameter_server.server import Epoch as Epoch
     from hvd_compress.parameter_server.sgd import DOWNLINKS as DOWNLINKS
     from hvd_compress.parameter_server.sgd import SGD as SGD
+    from hvd_compress.parameter_server.sketched_sgd import SketchedSGDServer as SketchedSGDServer
     from hvd_compress.parameter_server.torch_objective import TorchObjective as TorchObjective
 
 _HOME = {
@@ -33,6 +34,7 @@ _HOME = {
     "Epoch": "server",
     **dict.fromkeys(("DOWNLINKS", "SGD"), "sgd"),
     "survives": "messages",
+    "SketchedSGDServer": "sketched_sgd",
     "TorchObjective": "torch_objective",
 }
 __all__ = sorted(_HOME)

@@ -325,9 +325,10 @@ class FloatModel:
 
 
 class Changes:
-    """Some coordinates of a vector, by their indices and their exact values; all of it where that is shorter.
+    """Some coordinates of a vector, by their indices and their exact values.
 
-    A payload is the values and the Elias-Fano coded indices, after their number (int64), or all values.
+    A payload is their number (int64), the values, and the indices, Elias-Fano coded or as a bitmap; unless they are
+    all.
     """
 
     def __init__(self, size: int) -> None:
@@ -336,34 +337,30 @@ class Changes:
     def encode(self, x: Vector, indices: NDArray[np.int64]) -> Bytes:
         """Return x at ascending indices as bytes."""
         ops, count = self.ops, indices.shape[0]
-        if COUNT_BYTES + 4 * count + index_bytes(self.size, count) >= 4 * self.size:
-            return x.copy().view(np.uint8)
         parts = [ops.to_bytes(np.array([count])), ops.to_bytes(ops.take(x, indices))]
-        return np.concatenate([*parts, encode_indices(ops, indices, self.size)])
+        if count < self.size:
+            parts.append(encode_indices(ops, indices, self.size))
+        return np.concatenate(parts)
 
-    def apply(self, x: Vector, payload: Bytes) -> None:
-        """Set the coordinates in a payload.
+    def apply(self, x: Vector, payload: Bytes) -> NDArray[np.int64]:
+        """Set the coordinates in a payload, and return them, ascending.
 
         Raises:
             Malformed: if it is nothing that `encode` can have written, or not finite; x is as it was.
         """
         ops = self.ops
-        if payload.nbytes == 4 * self.size:
-            values = payload.view(np.float32)
-            _check_finite("the model", values)
-            x[:] = values
-            return
         count = int(ops.from_bytes(payload[:COUNT_BYTES], "int64")[0]) if payload.nbytes >= COUNT_BYTES else -1
-        cut = COUNT_BYTES + 4 * count
-        if not 0 <= count <= self.size or payload.nbytes != cut + index_bytes(self.size, count):
+        cut, named = COUNT_BYTES + 4 * count, 0 <= count < self.size
+        if not 0 <= count <= self.size or payload.nbytes != cut + (index_bytes(self.size, count) if named else 0):
             raise Malformed(f"changes of {payload.nbytes} bytes came in, which are not those of {count} coordinates")
         values = ops.from_bytes(payload[COUNT_BYTES:cut], "float32")
         _check_finite("the model", values)
         try:
-            indices = decode_indices(ops, payload[cut:], self.size, count)
+            indices = decode_indices(ops, payload[cut:], self.size, count) if named else ops.arange(self.size)
         except ValueError as error:
             raise Malformed(str(error)) from error
         x[indices] = values
+        return indices
 
 
 Model = GridModel | DifferenceModel | FloatModel

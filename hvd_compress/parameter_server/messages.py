@@ -39,8 +39,7 @@ class Kind(enum.IntEnum):
     REFUSED = 10  # server to worker: its message is malformed
     STOP = 11  # coordinator to all: the job is done
     BYE = 12  # worker to coordinator, coordinator to server: nothing more will come
-    INDICES = 13  # server to worker: the coordinates whose values it asks for
-    VALUES = 14  # worker to server: those values
+    ASK = 13  # server to worker: it wants more for the same step, the next PUSH
 
 
 def survives() -> bool:

@@ -26,13 +26,19 @@ class Method(Protocol):
     def begin(self, epoch: int, gradient: Vector | None) -> None:
         """Begin an epoch; `gradient` is that of f at the snapshot."""
 
+    def start(self, worker: int) -> Bytes:
+        """Return what gives a worker the snapshot."""
+
     def model(self, worker: int) -> Bytes:
         """Return what a worker is sent for it to compute at."""
 
-    def decode(self, worker: int, payload: Bytes) -> Decoded:
+    def decode(self, worker: int, payload: Bytes) -> Any:
         """Return what a worker has sent; Malformed if it is nothing that a worker can have meant."""
 
-    def step(self, answers: Sequence[Decoded]) -> None:
+    def ask(self, answers: Sequence[Any]) -> Bytes | None:
+        """Return what else those who answered are asked for before there is a step, or None."""
+
+    def step(self, answers: Sequence[Any]) -> None:
         """Do a step with the mean of some answers."""
 
     def end(self) -> None:
@@ -77,6 +83,10 @@ class AsyLPG:
         assert gradient is not None
         self.gradient = gradient
 
+    def start(self, worker: int) -> Bytes:
+        """Return x~."""
+        return self.snapshot.view(np.uint8)
+
     def model(self, worker: int) -> Bytes:
         """Return Q_x(x)."""
         return self.down.encode(self.x, self.snapshot)
@@ -84,6 +94,9 @@ class AsyLPG:
     def decode(self, worker: int, payload: Bytes) -> Decoded:
         """Return Q(a)."""
         return self.up.decode(payload)
+
+    def ask(self, answers: Sequence[Decoded]) -> None:
+        """Nothing else."""
 
     def step(self, answers: Sequence[Decoded]) -> None:
         """Step x."""

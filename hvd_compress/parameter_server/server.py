@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hvd_compress.parameter_server.codecs import Decoded, Vector
+from hvd_compress.parameter_server.codecs import Vector
 from hvd_compress.parameter_server.messages import Bytes, Endpoint, Kind, Malformed, Message
 from hvd_compress.parameter_server.methods import Method
 from hvd_compress.parameter_server.objectives import Regularizer
@@ -95,7 +95,7 @@ class Server:
         self.stepping = self.stopped = False
         self._parts: dict[int, tuple[float, int, int, Vector | None]] = {}
         self._pending: list[int] = []
-        self._answered: dict[int, Decoded] = {}
+        self._answered: dict[int, Any] = {}
         self._stashed: list[Message] = []
         self._next: dict[str, Any] | None = None
         self._heard = {worker: time.monotonic() for worker in self.workers}
@@ -209,7 +209,7 @@ class Server:
     def _from_worker(self, message: Message) -> None:
         worker = message.source
         if message.kind == Kind.SNAPSHOT:
-            self.endpoint.send(worker, Kind.SNAPSHOT, self.round, 0, self.method.snapshot.view(np.uint8))
+            self.endpoint.send(worker, Kind.SNAPSHOT, self.round, 0, self.method.start(worker))
         elif message.kind == Kind.PART:
             self._parts[worker] = self._part(message.payload)
             if self._parts.keys() >= self.workers:
@@ -273,8 +273,18 @@ class Server:
 
     def _do_steps(self) -> None:
         while tickets := self.schedule.next_step(self._answered, self.workers):
-            self.method.step([self._answered.pop(ticket.number) for ticket in tickets])
-            self.schedule.step(tickets)
+            answers = [self._answered.pop(ticket.number) for ticket in tickets]
+            asked = self.method.ask(answers)
+            if asked is None:
+                self.method.step(answers)
+                self.schedule.step(tickets)
+            else:
+                for ticket in tickets:
+                    if ticket.worker in self.workers:
+                        self._heard[ticket.worker] = time.monotonic()
+                        self.endpoint.send(ticket.worker, Kind.ASK, self.round, ticket.number, asked)
+                    else:  # it answered, and died
+                        self.schedule.withdraw(ticket)
 
     def _exhausted(self, worker: int) -> None:
         """A worker asks for a model, and the epoch has no more steps: the coordinator tells it, nobody else."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,9 @@ from hvd_compress.compressors.base import AllGather, Compressor
 from hvd_compress.compressors.quantize import LowPrecision
 from hvd_compress.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.parameter_server.codecs import Changes, Codec, Decoded, Vector, affine, one_payload
+from hvd_compress.parameter_server.codecs import Changes, Codec, Decoded, FloatModel, Vector, affine, one_payload
 from hvd_compress.parameter_server.job import Plan
-from hvd_compress.parameter_server.messages import Bytes
+from hvd_compress.parameter_server.messages import Bytes, Malformed
 from hvd_compress.parameter_server.objectives import Objective, Regularizer
 from hvd_compress.parameter_server.roles import Shard
 from hvd_compress.parameter_server.schedules import BoundedDelay, Schedule, Synchronous
@@ -87,6 +86,34 @@ class Down:
         return self._codecs[worker]
 
 
+def learning_rate(lr: float, steps: int) -> Callable[[int], float]:
+    """Return the learning rate as a function of the step: it falls to 0 in so many steps, if there are any."""
+    return lambda step: lr * max(0.0, 1 - step / steps) if steps else lr
+
+
+def saved_states(states: Sequence[State]) -> dict[str, Any]:
+    """Return what compressors keep of each shard, as arrays and numbers by name."""
+    kept: dict[str, Any] = {}
+    for i, state in enumerate(states):
+        kept[f"{i}/step"] = state.step
+        for place, store in (("shared", state.shared), ("local", state.local)):
+            kept |= {f"{i}/{place}/{name}": np.array(array) for name, array in store.kept.items()}
+    return kept
+
+
+def load_states(states: Sequence[State], saved: Mapping[str, Any]) -> None:
+    """Undo `saved_states`."""
+    for name, value in saved.items():
+        number, *place = name.split("/", 2)
+        state = states[int(number)]
+        if place == ["step"]:
+            state.step = int(value)
+        else:
+            store = state.shared if place[0] == "shared" else state.local
+            store[place[1]] = value
+            store.commit()
+
+
 class ServerSGD:
     """x <- prox_(eta h)(x - eta mean of the answers), of one worker or of all; the server's part.
 
@@ -122,6 +149,10 @@ class ServerSGD:
         """Every worker has x."""
         self.down.begin(epoch)
 
+    def start(self, worker: int) -> Bytes:
+        """Return x."""
+        return self.snapshot.view(np.uint8)
+
     def model(self, worker: int) -> Bytes:
         """Return what brings a worker's model to x."""
         return self.down.encode(worker, self.x, self.snapshot)
@@ -137,6 +168,9 @@ class ServerSGD:
         decoded = codec.decode(payload)
         self._answers[worker] = count + 1
         return decoded
+
+    def ask(self, answers: Sequence[Decoded]) -> None:
+        """Nothing else."""
 
     def step(self, answers: Sequence[Decoded]) -> None:
         """Step x."""
@@ -186,6 +220,7 @@ class WorkerSGD:
     """
 
     wants_gradient = False
+    rounds = 1
 
     def __init__(
         self, compressor: Compressor, shards: list[Shard], down: list[Down], rank: int, workers: int, seed: int
@@ -203,24 +238,19 @@ class WorkerSGD:
 
     def state(self) -> dict[str, Any]:
         """Return what the compressor keeps."""
-        kept: dict[str, Any] = {}
-        for i, state in enumerate(self.states):
-            kept[f"{i}/step"] = state.step
-            for place, store in (("shared", state.shared), ("local", state.local)):
-                kept |= {f"{i}/{place}/{name}": np.array(array) for name, array in store.kept.items()}
-        return kept
+        return saved_states(self.states)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with what the compressor has kept."""
-        for name, value in state.items():
-            i, place, key = re.fullmatch(r"(\d+)/(?:(shared|local)/)?(.*)", name).groups()  # type: ignore[union-attr]
-            own = self.states[int(i)]
-            if place is None:
-                own.step = int(value)
-            else:
-                store = own.shared if place == "shared" else own.local
-                store[key] = value
-                store.commit()
+        load_states(self.states, state)
+
+    def start(self, shard: int, payload: Bytes) -> Vector:
+        """Return the snapshot."""
+        return FloatModel().decode(payload, np.empty(self.shards[shard].layout.size, np.float32))
+
+    def reply(self, shard: int, payload: Bytes) -> Bytes:
+        """Is never asked."""
+        raise Malformed("a server asks for more, and there is nothing more")
 
     def model(self, shard: int, payload: Bytes) -> Vector:
         """Return this worker's copy of the model, brought up to date."""
@@ -315,11 +345,7 @@ class SGD:
 
     def method(self, plan: Plan, shard: Shard, start: Vector, rank: int) -> ServerSGD:
         """Return the server's part."""
-        total = max(1, self.epochs * self._steps(plan))
-
-        def rate(step: int) -> float:
-            return self.lr * (max(0.0, 1 - step / total) if self.decay else 1.0)
-
+        rate = learning_rate(self.lr, self.epochs * self._steps(plan) if self.decay else 0)
         down = self._down(shard, rank)
         return ServerSGD(start, plan.regularizer, rate, parse(self.compression), shard.layout, down)
 

@@ -26,9 +26,11 @@ class Answer(Protocol):
 
     Attributes:
         wants_gradient: whether the full gradient at the snapshot is computed.
+        rounds: answers to each server in a step: the first, and replies to what it asks for then.
     """
 
     wants_gradient: bool
+    rounds: int
 
     def begin(self, epoch: int, snapshot: Vector) -> None:
         """Begin an epoch."""
@@ -38,6 +40,12 @@ class Answer(Protocol):
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
+
+    def start(self, shard: int, payload: Bytes) -> Vector:
+        """Return a shard of the snapshot that came in; Malformed if it is none."""
+
+    def reply(self, shard: int, payload: Bytes) -> Bytes:
+        """Return what a server has asked for."""
 
     def model(self, shard: int, payload: Bytes) -> Vector:
         """Return a shard of the model that came in; Malformed if it is none."""
@@ -56,6 +64,7 @@ class VarianceReduced:
     """
 
     wants_gradient = True
+    rounds = 1
 
     def __init__(self, shards: list[Shard], up: Callable[[int, int], Codec], down: list[Model]) -> None:
         self.shards, self._new, self.down = shards, up, down
@@ -72,6 +81,14 @@ class VarianceReduced:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Do nothing."""
+
+    def start(self, shard: int, payload: Bytes) -> Vector:
+        """Return x~."""
+        return FloatModel().decode(payload, np.empty(self.shards[shard].layout.size, np.float32))
+
+    def reply(self, shard: int, payload: Bytes) -> Bytes:
+        """Is never asked."""
+        raise Malformed("a server asks for more, and there is nothing more")
 
     def model(self, shard: int, payload: Bytes) -> Vector:
         """Return Q_x(x)."""
@@ -195,8 +212,7 @@ class Worker:
             return
         snapshot = np.empty(self.size, np.float32)
         for server, message in found.items():
-            part = snapshot[self.shards[server].slice]
-            part[:] = FloatModel().decode(message.payload, part)
+            snapshot[self.shards[server].slice] = self.method.start(server, message.payload)
         self.epoch = epoch
         self.method.begin(epoch, snapshot)
         state = self.method.state()
@@ -230,6 +246,13 @@ class Worker:
             rows = random.integers(self._part.rows, size=min(self.batch, self._part.rows))
             for server, payload in enumerate(self.method.answer(x, self._part, rows)):
                 self.endpoint.send(server, Kind.PUSH, self.round, found[server].number, payload)
+            for _ in range(1, self.method.rounds):
+                asked = self._collect(Kind.ASK)
+                if asked is None:
+                    return
+                for server, message in asked.items():
+                    payload = self.method.reply(server, message.payload)
+                    self.endpoint.send(server, Kind.PUSH, self.round, message.number, payload)
             if not self.ahead:
                 self._ask(Kind.MODEL)
         for server in self.roles.server_ranks[1:]:

@@ -1,0 +1,56 @@
+"""Minimize by Sketched-SGD with a parameter server: sketches up, indices down, values up, what has changed down.
+
+mpirun --with-ft ulfm -np 5 python mpi/sketched_sgd.py --data DIR --task mlp --compression "sketched_sgd(budget=0.02)"
+
+The last line of standard output is a JSON object with what came of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import console
+
+from hvd_compress.parameter_server import SketchedSGDServer, leave, run
+
+
+def main() -> None:
+    """Run the job."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=console.Formatter)
+    parser.add_argument(
+        "--compression", metavar="SPEC", default="sketched_sgd", help="sketched_sgd, with settings and feedback"
+    )
+    parser.add_argument("--lr", type=float, default=0.1, help="learning rate")
+    parser.add_argument("--decay", action="store_true", help="let the learning rate fall to 0 linearly")
+    parser.add_argument("--epoch-steps", type=int, help="steps of an epoch (if none: one pass over the rows)")
+    console.add_arguments(parser, batch=32, l2=0.0)
+    args = parser.parse_args()
+    console.check_arguments(parser, args)
+    try:
+        algorithm = SketchedSGDServer(
+            compression=args.compression,
+            lr=args.lr,
+            decay=args.decay,
+            epochs=args.max_epochs,
+            epoch_steps=args.epoch_steps,
+            batch=args.batch,
+            seed=args.seed,
+        )
+    except (TypeError, ValueError) as error:
+        console.refuse(parser, str(error))
+    shown = console.Console(args, args.compression)
+    result = run(
+        algorithm,
+        partial(console.load, args),
+        console.settings_of(args),
+        shown,
+        partial(console.optimum, args),
+    )
+    if result is not None:
+        console.finish(result, shown)
+    leave()
+
+
+if __name__ == "__main__":
+    main()
