@@ -162,7 +162,7 @@ class Codec:
         """Return a finite vector, float32 of shape (d,), as bytes."""
         compressor: GatherCompressor = self.compressor
         if self._nonzero is not None:
-            bits = self._nonzero.payload_bits(self.layout, int(np.count_nonzero(vector)))
+            bits = self._nonzero.payload_bits(self.layout, int(np.count_nonzero(vector.view(np.int32))))
             if bits < compressor.payload_bits(self.layout):
                 compressor = self._nonzero
         payload = compressor.encode(self.ops, vector, self.state)
@@ -196,7 +196,7 @@ class Codec:
             return Decoded(lambda total, factor: compressor.accumulate(ops, total, payload, layout, factor))
         vector = compressor.decode(ops, payload, layout)
         _check_finite(compressor.name, vector)
-        return Decoded(lambda total, factor: ops.add(total, vector, factor))
+        return Decoded(lambda total, factor: ops.affine(total, 1.0, vector, factor, total))
 
 
 def _check_finite(name: str, values: Vector) -> None:
@@ -313,7 +313,7 @@ class FloatModel:
 
     def encode(self, x: Vector, snapshot: Vector) -> Bytes:
         """Return x as bytes."""
-        return x.copy().view(np.uint8)
+        return NumpyOps().copy(x).view(np.uint8)
 
     def decode(self, payload: Bytes, snapshot: Vector) -> Vector:
         """Return the model in a payload; Malformed if there is none."""

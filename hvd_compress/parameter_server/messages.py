@@ -19,6 +19,8 @@ from hvd_compress import native
 Bytes = NDArray[np.uint8]
 
 HEADER = struct.Struct("<II")  # round and number
+SMALL = 1 << 12  # bytes of a payload that goes with its header
+PARTED, BODY = 1 << 6, 1 << 7  # tags: of a header whose payload is the next message, and of that
 POLLS = 20  # without a pause, before a wait begins to sleep
 PAUSE = 5e-5  # seconds
 NOTHING = np.zeros(0, np.uint8)
@@ -92,19 +94,17 @@ class Endpoint:
         """Send a message; the payload must not change until it has gone. To a dead rank nothing is sent."""
         if to in self.dead:
             return
-        header = np.frombuffer(HEADER.pack(round, number), np.uint8)
-        payload = np.ascontiguousarray(payload)
-        # One message from two places, so that no payload is copied.
-        places = MPI.BYTE.Create_hindexed([HEADER.size, payload.nbytes], [header.ctypes.data, payload.ctypes.data])
-        places.Commit()
+        head = HEADER.pack(round, number)
+        if payload.nbytes <= SMALL:
+            parts = [(np.frombuffer(head + payload.tobytes(), np.uint8), int(kind))]
+        else:  # as it lies in memory: the receiver can take that by itself, and at once
+            parts = [(np.frombuffer(head, np.uint8), kind | PARTED), (np.ascontiguousarray(payload), BODY)]
         try:
-            request = self.comm.Isend([MPI.BOTTOM, 1, places], to, int(kind))
+            for part, tag in parts:
+                self._sending.append((self.comm.Isend([part, MPI.BYTE], to, tag), part))
         except MPI.Exception:
             self._find_dead()
             return
-        finally:
-            places.Free()
-        self._sending.append((request, (header, payload)))
         self.sent[to] += HEADER.size + payload.nbytes
         if len(self._sending) > 2 * self.size:
             self._reap()
@@ -121,16 +121,21 @@ class Endpoint:
             if probed is None:
                 return None
             body = self._empty(status.Get_count(MPI.BYTE))
-            probed.Recv(body)
+            probed.Recv([body, MPI.BYTE])
+            source, tag = status.Get_source(), status.Get_tag()
+            head, payload = body[: HEADER.size].tobytes(), body[HEADER.size :]
+            if tag & PARTED:
+                probed = self.comm.Mprobe(source, BODY, status)
+                payload = self._empty(status.Get_count(MPI.BYTE))
+                probed.Recv([payload, MPI.BYTE])
         except MPI.Exception:
             self._find_dead()
             return None
-        source = status.Get_source()
-        self.received[source] += body.nbytes
-        if body.nbytes < HEADER.size:
-            raise Malformed(f"rank {source} sent a message of {body.nbytes} bytes, shorter than a header")
-        round, number = HEADER.unpack(body[: HEADER.size].tobytes())
-        return Message(source, Kind(status.Get_tag()), round, number, body[HEADER.size :])
+        self.received[source] += len(head) + payload.nbytes
+        if len(head) < HEADER.size:
+            raise Malformed(f"rank {source} sent a message of {len(head)} bytes, shorter than a header")
+        round, number = HEADER.unpack(head)
+        return Message(source, Kind(tag & ~PARTED), round, number, payload)
 
     def wait(self, seconds: float) -> Message | None:
         """Return the next message, or None after a time, or when a rank was found dead."""

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hvd_compress.parameter_server.codecs import Vector
+from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.parameter_server.codecs import Vector, affine
 from hvd_compress.parameter_server.messages import Bytes, Endpoint, Kind, Malformed, Message
 from hvd_compress.parameter_server.methods import Method
 from hvd_compress.parameter_server.objectives import Regularizer
@@ -235,7 +236,7 @@ class Server:
             raise Malformed(f"a part of the gradient of {payload.nbytes} bytes came in; expected {PART.size + wanted}")
         loss, right, tested = PART.unpack(payload[: PART.size].tobytes())
         gradient = payload[PART.size :].view(np.float32) if wanted else None
-        if gradient is not None and not np.isfinite(gradient).all():
+        if gradient is not None and not NumpyOps().all_finite(gradient):
             raise Malformed("a part of the gradient with values that are not finite came in")
         return loss, right, tested, gradient
 
@@ -247,8 +248,9 @@ class Server:
             for worker in sorted(self._parts):
                 part = self._parts[worker][3]
                 assert part is not None
-                total += part
+                affine(total, 1.0, part, 1.0, total)
             gradient = total / np.float32(self.rows)
+        self._parts.clear()
         self.method.begin(self.epoch, gradient)
         self.stepping = True
         self._serve()

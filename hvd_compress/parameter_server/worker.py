@@ -238,9 +238,8 @@ class Worker:
                 break
             if self.ahead:
                 self._ask(Kind.MODEL)
-            x = np.empty(self.size, np.float32)
-            for server, message in found.items():
-                x[self.shards[server].slice] = self.method.model(server, message.payload)
+            models = [self.method.model(server, found[server].payload) for server in self.roles.server_ranks]
+            x = models[0] if len(models) == 1 else np.concatenate(models)
             if self.delay:
                 time.sleep(self.delay)
             rows = random.integers(self._part.rows, size=min(self.batch, self._part.rows))
