@@ -35,8 +35,7 @@ def main() -> None:
     parser.add_argument("--epoch-steps", type=int, help="steps of an epoch (if none: two passes over the rows)")
     parser.add_argument("--max-delay", type=int, help="most steps of delay (if none: 4 for each worker)")
     console.add_arguments(parser, batch=64, l2=1e-4)
-    args = parser.parse_args()
-    console.check_arguments(parser, args)
+    args = console.parse_arguments(parser)
     try:
         algorithm = DoubleQuantization(
             variant=args.variant,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -59,8 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch: int, l2: float) -> 
     )
 
 
-def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with a message if an argument is out of range, or the job was not started by mpirun."""
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the arguments; end, with a message of rank 0 alone, if one is bad, or mpirun did not start the job."""
+    with contextlib.ExitStack() as silent:
+        if MPI.COMM_WORLD.Get_rank():
+            nowhere = silent.enter_context(open(os.devnull, "w"))
+            silent.enter_context(contextlib.redirect_stdout(nowhere))
+            silent.enter_context(contextlib.redirect_stderr(nowhere))
+        args = parser.parse_args()
     for name, least in (("hidden", 1), ("servers", 1), ("batch", 1), ("max_epochs", 0), ("every", 1), ("seed", 0)):
         if getattr(args, name) < least:
             refuse(parser, f"--{name.replace('_', '-')} must be at least {least}; got {getattr(args, name)}")
@@ -75,8 +83,9 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         refuse(
             parser,
             f"a job has at least two ranks, a server and a worker. Start it with mpirun, for example: "
-            f"mpirun --with-ft ulfm -np 5 python {' '.join(sys.argv)}",
+            f"mpirun --with-ft ulfm -np 5 python {shlex.join(sys.argv)}",
         )
+    return args
 
 
 def refuse(parser: argparse.ArgumentParser, text: str) -> NoReturn:

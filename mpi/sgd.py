@@ -34,8 +34,7 @@ def main() -> None:
     parser.add_argument("--epoch-steps", type=int, help="steps of an epoch (if none: one pass over the rows)")
     parser.add_argument("--max-delay", type=int, help="most steps of delay (if none: 4 for each worker)")
     console.add_arguments(parser, batch=32, l2=0.0)
-    args = parser.parse_args()
-    console.check_arguments(parser, args)
+    args = console.parse_arguments(parser)
     try:
         algorithm = SGD(
             compression=args.compression,

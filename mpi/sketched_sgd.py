@@ -25,8 +25,7 @@ def main() -> None:
     parser.add_argument("--decay", action="store_true", help="let the learning rate fall to 0 linearly")
     parser.add_argument("--epoch-steps", type=int, help="steps of an epoch (if none: one pass over the rows)")
     console.add_arguments(parser, batch=32, l2=0.0)
-    args = parser.parse_args()
-    console.check_arguments(parser, args)
+    args = console.parse_arguments(parser)
     try:
         algorithm = SketchedSGDServer(
             compression=args.compression,
