@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -71,6 +72,24 @@ def show_sizes(parameters: int, k: int, steps: int, delta: float, workers: int) 
         console.print(line)
 
 
+def bench_servers(args: argparse.Namespace) -> None:
+    """Time a parameter server."""
+    for name in ("only", "framework", "plot"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} does not go with --servers")
+    seconds = 1.0 if args.seconds is None else args.seconds
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"--seconds must be above 0 and finite; got {seconds}")
+    import mpi4py
+
+    mpi4py.rc.initialize = False  # only what mpirun starts is a rank
+    from hvd_compress.parameter_server import bench as server_bench
+
+    server_bench.main(
+        size=args.size, seconds=seconds, threads=args.threads, repetitions=args.repetitions, json_path=args.json
+    )
+
+
 def _text(value: Any) -> str:
     return spec(value) if isinstance(value, Compressor) else str(value)
 
@@ -93,13 +112,21 @@ def main() -> None:
         help="time the compressors, in multiples of copying the gradient once",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    bencher.add_argument("--size", type=int, default=25_000_000, help="coordinates of the gradient")
+    bencher.add_argument("--size", type=int, help="coordinates of the gradient (if none: 25000000; see --servers)")
     bencher.add_argument("--only", nargs="+", metavar="SPEC", help="the compressors (if none: all)")
     bencher.add_argument("--threads", type=int, help="threads to use (if none: one for each core)")
     bencher.add_argument("--repetitions", type=int, default=9, help="repetitions, of which least and median are shown")
-    bencher.add_argument("--framework", choices=("numpy", "torch"), default="torch", help="whose arrays to compress")
+    bencher.add_argument("--framework", choices=("numpy", "torch"), help="whose arrays to compress (if none: torch)")
     bencher.add_argument("--json", type=Path, metavar="FILE", help="write the times there, in seconds")
     bencher.add_argument("--plot", type=Path, metavar="FILE", help="draw the times there (PNG, PDF or SVG)")
+    bencher.add_argument(
+        "--servers",
+        action="store_true",
+        help="time a parameter server instead, alone (the least of all repetitions) and with 1 to 8 workers that "
+        "mpirun starts on this machine: gradients of 20000 coordinates, mostly zeros, and of 1 and 25 million; or of "
+        "--size",
+    )
+    bencher.add_argument("--seconds", type=float, metavar="S", help="of each job of --servers (if none: 1)")
     sizer = commands.add_parser(
         "size",
         help="tell how large a sketch must be, and what it sends against other methods",
@@ -121,17 +148,21 @@ def main() -> None:
             list_compressors(args.specs, args.rows, args.columns)
         elif args.command == "size":
             show_sizes(args.parameters, args.k, args.steps, args.delta, args.workers)
+        elif args.servers:
+            bench_servers(args)
+        elif args.seconds is not None:
+            raise ValueError("--seconds goes with --servers alone")
         else:
             bench.main(
                 args.only or [],
-                framework=args.framework,
-                size=args.size,
+                framework=args.framework or "torch",
+                size=args.size or 25_000_000,
                 threads=args.threads,
                 repetitions=args.repetitions,
                 json_path=args.json,
                 plot_path=args.plot,
             )
     except ModuleNotFoundError as error:
-        parser.error(f"{error}; install it with: pip install 'hvd-compress[bench]' torch")
+        parser.error(f"{error}; install it with: pip install 'hvd-compress[bench,mpi]' torch")
     except (OSError, TypeError, ValueError) as error:
         parser.error(str(error))
