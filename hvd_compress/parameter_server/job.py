@@ -290,8 +290,10 @@ class _Job:
     ) -> tuple[Objective | None, Plan, Vector]:
         """Let the workers load their data, and all ranks compare what they mean."""
         settings, comm = self.settings, self.comm
-        objective, error, mine, p_star = None, None, {}, None
-        roles = None
+        objective: Objective | None = None
+        error: str | None = None
+        mine: dict[str, Any] = {}
+        roles: Roles | None = None
         try:
             roles = Roles(settings.servers, comm.Get_size())
             if not roles.is_server(self.rank):
@@ -315,26 +317,23 @@ class _Job:
                 problems[0] = str(problem)
         self._refuse(problems)
         assert roles is not None
-        plan, start = None, None
+        plan = None
         if objective is not None and self.rank == roles.servers:
-            p_star = optimum(objective)
-            plan = Plan(
-                objective.layout,
-                objective.rows,
-                objective.regularizer,
-                objective.smoothness(settings.batch),
-                p_star,
-                roles,
-            )
-            start = objective.initial(settings.seed)
-        plan = comm.bcast(plan, root=roles.servers)
-        if start is None:
-            start = np.empty(plan.layout.size, np.float32)
+            try:
+                smoothness = objective.smoothness(settings.batch)
+                known = (objective.layout, objective.rows, objective.regularizer, smoothness)
+                plan = Plan(*known, optimum(objective), roles)
+                shards(plan.layout, roles.servers)
+                self.algorithm.check(plan)
+            except (OSError, ValueError) as problem:
+                error = str(problem)
+        plan, error = comm.bcast((plan, error), root=roles.servers)
+        self._refuse({} if error is None else {0: error})
+        assert plan is not None
+        start = np.empty(plan.layout.size, np.float32)
+        if objective is not None and self.rank == roles.servers:
+            start[:] = objective.initial(settings.seed)
         comm.Bcast(start, root=roles.servers)
-        try:
-            self.algorithm.check(plan)
-        except ValueError as problem:
-            self._refuse({self.rank: str(problem)})
         return objective, plan, start
 
     def _refuse(self, problems: Mapping[int, str]) -> None:
@@ -392,7 +391,7 @@ class _Job:
         saved = [epoch for epoch, _ in self.recent if self.rank or epoch in self.records]
         if self.checkpoints is None or not saved:
             raise Interrupted("interrupted")
-        for epoch in saved:
+        for epoch in reversed(saved):  # there may be time for one only
             self._write(epoch, force=True)
         raise Interrupted(f"interrupted; {self.settings.checkpoint} has epoch {saved[-1]}, go on with --resume")
 

@@ -100,6 +100,8 @@ class Server:
         self._stashed: list[Message] = []
         self._next: dict[str, Any] | None = None
         self._heard = {worker: time.monotonic() for worker in self.workers}
+        self._incomplete = False  # whether the part of a worker that was dropped is missing: the round will not do
+        self._cost = _Report(0, 0, 0.0, {})
 
     def run(self) -> None:
         """Serve until the job is done.
@@ -116,7 +118,6 @@ class Server:
             if message is not None:
                 self._take(message)
             self._tick()
-        self.endpoint.flush(self.timeout)
 
     def _leave(self, done: Callable[[Message], bool]) -> None:
         """Take messages until one is the last, or the time is up: who leaves earlier could be thought dead."""
@@ -187,18 +188,16 @@ class Server:
         self._parts.clear()
         self._pending.clear()
         self._answered.clear()
+        self._incomplete = False
         self._saved(self.epoch, self.method.state())
-        self._report()
+        self._cost = self._report()
         stashed, self._stashed = self._stashed, []
         for message in stashed:
             if message.source in self.workers:
                 self._take(message)
 
-    def _report(self) -> None:
-        """Tell the coordinator what the epochs so far have cost."""
-        self.endpoint.send_json(0, Kind.REPORT, self.round, self._own_report())
-
-    def _own_report(self) -> _Report:
+    def _report(self) -> _Report:
+        """Return what the epochs so far have cost."""
         ranks = self.roles.worker_ranks
         return _Report(
             8 * sum(self.endpoint.received[rank] for rank in ranks),
@@ -212,8 +211,10 @@ class Server:
         if message.kind == Kind.SNAPSHOT:
             self.endpoint.send(worker, Kind.SNAPSHOT, self.round, 0, self.method.start(worker))
         elif message.kind == Kind.PART:
+            if self.stepping:
+                raise Malformed("a part of the gradient came in, which is complete")
             self._parts[worker] = self._part(message.payload)
-            if self._parts.keys() >= self.workers:
+            if self._parts.keys() >= self.workers and not self._incomplete:
                 self._complete()
         elif message.kind == Kind.MODEL:
             self._pending.append(worker)
@@ -241,7 +242,11 @@ class Server:
         return loss, right, tested, gradient
 
     def _complete(self) -> None:
-        """All parts are there: begin the steps."""
+        """All parts are there: tell the coordinator, who gives no model before, and begin the steps."""
+        self.endpoint.send_json(0, Kind.REPORT, self.round, self._cost)
+        self._begin_steps()
+
+    def _begin_steps(self) -> None:
         gradient = None
         if self.method.wants_gradient:
             total = np.zeros_like(self.method.snapshot)
@@ -311,6 +316,7 @@ class Server:
         self.workers.discard(worker)
         self._withdraw(worker)
         self._parts.pop(worker, None)
+        self._incomplete = self._incomplete or not self.stepping
         self._log(f"worker {worker} {reason}")
         if self.workers:
             self._serve()
@@ -387,9 +393,6 @@ class Coordinator(Server):
         for rank in [*self.roles.server_ranks[1:], *sorted(self.workers)]:
             self.endpoint.send_json(rank, Kind.START, self.round, announced)
 
-    def _report(self) -> None:
-        self._reports[0] = self._own_report()
-
     def _from_server(self, message: Message) -> None:
         if message.kind == Kind.REPORT and message.round == self.round:
             self._reports[message.source] = _Report(*message.json())
@@ -397,7 +400,8 @@ class Coordinator(Server):
                 self._complete()
 
     def _complete(self) -> None:
-        """All parts and reports are there: tell of the epoch, and begin the next or stop."""
+        """If all servers have all parts, tell of the epoch, and begin the next or stop."""
+        self._reports[0] = self._cost
         if len(self._reports) < self.roles.servers:
             return
         parts = self._parts.values()
@@ -421,7 +425,7 @@ class Coordinator(Server):
         if self._finished(epoch) or self.epoch >= self.epochs:
             self._stop()
         else:
-            super()._complete()
+            self._begin_steps()
 
     def _stop(self) -> None:
         for rank in range(1, self.roles.size):
@@ -452,11 +456,12 @@ class Coordinator(Server):
             return
         for rank in [*self.roles.server_ranks[1:], worker]:
             self.endpoint.send(rank, Kind.DROP, self.round, worker)
+        now = self.round
         super().drop(worker, reason)
         if not self.workers:
             self._stop()
             raise JobFailed("no worker is left")
-        if not self.stepping and not self.stopped:
+        if self.round == now and not self.stepping and not self.stopped:
             self._announce(self.epoch)
 
     def _log(self, text: str) -> None:
