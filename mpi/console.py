@@ -14,6 +14,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
+# Ranks of one machine share its cores; NumPy's threads are made when it is imported.
+os.environ.setdefault(
+    "OMP_NUM_THREADS",
+    str(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")))),
+)
+
 import data
 import numpy as np
 from mpi4py import MPI
