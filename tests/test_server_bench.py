@@ -32,7 +32,7 @@ def test_all_is_timed_shown_and_written(tmp_path):
         assert len(each["pushes"]) == 4
         assert min(each["pushes"]) > 0
         for name in ("push_bytes", "model_bytes"):  # a header, and a scale where there is one
-            assert each[name] == 8 + 3000 * coordinate / 8 + 4 * (coordinate < 32)
+            assert each[name] == 16 + 3000 * coordinate / 8 + 4 * (coordinate < 32)
         plain = results[0]["pushes"]
         assert each["times_floats"] == [rate / of for rate, of in zip(each["pushes"], plain, strict=True)]
     for name in ("floats", "8 bits", "4 bits"):

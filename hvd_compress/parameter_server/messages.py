@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,9 +19,10 @@ from hvd_compress import native
 
 Bytes = NDArray[np.uint8]
 
-HEADER = struct.Struct("<II")  # round and number
-SMALL = 1 << 12  # bytes of a payload that goes with its header
-PARTED, BODY = 1 << 6, 1 << 7  # tags: of a header whose payload is the next message, and of that
+HEADER = struct.Struct("<IIQ")  # round, number, and bytes of the payload
+SMALL = 1 << 12  # bytes of a payload that goes with its header; a larger one follows it
+MOST = 1 << 36  # bytes of a payload
+BODY = 100  # the tag of a payload that follows its header; those of headers are kinds
 POLLS = 20  # without a pause, before a wait begins to sleep
 PAUSE = 5e-5  # seconds
 NOTHING = np.zeros(0, np.uint8)
@@ -47,6 +49,9 @@ class Kind(enum.IntEnum):
 def survives() -> bool:
     """Tell whether the MPI goes on when a rank dies: Open MPI under ``mpirun --with-ft ulfm``."""
     return os.environ.get("OMPI_MCA_mpi_ft_enable", "0") not in ("0", "false")  # noqa: SIM112
+
+
+KINDS = frozenset(Kind)
 
 
 class Malformed(ValueError):
@@ -83,6 +88,7 @@ class Endpoint:
         self.sent, self.received = [0] * self.size, [0] * self.size
         self.dead: set[int] = set()
         self._sending: list[tuple[MPI.Request, Any]] = []
+        self._arriving: dict[int, deque[tuple[MPI.Request | None, Message]]] = {}
         kernels = native.load()
         self._empty: Callable[[int], Bytes] = (
             (lambda count: kernels.empty(-(-count // 4)).view(np.uint8)[:count])
@@ -94,16 +100,16 @@ class Endpoint:
         """Send a message; the payload must not change until it has gone. To a dead rank nothing is sent."""
         if to in self.dead:
             return
-        head = HEADER.pack(round, number)
+        head = HEADER.pack(round, number, payload.nbytes)
         if payload.nbytes <= SMALL:
             parts = [(np.frombuffer(head + payload.tobytes(), np.uint8), int(kind))]
-        else:  # as it lies in memory: the receiver can take that by itself, and at once
-            parts = [(np.frombuffer(head, np.uint8), kind | PARTED), (np.ascontiguousarray(payload), BODY)]
+        else:  # as it lies in memory: it is copied by nobody but the MPI, and in one go
+            parts = [(np.frombuffer(head, np.uint8), int(kind)), (np.ascontiguousarray(payload), BODY)]
         try:
             for part, tag in parts:
                 self._sending.append((self.comm.Isend([part, MPI.BYTE], to, tag), part))
-        except MPI.Exception:
-            self._find_dead()
+        except MPI.Exception as error:
+            self._find_dead(error)
             return
         self.sent[to] += HEADER.size + payload.nbytes
         if len(self._sending) > 2 * self.size:
@@ -114,28 +120,52 @@ class Endpoint:
         self.send(to, kind, round, 0, np.frombuffer(json.dumps(item).encode(), np.uint8))
 
     def receive(self) -> Message | None:
-        """Return a message that is there, or None."""
-        status = MPI.Status()
+        """Return a message that is there, or None. What is still on its way keeps up what its rank sent later.
+
+        Raises:
+            Malformed: if what came in is no message.
+        """
         try:
-            probed = self.comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
-            if probed is None:
-                return None
-            body = self._empty(status.Get_count(MPI.BYTE))
-            probed.Recv([body, MPI.BYTE])
-            source, tag = status.Get_source(), status.Get_tag()
-            head, payload = body[: HEADER.size].tobytes(), body[HEADER.size :]
-            if tag & PARTED:
-                probed = self.comm.Mprobe(source, BODY, status)
-                payload = self._empty(status.Get_count(MPI.BYTE))
-                probed.Recv([payload, MPI.BYTE])
-        except MPI.Exception:
-            self._find_dead()
-            return None
-        self.received[source] += len(head) + payload.nbytes
-        if len(head) < HEADER.size:
-            raise Malformed(f"rank {source} sent a message of {len(head)} bytes, shorter than a header")
-        round, number = HEADER.unpack(head)
-        return Message(source, Kind(tag & ~PARTED), round, number, payload)
+            self._accept()
+        except MPI.Exception as error:
+            self._find_dead(error)
+        for source, arriving in self._arriving.items():
+            if not arriving:
+                continue
+            request, message = arriving[0]
+            try:
+                there = request is None or request.Test()
+            except MPI.Exception as error:
+                self._find_dead(error)
+                arriving.clear()
+                continue
+            if there:
+                arriving.popleft()
+                self.received[source] += HEADER.size + message.payload.nbytes
+                return message
+        return None
+
+    def _accept(self) -> None:
+        """Take the next header, and begin to receive the payload that follows it."""
+        status = MPI.Status()
+        probed = self.comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
+        if probed is None:
+            return
+        body = self._empty(status.Get_count(MPI.BYTE))
+        probed.Recv([body, MPI.BYTE])
+        source, tag = status.Get_source(), status.Get_tag()
+        if body.nbytes < HEADER.size or tag not in KINDS:
+            raise Malformed(f"rank {source} sent {body.nbytes} bytes with tag {tag}, which are no message")
+        round, number, length = HEADER.unpack(body[: HEADER.size].tobytes())
+        request, payload = None, body[HEADER.size :]
+        if length > SMALL and not payload.nbytes:
+            if length > MOST:
+                raise Malformed(f"rank {source} announced a message of {length} bytes")
+            payload = self._empty(length)
+            request = self.comm.Irecv([payload, MPI.BYTE], source, BODY)
+        elif length != payload.nbytes:
+            raise Malformed(f"rank {source} sent a message of {payload.nbytes} bytes and announced {length}")
+        self._arriving.setdefault(source, deque()).append((request, Message(source, Kind(tag), round, number, payload)))
 
     def wait(self, seconds: float) -> Message | None:
         """Return the next message, or None after a time, or when a rank was found dead."""
@@ -159,20 +189,22 @@ class Endpoint:
     def _reap(self) -> None:
         """Forget what has gone."""
         left = []
-        for request, buffers in self._sending:
+        for request, buffer in self._sending:
             try:
                 if not request.Test():
-                    left.append((request, buffers))
-            except MPI.Exception:
-                self._find_dead()
+                    left.append((request, buffer))
+            except MPI.Exception as error:
+                self._find_dead(error)
         self._sending = left
 
-    def _find_dead(self) -> None:
-        """Ask which ranks are gone; without an MPI that can tell, the error stands.
+    def _find_dead(self, error: MPI.Exception) -> None:
+        """Ask which ranks are gone.
 
         Raises:
-            MPI.Exception: if no rank is gone, or the MPI does not know.
+            MPI.Exception: the error itself, if it is another one than that a rank is gone, or the MPI cannot tell.
         """
+        if not survives() or error.Get_error_class() not in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING):
+            raise error
         failed = self.comm.Get_failed()
         self.dead |= set(MPI.Group.Translate_ranks(failed, None, self.comm.Get_group()))
         self.comm.Ack_failed()
