@@ -30,8 +30,8 @@ class Unavailable(RuntimeError):
 
 
 @contextmanager
-def hosts(count: int, mbits: int, ulfm: bool = False) -> Iterator[list[str]]:
-    """Divide the machine into hosts, and give the start of an `mpirun` command that has rank i on host i.
+def hosts(count: int, mbits: int, ulfm: bool = False, ranks_each: int = 1) -> Iterator[list[str]]:
+    """Divide the machine into hosts, and give the start of an `mpirun` command that has rank i on host i % count.
 
     They are gone at the end, with all that runs on them. The environment reaches the ranks as it is.
 
@@ -40,6 +40,7 @@ def hosts(count: int, mbits: int, ulfm: bool = False) -> Iterator[list[str]]:
         mbits: speed of each host's link in Mbit/s, in each direction; headers are some 4 % of it.
         ulfm: whether the other ranks go on after one has died. They had better end with `os._exit`, for sometimes
             MPI_Finalize does not return; `mpirun` may then end the slower ones, and with 1, so write results before.
+        ranks_each: ranks on each host. What they send each other does not go over its link.
 
     Raises:
         Unavailable: without root, iproute2 or a kernel that can do it, and while another process has hosts.
@@ -61,14 +62,15 @@ def hosts(count: int, mbits: int, ulfm: bool = False) -> Iterator[list[str]]:
         _remove()
         try:
             _make(count, mbits)
-            yield _mpirun(count, ulfm)
+            yield _mpirun(count, ulfm, ranks_each)
         finally:
             _remove()
 
 
 def _make(count: int, mbits: int) -> None:
     # At once goes what the link carries in 1 ms, and at least a packet; less, and the cores cut packets all the time.
-    limit = f"root tbf rate {mbits}mbit burst {max(2, mbits // 8)}kb latency 50ms"
+    # Half a second's worth may wait, for several ranks send to one at a time.
+    limit = f"root tbf rate {mbits}mbit burst {max(2, mbits // 8)}kb latency 500ms"
     AGENT.write_text(SCRIPT)
     _call(f"ip link add {PREFIX} type bridge")
     _call(f"ip address add {NETWORK}.254/24 dev {PREFIX}")
@@ -85,7 +87,7 @@ def _make(count: int, mbits: int) -> None:
         _call(f"ip -n {name} link set lo up")
 
 
-def _mpirun(count: int, ulfm: bool) -> list[str]:
+def _mpirun(count: int, ulfm: bool, ranks_each: int) -> list[str]:
     network = f"{NETWORK}.0/24"
     parameters = {
         "plm_rsh_agent": f"sh {AGENT}",
@@ -97,7 +99,8 @@ def _mpirun(count: int, ulfm: bool) -> list[str]:
     }
     if ulfm:  # with several hosts, who asks for the address of a dead rank waits for ever, and so does MPI_Finalize
         parameters |= {"mpi_add_procs_cutoff": "1024", "async_mpi_finalize": "1"}
-    command = ["mpirun", "--bind-to", "none", "--host", ",".join(f"{NETWORK}.{host + 1}:1" for host in range(count))]
+    places = ",".join(f"{NETWORK}.{host + 1}:{ranks_each}" for host in range(count))
+    command = ["mpirun", "--bind-to", "none", "--map-by", "node", "--host", places]
     command += ["--with-ft", "ulfm"] if ulfm else []
     return command + [word for item in parameters.items() for word in ("--mca", *item)]
 

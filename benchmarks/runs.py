@@ -14,11 +14,21 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
 from hvd_compress import parse
+
+
+class Kept(Protocol):
+    """The settings of something that leaves a file: a frozen dataclass."""
+
+    def path(self, folder: Path) -> Path:
+        """Return where the result is kept."""
+
+
+Setting = TypeVar("Setting", bound=Kept)
 
 
 @dataclass(frozen=True)
@@ -66,27 +76,37 @@ class Run:
         The compressor's settings are all in it, so that a result is of its defaults of that time; of the others those
         that are not at their defaults, so that a further one leaves the names as they are.
         """
-        words = re.sub(r"[^\w.]+", "-", f"{self.task}-{self.compression}-w{self.workers}-s{self.seed}").strip("-")
-        defaults = {item.name: item.default for item in fields(self)}
-        settings = {name: value for name, value in asdict(self).items() if value != defaults[name]}
-        settings["compression"] = repr(parse(self.compression))
-        digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=4).hexdigest()
-        return folder / f"{words[:120]}-{digest}.json"
+        words = f"{self.task}-{self.compression}-w{self.workers}-s{self.seed}"
+        return folder / file_name(words, settings_of(self) | {"compression": repr(parse(self.compression))})
 
 
-def add_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
-    """Add what every comparison takes."""
-    parser.add_argument(
-        "--data", metavar="DIR", required=True, help="folder with the folders mnist, cifar10 and multi30k"
-    )
+def settings_of(run: Any) -> dict[str, Any]:
+    """Return the settings that are not at their defaults."""
+    return {item.name: getattr(run, item.name) for item in fields(run) if getattr(run, item.name) != item.default}
+
+
+def file_name(words: str, settings: dict[str, Any]) -> str:
+    """Return a name for people, with a digest of the settings."""
+    digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=4).hexdigest()
+    return re.sub(r"[^\w.]+", "-", words).strip("-")[:120] + f"-{digest}.json"
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, folder: str, data: str = "mnist, cifar10 and multi30k", parallel: bool = True
+) -> None:
+    """Add what every comparison takes: `data` says which folders the data's has."""
+    parser.add_argument("--data", metavar="DIR", required=True, help=f"folder with the folders {data}")
     parser.add_argument("--results", type=Path, default=Path(folder), help="folder for one file a training")
-    parser.add_argument(
-        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="trainings at a time, one thread each"
-    )
+    parser.set_defaults(processes=1)
+    if parallel:
+        cores = len(os.sched_getaffinity(0))
+        parser.add_argument("--processes", type=int, default=cores, help="trainings at a time, one thread each")
     parser.add_argument("--draw", action="store_true", help="train nothing: tables and pictures from what is there")
 
 
-def train_missing(runs: Sequence[Run], train: Callable[[Run, str], dict[str, Any]], args: argparse.Namespace) -> None:
+def train_missing(
+    runs: Sequence[Setting], train: Callable[[Setting, str], dict[str, Any]], args: argparse.Namespace
+) -> None:
     """Do the runs that have no file yet, several at a time.
 
     Raises:
@@ -106,10 +126,10 @@ def train_missing(runs: Sequence[Run], train: Callable[[Run, str], dict[str, Any
             run, result = futures[future], future.result()
             path = run.path(args.results)
             part = path.with_suffix(".part")
-            part.write_text(json.dumps(asdict(run) | result, indent=1) + "\n")
+            part.write_text(_text(asdict(run) | result))
             part.replace(path)  # whole or not at all
             if not shown:
-                text = f"{number + 1}/{len(futures)} {path.stem}: {result['curve'][-1]:.4f}"
+                text = f"{number + 1}/{len(futures)} {path.stem}: {result['curve'][-1]}"
                 print(text, file=sys.stderr, flush=True)
     except BaseException:
         for process in list((pool._processes or {}).values()):
@@ -119,10 +139,21 @@ def train_missing(runs: Sequence[Run], train: Callable[[Run, str], dict[str, Any
     pool.shutdown()
 
 
+def _text(record: dict[str, Any]) -> str:
+    """Return a JSON object with a line for each entry, and for each item of a list."""
+    entries = []
+    for name, value in record.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(f"  {json.dumps(item)}" for item in value) + "\n ]"
+        entries.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
 def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends what is running
 
 
-def results(runs: Iterable[Run], folder: Path) -> dict[Run, dict[str, Any]]:
+def results(runs: Iterable[Setting], folder: Path) -> dict[Setting, dict[str, Any]]:
     """Return what is there of the runs."""
     return {run: json.loads(run.path(folder).read_text()) for run in runs if run.path(folder).exists()}
