@@ -12,7 +12,7 @@ from functools import partial
 
 import console
 
-from hvd_compress.parameter_server import MODELS, VARIANTS, DoubleQuantization, leave, run
+from hvd_compress.parameter_server import MODELS, VARIANTS, DoubleQuantization
 
 
 def main() -> None:
@@ -36,34 +36,22 @@ def main() -> None:
     parser.add_argument("--max-delay", type=int, help="most steps of delay (if none: 4 for each worker)")
     console.add_arguments(parser, batch=64, l2=1e-4)
     args = console.parse_arguments(parser)
-    try:
-        algorithm = DoubleQuantization(
-            variant=args.variant,
-            bits=args.bits,
-            model_bits=args.model_bits,
-            model=args.model,
-            mu=args.mu,
-            budget=args.budget,
-            step=args.step,
-            theta=args.theta,
-            epoch_steps=args.epoch_steps,
-            max_delay=args.max_delay,
-            batch=args.batch,
-            seed=args.seed,
-        )
-    except (TypeError, ValueError) as error:
-        console.refuse(parser, str(error))
-    shown = console.Console(args, f"{args.variant}, {args.bits} bits")
-    result = run(
-        algorithm,
-        partial(console.load, args),
-        console.settings_of(args),
-        shown,
-        partial(console.optimum, args),
+    make = partial(
+        DoubleQuantization,
+        variant=args.variant,
+        bits=args.bits,
+        model_bits=args.model_bits,
+        model=args.model,
+        mu=args.mu,
+        budget=args.budget,
+        step=args.step,
+        theta=args.theta,
+        epoch_steps=args.epoch_steps,
+        max_delay=args.max_delay,
+        batch=args.batch,
+        seed=args.seed,
     )
-    if result is not None:
-        console.finish(result, shown)
-    leave()
+    console.job(parser, args, make, f"{args.variant}, {args.bits} bits")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import os
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +27,18 @@ import numpy as np
 from mpi4py import MPI
 from tqdm import tqdm
 
-from hvd_compress.parameter_server import Epoch, Objective, Regularizer, Result, Settings, minimum, survives
+from hvd_compress.parameter_server import (
+    Epoch,
+    Objective,
+    Regularizer,
+    Result,
+    Settings,
+    leave,
+    minimum,
+    run,
+    survives,
+)
+from hvd_compress.parameter_server.job import Algorithm
 
 COLUMNS = ("epoch", "objective", "suboptimality", "accuracy", "bits_up", "bits_down", "seconds", "max_delay", "workers")
 
@@ -265,6 +278,19 @@ def _draw(path: Path, title: str, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def job(parser: argparse.ArgumentParser, args: argparse.Namespace, make: Callable[[], Algorithm], title: str) -> None:
+    """Run a job to its end, on every rank: `make` gives the algorithm, or raises where an argument is bad."""
+    try:
+        algorithm = make()
+    except (TypeError, ValueError) as error:
+        refuse(parser, str(error))
+    console = Console(args, title)
+    result = run(algorithm, partial(load, args), settings_of(args), console, partial(optimum, args))
+    if result is not None:
+        finish(result, console)
+    leave()
 
 
 def finish(result: Result, console: Console) -> None:

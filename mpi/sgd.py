@@ -13,7 +13,7 @@ from functools import partial
 import console
 
 from hvd_compress import methods
-from hvd_compress.parameter_server import DOWNLINKS, SGD, leave, run
+from hvd_compress.parameter_server import DOWNLINKS, SGD
 
 
 def main() -> None:
@@ -35,33 +35,21 @@ def main() -> None:
     parser.add_argument("--max-delay", type=int, help="most steps of delay (if none: 4 for each worker)")
     console.add_arguments(parser, batch=32, l2=0.0)
     args = console.parse_arguments(parser)
-    try:
-        algorithm = SGD(
-            compression=args.compression,
-            asynchronous=args.asynchronous,
-            downlink=args.downlink,
-            model_bits=args.model_bits,
-            lr=args.lr,
-            decay=args.decay,
-            epochs=args.max_epochs,
-            epoch_steps=args.epoch_steps,
-            max_delay=args.max_delay,
-            batch=args.batch,
-            seed=args.seed,
-        )
-    except (TypeError, ValueError) as error:
-        console.refuse(parser, str(error))
-    shown = console.Console(args, f"{algorithm.name}, {args.compression}")
-    result = run(
-        algorithm,
-        partial(console.load, args),
-        console.settings_of(args),
-        shown,
-        partial(console.optimum, args),
+    make = partial(
+        SGD,
+        compression=args.compression,
+        asynchronous=args.asynchronous,
+        downlink=args.downlink,
+        model_bits=args.model_bits,
+        lr=args.lr,
+        decay=args.decay,
+        epochs=args.max_epochs,
+        epoch_steps=args.epoch_steps,
+        max_delay=args.max_delay,
+        batch=args.batch,
+        seed=args.seed,
     )
-    if result is not None:
-        console.finish(result, shown)
-    leave()
+    console.job(parser, args, make, f"{'asynchronous ' if args.asynchronous else ''}sgd, {args.compression}")
 
 
 if __name__ == "__main__":

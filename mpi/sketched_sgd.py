@@ -12,7 +12,7 @@ from functools import partial
 
 import console
 
-from hvd_compress.parameter_server import SketchedSGDServer, leave, run
+from hvd_compress.parameter_server import SketchedSGDServer
 
 
 def main() -> None:
@@ -26,29 +26,17 @@ def main() -> None:
     parser.add_argument("--epoch-steps", type=int, help="steps of an epoch (if none: one pass over the rows)")
     console.add_arguments(parser, batch=32, l2=0.0)
     args = console.parse_arguments(parser)
-    try:
-        algorithm = SketchedSGDServer(
-            compression=args.compression,
-            lr=args.lr,
-            decay=args.decay,
-            epochs=args.max_epochs,
-            epoch_steps=args.epoch_steps,
-            batch=args.batch,
-            seed=args.seed,
-        )
-    except (TypeError, ValueError) as error:
-        console.refuse(parser, str(error))
-    shown = console.Console(args, args.compression)
-    result = run(
-        algorithm,
-        partial(console.load, args),
-        console.settings_of(args),
-        shown,
-        partial(console.optimum, args),
+    make = partial(
+        SketchedSGDServer,
+        compression=args.compression,
+        lr=args.lr,
+        decay=args.decay,
+        epochs=args.max_epochs,
+        epoch_steps=args.epoch_steps,
+        batch=args.batch,
+        seed=args.seed,
     )
-    if result is not None:
-        console.finish(result, shown)
-    leave()
+    console.job(parser, args, make, args.compression)
 
 
 if __name__ == "__main__":

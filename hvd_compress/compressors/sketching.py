@@ -204,15 +204,18 @@ class SketchedSGD(Sketched):
             support=lambda: chosen,
         )
 
+    def empty(self, ops: Ops, state: State) -> CountSketch | InvertibleSketch:
+        """Return this step's sketch with nothing in it."""
+        size, split = state.layout.size, self.split(state.layout.size)
+        kind = InvertibleSketch if self.invertible else CountSketch
+        return kind(size, split.rows, split.columns, make_key(*state.common_stream()), ops=ops)
+
     def sketch(self, ops: Ops, vector: Array, state: State) -> CountSketch | InvertibleSketch:
         """Return what a worker puts in its sketch: names, or the vector, or the largest of it."""
-        size, split = state.layout.size, self.split(state.layout.size)
-        key = make_key(*state.common_stream())
-        if self.invertible:
-            named = InvertibleSketch(size, split.rows, split.columns, key, ops=ops)
-            named.add(ops.top_k(vector, max(1, round(self._part(state) * split.candidates))))
-            return named
-        sketch = CountSketch(size, split.rows, split.columns, key, ops=ops)
+        size, split, sketch = state.layout.size, self.split(state.layout.size), self.empty(ops, state)
+        if isinstance(sketch, InvertibleSketch):
+            sketch.add(ops.top_k(vector, max(1, round(self._part(state) * split.candidates))))
+            return sketch
         kept = math.ceil(self.p1 * split.k) if self.p1 else size
         if kept < size:
             largest = ops.top_k(vector, kept)

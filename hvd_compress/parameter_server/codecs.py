@@ -26,6 +26,7 @@ from hvd_compress.state import State
 
 Vector = NDArray[np.float32]
 
+OPS = NumpyOps()
 LEAST = float(np.finfo(np.float32).tiny)  # what is smaller counts as zero
 
 
@@ -150,7 +151,7 @@ class Codec:
     def __init__(self, compressor: Compressor, layout: Layout, key: tuple[object, ...] = ()) -> None:
         compressor = one_payload(compressor)
         assert isinstance(compressor, GatherCompressor)
-        self.compressor, self.layout, self.ops = compressor, layout, NumpyOps()
+        self.compressor, self.layout, self.ops = compressor, layout, OPS
         self.state = State(layout, seed=make_key(*key))
         self._nonzero: Threshold | None = None
         if type(compressor) is Floats:
@@ -200,7 +201,7 @@ class Codec:
 
 
 def _check_finite(name: str, values: Vector) -> None:
-    if not NumpyOps().all_finite(values):
+    if not OPS.all_finite(values):
         raise Malformed(f"{name}: a payload with values that are not finite came in")
 
 
@@ -220,7 +221,7 @@ class GridModel:
     MOST = 24
 
     def __init__(self, layout: Layout, mu: float, key: tuple[object, ...] = ()) -> None:
-        self.layout, self.mu, self.ops = layout, mu, NumpyOps()
+        self.layout, self.mu, self.ops = layout, mu, OPS
         self.bits = 2
         self.used: Counter[int] = Counter()
         self._random = np.random.Generator(np.random.Philox(make_key(*key)))
@@ -313,7 +314,7 @@ class FloatModel:
 
     def encode(self, x: Vector, snapshot: Vector) -> Bytes:
         """Return x as bytes."""
-        return NumpyOps().copy(x).view(np.uint8)
+        return OPS.copy(x).view(np.uint8)
 
     def decode(self, payload: Bytes, snapshot: Vector) -> Vector:
         """Return the model in a payload; Malformed if there is none."""
@@ -332,7 +333,7 @@ class Changes:
     """
 
     def __init__(self, size: int) -> None:
-        self.size, self.ops = size, NumpyOps()
+        self.size, self.ops = size, OPS
 
     def encode(self, x: Vector, indices: NDArray[np.int64]) -> Bytes:
         """Return x at ascending indices as bytes."""
@@ -368,4 +369,4 @@ Model = GridModel | DifferenceModel | FloatModel
 
 def affine(x: Vector, a: float, y: Vector, b: float, out: Vector | None = None) -> Vector:
     """Return a x + b y, in `out` if it is given."""
-    return NumpyOps().affine(x, a, y, b, out)
+    return OPS.affine(x, a, y, b, out)

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.parameter_server.codecs import Vector, affine
+from hvd_compress.parameter_server.codecs import OPS, Vector, affine
 from hvd_compress.parameter_server.messages import Bytes, Endpoint, Kind, Malformed, Message
 from hvd_compress.parameter_server.methods import Method
 from hvd_compress.parameter_server.objectives import Regularizer
@@ -237,7 +236,7 @@ class Server:
             raise Malformed(f"a part of the gradient of {payload.nbytes} bytes came in; expected {PART.size + wanted}")
         loss, right, tested = PART.unpack(payload[: PART.size].tobytes())
         gradient = payload[PART.size :].view(np.float32) if wanted else None
-        if gradient is not None and not NumpyOps().all_finite(gradient):
+        if gradient is not None and not OPS.all_finite(gradient):
             raise Malformed("a part of the gradient with values that are not finite came in")
         return loss, right, tested, gradient
 

@@ -14,12 +14,13 @@ from hvd_compress.compressors.base import AllGather, Compressor
 from hvd_compress.compressors.quantize import LowPrecision
 from hvd_compress.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.parameter_server.codecs import Changes, Codec, Decoded, FloatModel, Vector, affine, one_payload
+from hvd_compress.parameter_server.codecs import Changes, Codec, Decoded, Vector, affine, one_payload
 from hvd_compress.parameter_server.job import Plan
-from hvd_compress.parameter_server.messages import Bytes, Malformed
+from hvd_compress.parameter_server.messages import Bytes
 from hvd_compress.parameter_server.objectives import Objective, Regularizer
 from hvd_compress.parameter_server.roles import Shard
 from hvd_compress.parameter_server.schedules import BoundedDelay, Schedule, Synchronous
+from hvd_compress.parameter_server.worker import OneRound
 from hvd_compress.state import State
 
 DOWNLINKS = ("changes", "difference")
@@ -66,8 +67,9 @@ class Down:
             indices = np.flatnonzero(self._changed > self._known.get(worker, 0))
             self._known[worker] = self._steps
             return self.changes.encode(x, indices)
-        copy = self._copies.setdefault(worker, snapshot.copy())
-        codec = self._codec(worker)
+        if worker not in self._copies:
+            self._copies[worker] = snapshot.copy()
+        copy, codec = self._copies[worker], self._codec(worker)
         payload = codec.encode(affine(x, 1.0, copy, -1.0))
         codec.decode(payload).add_to(copy, 1.0)
         return payload
@@ -208,7 +210,7 @@ class ServerSGD:
         self._answers = {int(worker): int(count) for worker, count in state["answers"]}
 
 
-class WorkerSGD:
+class WorkerSGD(OneRound):
     """A worker's part: the mean gradient of a batch through a compressor, with what feedback keeps.
 
     Args:
@@ -220,12 +222,12 @@ class WorkerSGD:
     """
 
     wants_gradient = False
-    rounds = 1
 
     def __init__(
         self, compressor: Compressor, shards: list[Shard], down: list[Down], rank: int, workers: int, seed: int
     ) -> None:
-        self.compressor, self.shards, self.down = one_payload(compressor), shards, down
+        super().__init__(shards)
+        self.compressor, self.down = one_payload(compressor), down
         self.ops = NumpyOps()
         self.states = [State(s.layout, rank=rank, workers=workers, seed=seed) for s in shards]
         self.copies: list[Vector] = []
@@ -243,14 +245,6 @@ class WorkerSGD:
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with what the compressor has kept."""
         load_states(self.states, state)
-
-    def start(self, shard: int, payload: Bytes) -> Vector:
-        """Return the snapshot."""
-        return FloatModel().decode(payload, np.empty(self.shards[shard].layout.size, np.float32))
-
-    def reply(self, shard: int, payload: Bytes) -> Bytes:
-        """Is never asked."""
-        raise Malformed("a server asks for more, and there is nothing more")
 
     def model(self, shard: int, payload: Bytes) -> Vector:
         """Return this worker's copy of the model, brought up to date."""

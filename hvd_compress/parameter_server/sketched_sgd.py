@@ -120,7 +120,7 @@ class ServerSketch:
         if self._chosen is not None:
             return None
         compressor, state, ops = self._now, self.state_of, self.ops
-        sketch = compressor.sketch(ops, ops.zeros(self.x.size), state)
+        sketch = compressor.empty(ops, state)
         total = np.sum(answers, axis=0, dtype=answers[0].dtype)
         sketch.table = total if compressor.invertible else total / np.float32(len(answers))
         self._chosen = compressor.candidates(ops, sketch, state)

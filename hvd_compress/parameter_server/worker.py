@@ -54,7 +54,28 @@ class Answer(Protocol):
         """Return what goes to each server for a batch: `rows` of a part, at x."""
 
 
-class VarianceReduced:
+class OneRound:
+    """What is common to workers' parts that answer once in a step, and are sent the snapshot's floats.
+
+    Args:
+        shards: of the model.
+    """
+
+    rounds = 1
+
+    def __init__(self, shards: list[Shard]) -> None:
+        self.shards = shards
+
+    def start(self, shard: int, payload: Bytes) -> Vector:
+        """Return the snapshot."""
+        return FloatModel().decode(payload, np.empty(self.shards[shard].layout.size, np.float32))
+
+    def reply(self, shard: int, payload: Bytes) -> Bytes:
+        """Is never asked."""
+        raise Malformed("a server asks for more, and there is nothing more")
+
+
+class VarianceReduced(OneRound):
     """The worker's part of AsyLPG and its kin: a = grad f_B(Q_x(x)) - grad f_B(x~), sent as Q(a) (see `AsyLPG`).
 
     Args:
@@ -64,10 +85,10 @@ class VarianceReduced:
     """
 
     wants_gradient = True
-    rounds = 1
 
     def __init__(self, shards: list[Shard], up: Callable[[int, int], Codec], down: list[Model]) -> None:
-        self.shards, self._new, self.down = shards, up, down
+        super().__init__(shards)
+        self._new, self.down = up, down
         self.up: list[Codec] = []
         self.snapshot: Vector = np.zeros(0, np.float32)
 
@@ -81,14 +102,6 @@ class VarianceReduced:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Do nothing."""
-
-    def start(self, shard: int, payload: Bytes) -> Vector:
-        """Return x~."""
-        return FloatModel().decode(payload, np.empty(self.shards[shard].layout.size, np.float32))
-
-    def reply(self, shard: int, payload: Bytes) -> Bytes:
-        """Is never asked."""
-        raise Malformed("a server asks for more, and there is nothing more")
 
     def model(self, shard: int, payload: Bytes) -> Vector:
         """Return Q_x(x)."""
