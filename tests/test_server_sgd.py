@@ -50,7 +50,11 @@ def test_synchronously_it_is_what_simulated_workers_do(spec):
 
 @pytest.mark.parametrize("name", sorted(set(methods()) - {"powersgd", "sketched_sgd", "fetchsgd"}))
 def test_every_method_of_one_payload_goes_up(name):
-    spec = {"threshold": "threshold(threshold=0.01)", "randomk": "randomk(ratio=0.3)"}.get(name, name)
+    spec = {
+        "threshold": "threshold(threshold=0.01)",
+        "randomk": "randomk(ratio=0.3)",
+        "wangni": "wangni(ratio=0.3)",
+    }.get(name, name)
     lr = {"signsgd": 0.01, "signum": 0.01, "dgc": 0.05}.get(name, 0.3)
     result = sgd(3, {"compression": spec, "asynchronous": True, "lr": lr, "epoch_steps": 100})
     assert result["suboptimality"] < 0.5 * result["curve"][0]
