@@ -11,41 +11,15 @@ import torch
 from torch import Tensor
 
 from hvd_compress.agreement import check_agreement, describe
-from hvd_compress.compressors import AllReduce, Collective, Compressor, spec
+from hvd_compress.compressors import Compressor, spec
 from hvd_compress.exchange import Exchange, advance_until
 from hvd_compress.layout import Layout
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.plan import Gradient, Rule, choose
-from hvd_compress.transports import Traffic
+from hvd_compress.transports.carrier import Carrier
 from hvd_compress.transports.horovod_torch import HorovodTransport
 
 _bound = itertools.count()
-
-
-class Carrier:
-    """A transport for one AllReduce, which Horovod's optimizer performs: it takes `array` and brings `result`."""
-
-    def __init__(self, rank: int = 0, workers: int = 1, traffic: Traffic | None = None) -> None:
-        self.rank, self.workers = rank, workers
-        self.traffic = Traffic() if traffic is None else traffic
-        self.array = self.result = torch.empty(0)
-
-    def start(self, collective: Collective, name: str) -> None:
-        """Keep the array."""
-        assert isinstance(collective, AllReduce)
-        self.array = collective.array
-
-    def done(self, handle: None) -> bool:
-        """Tell that the result is there: nobody asks before."""
-        return True
-
-    def wait(self, handle: None) -> Tensor:
-        """Return the result."""
-        self.traffic.count("allreduce", self.array.nbytes, self.array.nbytes)
-        return self.result
-
-    def fail(self, error: BaseException, names: Sequence[str]) -> None:
-        """Leave it to the caller."""
 
 
 class BoundCompression:
@@ -79,7 +53,7 @@ class BoundCompression:
             chosen = choose(Gradient(name, tuple(p.shape), "float32"), compressor, dense_below, rules)
             alone = chosen.collectives == ("allreduce",)
             t = self.transport
-            carrier = Carrier(t.rank, t.workers, t.traffic) if alone else t
+            carrier = Carrier(TorchOps(p.device), t.rank, t.workers, t.traffic) if alone else t
             self._exchanges[name] = tensor_exchange(name, p, chosen, carrier, seed, prefix=self._prefix)
         self._own = [e for e in self._exchanges.values() if e.transport is self.transport]
         self.waiting_seconds = 0.0

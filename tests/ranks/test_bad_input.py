@@ -139,7 +139,8 @@ def test_non_finite_gradients_reach_every_rank_and_leave_the_state(spec, bad, bo
     model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
     nn.init.constant_(model[0].weight, 0.01)
     if bound:
-        from hvd_compress.torch.compression import TorchCompression, as_compressor
+        from hvd_compress.compression import as_compressor
+        from hvd_compress.torch.compression import TorchCompression
 
         keeper = TorchCompression(as_compressor(spec)).bind(model.named_parameters())
         optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), compression=keeper)
