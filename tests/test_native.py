@@ -684,3 +684,18 @@ def test_packed_bytes_agree():
     for size in (1, 10, 999, 100_000):
         for count in {0, 1, size // 50, size // 2, size}:
             assert len(module.encode_indices(np.arange(count), size)) == index_bytes(size, count)
+
+
+def test_small_numbers_are_numbers_where_a_thread_takes_them_for_zeros():
+    code = (
+        "import numpy as np, tensorflow as tf; from hvd_compress.native import default_floats\n"
+        "half = lambda x: x * np.float32(0.5)\n"
+        "def as_it_is(x): return half(x)\n"
+        "def by_default(x):\n"
+        "    with default_floats(): return half(x)\n"
+        "for f in (as_it_is, by_default, as_it_is):\n"
+        "    g = tf.function(lambda x: tf.numpy_function(f, [x], tf.float32))\n"
+        "    print(np.asarray(g(tf.constant([1e-40]))).view(np.int32)[0] > 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "False"]

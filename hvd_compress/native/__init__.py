@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -27,3 +29,18 @@ def load() -> ModuleType | None:
         )
         return None
     return _kernels
+
+
+@contextmanager
+def default_floats() -> Iterator[None]:
+    """Let the calling thread compute as everybody does: TensorFlow's threads take numbers below 2^-126 for zeros.
+
+    Without the kernels there is nothing to do that with.
+    """
+    kernels = load()
+    before = kernels.float_environment(None) if kernels else None
+    try:
+        yield
+    finally:
+        if kernels:
+            kernels.float_environment(before)

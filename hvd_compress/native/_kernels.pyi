@@ -28,6 +28,12 @@ def threads() -> int:
 def set_threads(count: int) -> None:
     """Use at most `count` threads, from whichever thread the kernels are called."""
 
+def float_environment(to: bytes | None) -> bytes:
+    """Set how the calling thread's floats behave, None for the default; return how they did before.
+
+    ValueError if `to` is nothing that was returned before.
+    """
+
 # --- making and copying
 
 def empty(size: int) -> NDArray[np.float32]:

@@ -4,9 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cfenv>
 #include <cstdlib>
+#include <cstring>
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <variant>
 
@@ -54,6 +57,15 @@ Span<T> inout(py::array& array, const char* name) {
 
 void require(bool sound, const char* message) {
     if (!sound) throw py::value_error(message);
+}
+
+py::bytes float_environment(const std::optional<std::string>& to) {
+    std::fenv_t before, after;
+    require(!to || to->size() == sizeof after, "this is no environment that was returned before");
+    std::fegetenv(&before);
+    if (to) std::memcpy(&after, to->data(), sizeof after);
+    std::fesetenv(to ? &after : FE_DFL_ENV);
+    return py::bytes(reinterpret_cast<const char*>(&before), sizeof before);
 }
 
 void require_count(int64_t count) {
@@ -605,6 +617,7 @@ PYBIND11_MODULE(_kernels, m) {
     m.def("set_simd", hvd::set_simd, py::arg("level"));
     m.def("threads", hvd::threads);
     m.def("set_threads", hvd::set_threads, py::arg("count"));
+    m.def("float_environment", float_environment, py::arg("to").none(true));
 
     m.def("empty", empty, py::arg("size"));
     m.def("zeros", zeros, py::arg("size"));
