@@ -24,10 +24,12 @@ from hvd_compress import (
     spec,
 )
 from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.ops.tensorflow import TensorFlowOps
 from hvd_compress.ops.torch import TorchOps
 
 NUMPY, TORCH = NumpyOps(kernels=False), TorchOps(kernels=False)
 OPS = {"numpy": NUMPY, "torch": TORCH, "numpy with kernels": NumpyOps(), "torch with kernels": TorchOps()}
+OPS["tensorflow"] = TensorFlowOps()  # slow, one operation at a time: see `everywhere`
 LAYOUT = Layout.of([("a", (30, 20)), ("b", (7,)), ("empty", (0, 3)), ("c", (16, 3, 3, 3)), ("scalar", ())])
 
 
@@ -62,7 +64,24 @@ def variants(name: str) -> list[Compressor]:
 
 
 VARIANTS = [compressor for name in methods() for compressor in variants(name)]
+DEFAULTS = [parse(name) for name in methods()]
 every = pytest.mark.parametrize("compressor", VARIANTS, ids=spec)
+
+
+def worth_it(compressor: Compressor, kind: str) -> bool:
+    """Whether to test a variant with these operations: with the slow ones, each method with its defaults."""
+    return kind != "tensorflow" or compressor in DEFAULTS
+
+
+everywhere = pytest.mark.parametrize(
+    ("compressor", "ops"),
+    [
+        pytest.param(compressor, ops, id=f"{spec(compressor)}-{kind}")
+        for compressor in VARIANTS
+        for kind, ops in OPS.items()
+        if worth_it(compressor, kind)
+    ],
+)
 
 
 def inner(compressor: Compressor, step: int = 0) -> Compressor:
@@ -164,8 +183,7 @@ def test_all_implementations_send_the_same(compressor, kind):
                     assert close(compressor, a.astype(np.float32), b.astype(np.float32))
 
 
-@every
-@pytest.mark.parametrize("ops", OPS.values(), ids=OPS)
+@everywhere
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_values_reach_every_worker_and_leave_no_trace(compressor, ops, bad):
     simulation = Simulation(compressor, LAYOUT, 3, ops=ops)
@@ -185,8 +203,7 @@ def test_non_finite_values_reach_every_worker_and_leave_no_trace(compressor, ops
             assert all(np.array_equal(new[store][name], old[store][name]) for name in old[store])
 
 
-@every
-@pytest.mark.parametrize("ops", OPS.values(), ids=OPS)
+@everywhere
 def test_the_input_is_not_modified(compressor, ops):
     simulation = Simulation(compressor, LAYOUT, 2, ops=ops)
     for _ in range(2):
@@ -306,7 +323,9 @@ def test_hostile_payloads_are_refused_or_decoded_within_bounds(compressor, data)
     payload = np.frombuffer(data.draw(st.binary(min_size=length, max_size=length)), np.uint8).copy()
     if method.varying and length >= 8 and data.draw(st.booleans()):
         payload[:8] = np.int64([number]).view(np.uint8)
-    for ops in OPS.values():
+    for kind, ops in OPS.items():
+        if not worth_it(compressor, kind):
+            continue
         try:
             vector = method.decode(ops, ops.from_numpy(payload), layout)
         except ValueError:

@@ -1,4 +1,4 @@
-"""NumPy's and PyTorch's operations do the same, with kernels and without, and what they say."""
+"""NumPy's, PyTorch's and TensorFlow's operations do the same, with kernels and without, and what they say."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from hvd_compress import random
 from hvd_compress.ops import packed_bytes
 from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.ops.tensorflow import TensorFlowOps
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.random import Stream, make_key
 
-ALL = [NumpyOps(kernels=False), NumpyOps(), TorchOps(kernels=False), TorchOps()]
+ALL = [NumpyOps(kernels=False), NumpyOps(), TorchOps(kernels=False), TorchOps(), TensorFlowOps()]
 every = pytest.mark.parametrize("ops", ALL, ids=lambda ops: ops.name + ("-kernels" if ops.kernels else ""))
 REFERENCE = ALL[0]
 
