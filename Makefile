@@ -17,10 +17,12 @@ demo: setup  ## train with several compressors on two processes, print a table, 
 	@python examples/demo.py
 
 test: setup  ## run the tests
-	@python -m pytest -m "not slow"
+	@python -m pytest -m "not slow and not jobs" -n auto --maxprocesses 8
+	@python -m pytest -m "not slow and jobs"
 
 test-slow: setup  ## run the slow tests as well
-	@python -m pytest
+	@python -m pytest -m "not jobs" -n auto --maxprocesses 8
+	@python -m pytest -m jobs
 
 sanitize: setup  ## test and fuzz the kernels, built with AddressSanitizer and UndefinedBehaviorSanitizer
 	@bash scripts/sanitize.sh
