@@ -1,4 +1,4 @@
-"""Starts the tests in tests/ranks on real ranks, under MPI and under Gloo."""
+"""Starts the tests in tests/ranks and tests/ranks_tensorflow on real ranks, under MPI and under Gloo."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-RANKS = Path(__file__).parent / "ranks"
+TESTS = Path(__file__).parent
 LAUNCHERS = {
     "mpi": ["mpirun", "--allow-run-as-root", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "-np"],
     "gloo": ["horovodrun", "--gloo", "-np"],
@@ -18,13 +18,19 @@ assert all(shutil.which(command[0]) for command in LAUNCHERS.values()), "run the
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_on_ranks(launcher, ranks):
-    command = [*LAUNCHERS[launcher], str(ranks), sys.executable, "-m", "pytest", str(RANKS)]
+@pytest.mark.parametrize(
+    ("folder", "launcher", "ranks"),
+    [
+        *(("ranks", launcher, ranks) for launcher in LAUNCHERS for ranks in (2, 4)),
+        ("ranks_tensorflow", "mpi", 2),
+        ("ranks_tensorflow", "gloo", 4),
+    ],
+)
+def test_on_ranks(folder, launcher, ranks):
+    command = [*LAUNCHERS[launcher], str(ranks), sys.executable, "-m", "pytest", str(TESTS / folder)]
     command += ["-q", "--tb=short", "--color=no", "-p", "no:cacheprovider", "--timeout=120", "--timeout-method=thread"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HOROVOD_LOG_LEVEL": "fatal"}
-    if (launcher, ranks) == ("mpi", 4):
+    if ranks == 4 and (launcher == "mpi" or folder == "ranks_tensorflow"):
         env["HOROVOD_FUSION_THRESHOLD"] = "0"  # for what must repeat bit for bit
     done = subprocess.run(command, capture_output=True, text=True, timeout=550, check=False, env=env)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]

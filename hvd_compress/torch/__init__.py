@@ -7,6 +7,10 @@ optimizer = hvdc.DistributedOptimizer(optimizer, named_parameters=model.named_pa
 compression=hvdc.Compression.topk(ratio=0.01))
 """
 
+from hvd_compress.frameworks import require_horovod
+
+require_horovod("torch")
+
 from hvd_compress.agreement import WorkersDisagree
 from hvd_compress.compressors import Exponential, Linear
 from hvd_compress.plan import Rule

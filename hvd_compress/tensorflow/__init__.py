@@ -1,0 +1,36 @@
+"""For TensorFlow under Horovod.
+
+import horovod.tensorflow as hvd
+import hvd_compress.tensorflow as hvdc
+
+with tf.GradientTape() as tape:
+    loss = ...
+tape = hvdc.DistributedGradientTape(tape, compression=hvdc.Compression.topk(ratio=0.01))
+gradients = tape.gradient(loss, model.trainable_variables)
+"""
+
+from hvd_compress.frameworks import require_horovod
+
+require_horovod("tensorflow")
+
+from hvd_compress.agreement import WorkersDisagree
+from hvd_compress.compressors import Exponential, Linear
+from hvd_compress.plan import Rule
+from hvd_compress.tensorflow.allreduce import allreduce
+from hvd_compress.tensorflow.compression import Compression
+from hvd_compress.tensorflow.guard import guard_horovods_keras
+from hvd_compress.tensorflow.reducer import compression_stats
+from hvd_compress.tensorflow.tape import DistributedGradientTape
+
+guard_horovods_keras()
+
+__all__ = [
+    "Compression",
+    "DistributedGradientTape",
+    "Exponential",
+    "Linear",
+    "Rule",
+    "WorkersDisagree",
+    "allreduce",
+    "compression_stats",
+]

@@ -1,0 +1,160 @@
+"""For Keras 3 on TensorFlow: an optimizer that averages gradients over Horovod's processes, compressed.
+
+Horovod's own leaves the ranks unsynchronized there: it extends methods that Keras 3 does not call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import horovod.tensorflow as hvd
+import keras
+import tensorflow as tf
+from keras.src.trainers import trainer
+
+from hvd_compress.compressors import spec
+from hvd_compress.plan import Rule
+from hvd_compress.tensorflow.callbacks import BroadcastAtStart, LearningRateWarmup, MetricAverage
+from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
+from hvd_compress.tensorflow.reducer import GradientReducer, Settings
+
+__all__ = ["BroadcastAtStart", "DistributedOptimizer", "LearningRateWarmup", "MetricAverage"]
+
+
+class _Distributed:
+    """What the optimizer's own class is extended by."""
+
+    _trainable_variables: Any
+    _settings: Settings
+    _reducer: GradientReducer
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Make the optimizer's variables, and the compressors' state."""
+        super().build(variables)  # type: ignore[misc]
+        self._reducer = self._settings.reducer_of(list(variables))
+
+    @tf.autograph.experimental.do_not_convert
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Average the gradients and update the variables.
+
+        Raises:
+            WorkersDisagree: in the first step, if the workers differ in version, settings or model.
+            ValueError: if a `LossScaleOptimizer` is around this optimizer, and not inside.
+        """
+        if type(tf.compat.v1.get_default_graph()).__name__ == "CondBranchFuncGraph":
+            raise ValueError(
+                "each rank would decide for itself whether to exchange its gradients, and the others might wait for "
+                "ever: a LossScaleOptimizer must be inside, DistributedOptimizer(LossScaleOptimizer(optimizer)), not "
+                "around. With the policy mixed_float16, compile() puts one around any other optimizer."
+            )
+        variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
+        if variables:
+            self._reducer = self._settings.reducer_of(variables)
+        if isinstance(self, keras.optimizers.LossScaleOptimizer):  # decides by the gradients whether to skip the step
+            grads = self._reducer.reduce(grads)
+        else:
+            self._reducer.present = [grad is not None for grad in grads]
+        super().apply(grads, trainable_variables)  # type: ignore[misc]
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> Any:
+        # Keras calls this with the gradients of a step, accumulated if need be, before it does anything with them.
+        if not isinstance(self, keras.optimizers.LossScaleOptimizer):
+            there = iter(grads)
+            means = self._reducer.reduce([next(there) if present else None for present in self._reducer.present])
+            grads = [mean for mean in means if mean is not None]
+        return super()._clip_gradients(grads)  # type: ignore[misc]
+
+    def compression_stats(self) -> dict[str, Any]:
+        """Return what this worker sent since construction (see `GradientReducer.stats`)."""
+        return self._reducer.stats() if hasattr(self, "_reducer") else {}
+
+
+def DistributedOptimizer(
+    optimizer: keras.optimizers.Optimizer,
+    compression: TensorFlowCompression | str = Compression.none,
+    op: int = hvd.Average,
+    gradient_predivide_factor: float = 1.0,
+    process_set: Any = hvd.global_process_set,
+    sparse_as_dense: bool = False,
+    *,
+    bucket_bytes: int = 25 * 2**20,
+    dense_below: int = 1024,
+    seed: int = 0,
+    rules: Iterable[Rule | tuple[str, Any]] | None = None,
+) -> Any:
+    """Wrap a Keras 3 optimizer so that its gradients are averaged over Horovod's processes, compressed.
+
+    The result is an instance of the optimizer's own class, and is saved as that: a model that is loaded has the plain
+    optimizer. Gradients are accumulated first (``gradient_accumulation_steps``) and clipped afterwards. A
+    ``LossScaleOptimizer`` must be inside. XLA cannot compile the exchange: `compile` of a model proceeds without
+    ``jit_compile``. With a single process nothing is sent.
+
+    Args:
+        optimizer: any ``keras.optimizers.Optimizer``.
+        compression: ``hvd_compress.tensorflow.Compression.topk(ratio=0.01)``, or a spec such as ``"topk(ratio=0.01)"``.
+        op: ``hvd.Average`` or ``hvd.Sum``.
+        gradient_predivide_factor: with ``hvd.Average``, divides before the sum and multiplies after the mean.
+        process_set: the Horovod processes to average over.
+        sparse_as_dense: exchange sparse gradients as dense ones.
+        bucket_bytes: largest size of a bucket of gradients, in bytes, at least 1; methods of the whole gradient have
+            one bucket.
+        dense_below: parameters with fewer coordinates than this, and those with one axis, are sent uncompressed.
+        seed: of the compressors' random numbers, the same on all workers.
+        rules: exceptions: tuples (pattern, compression), or `hvd_compress.tensorflow.Rule` objects; the first that
+            matches a variable's path and size decides, whatever `dense_below` says.
+
+    Raises:
+        RuntimeError: if Keras runs on another backend than TensorFlow.
+        ValueError: if an argument's value is not allowed, or both a compressor and the optimizer keep a momentum.
+        TypeError: if `optimizer` is not of Keras 3, `compression` is none, or `rules` holds anything but rules.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"Keras runs on {keras.backend.backend()}, and hvd_compress.tensorflow.keras is for its TensorFlow "
+            "backend: set KERAS_BACKEND=tensorflow"
+        )
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(f"optimizer must be a keras.optimizers.Optimizer of Keras 3; got {optimizer!r}")
+    settings = Settings(
+        compression,
+        op,
+        gradient_predivide_factor,
+        process_set,
+        sparse_as_dense,
+        bucket_bytes,
+        dense_below,
+        seed,
+        tuple(rules or ()),
+    )
+    _check_momentum(optimizer, settings)
+    wrapped = type(optimizer)
+    # What is saved names the class by its module.
+    public = getattr(keras.optimizers, wrapped.__name__, None) is wrapped
+    members = {"__module__": "keras.optimizers" if public else wrapped.__module__, "_settings": settings}
+    result: Any = object.__new__(type(wrapped.__name__, (_Distributed, wrapped), members))
+    object.__setattr__(result, "__dict__", optimizer.__dict__)  # Keras has its own way of setting attributes
+    return result
+
+
+def _check_momentum(optimizer: Any, settings: Settings) -> None:
+    keeps = [compressor for compressor in settings.compressors if compressor.has_momentum]
+    own = getattr(getattr(optimizer, "inner_optimizer", optimizer), "momentum", 0.0)
+    if keeps and own:
+        raise ValueError(
+            f"{spec(keeps[0])} keeps the momentum itself, so that the optimizer's must be 0; it is {own}. Set it to "
+            "0, or choose another feedback, such as feedback=ef"
+        )
+
+
+_supports_jit = trainer.model_supports_jit
+
+
+def _supports_jit_undistributed(model: Any) -> bool:
+    """Tell Keras that XLA cannot compile the training step: neither Horovod's collectives nor calls of Python."""
+    optimizer = getattr(model, "optimizer", None)
+    own = isinstance(optimizer, _Distributed) or isinstance(getattr(optimizer, "inner_optimizer", None), _Distributed)
+    return not own and bool(_supports_jit(model))
+
+
+trainer.model_supports_jit = _supports_jit_undistributed

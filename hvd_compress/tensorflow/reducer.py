@@ -1,0 +1,311 @@
+"""From the gradients of a model's variables to their compressed means, as nodes of a graph."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+from hvd_compress.agreement import check_agreement, describe
+from hvd_compress.compression import as_compressor, as_rules
+from hvd_compress.compressors import Compressor
+from hvd_compress.layout import Layout
+from hvd_compress.plan import Gradient, Rule, make_plan
+from hvd_compress.tensorflow.exchange import GraphExchange
+from hvd_compress.tensorflow.saved import SavedState
+from hvd_compress.tensorflow.variables import SENT_AS, Variable, named
+from hvd_compress.transports import WorkerFailed
+from hvd_compress.transports.horovod_tensorflow import HorovodTransport, Round
+
+Tensor = Any
+_created: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+
+
+class GradientReducer(SavedState):
+    """Averages the gradients of some variables over Horovod's processes.
+
+    In the first step, while its graph is traced, the workers compare what they say of themselves, and the gradients
+    are divided into buckets. From then on a step is a part of the graph: it calls each bucket's compressor as soon as
+    the bucket's gradients are there, Horovod carries what that gives while others are computed, and at the end all
+    states are kept or, if a mean is not finite, left as they were.
+
+    Args:
+        variables: those whose gradients are reduced, in the order of the gradients.
+        compressor: what to exchange them with.
+        rules: exceptions, with compressors.
+        process_set: the Horovod processes that take part.
+        scale_before, scale_after: factors on the gradients before, and on the means after.
+        sparse_as_dense: exchange sparse gradients as dense ones.
+        bucket_bytes, dense_below: see `hvd_compress.plan.make_plan`.
+        seed: of all random numbers.
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[Variable],
+        compressor: Compressor,
+        rules: Sequence[Rule],
+        process_set: Any,
+        *,
+        scale_before: float = 1.0,
+        scale_after: float = 1.0,
+        sparse_as_dense: bool = False,
+        bucket_bytes: int = 25 * 2**20,
+        dense_below: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.variables, self.compressor, self.rules = variables, compressor, rules
+        # Keras numbers the names of a process's models; what random numbers and saved states go by does not change.
+        self._positions = [str(number) for number in range(len(variables))]
+        self.transport = HorovodTransport(process_set)
+        self.scale_before, self.scale_after, self.sparse_as_dense = scale_before, scale_after, sparse_as_dense
+        self.bucket_bytes, self.dense_below, self.seed = bucket_bytes, dense_below, seed
+        self.prefix = f"hvd_compress.{process_set.process_set_id}.{next(_created[process_set.process_set_id])}"
+        self.present: list[bool] = []  # which variables have a gradient, for an optimizer that leaves out the others
+        self._apart: dict[str, str] = {}  # variables in no bucket: what their gradients are, "missing" or "sparse"
+        self._function = tf.function(self._nodes, autograph=False)
+
+    def reduce(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Return the means of gradients; one that is None stays it, and sparse ones are those of all workers.
+
+        Raises:
+            WorkersDisagree: in the first step, if the workers differ in version, settings or model.
+        """
+        if self.transport.workers == 1:
+            return list(gradients)
+        if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+            raise ValueError(
+                "XLA cannot compile the exchange of gradients, which calls Horovod and Python: leave out "
+                "jit_compile=True, or compile what comes before the gradients are exchanged"
+            )
+        if self.sparse_as_dense:
+            gradients = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+        if not self.planned:
+            self._make_plan(gradients)
+        if tf.executing_eagerly():
+            return list(self._function(list(gradients)))
+        return self._nodes(list(gradients))
+
+    def _nodes(self, gradients: list[Tensor]) -> list[Tensor]:
+        given = dict(zip(self._positions, gradients, strict=True))
+        for position, kind in self._apart.items():
+            if kind == "sparse":
+                given[position] = self._rows(position, given[position])
+        arrays = []
+        for exchange in self.exchanges:
+            places = [place for place in exchange.layout.parameters if place.size]
+            parts = [self._part(place.size, given[place.name], exchange.dtype) for place in places]
+            vector = tf.concat(parts, 0) if len(parts) > 1 else parts[0]
+            if self.scale_before != 1:
+                vector *= self.scale_before
+            arrays.append(exchange.begin(vector, own=len(parts) > 1))
+        for number in range(max((len(exchange.rounds) for exchange in self.exchanges), default=0)):
+            for i, exchange in enumerate(self.exchanges):
+                if number < len(exchange.rounds):
+                    arrays[i] = exchange.proceed(arrays[i], number)
+        with tf.control_dependencies(arrays):
+            settled = tf.numpy_function(self._settle, [], tf.bool)
+        with tf.control_dependencies([settled]):
+            for exchange, mean in zip(self.exchanges, arrays, strict=True):
+                mean = mean * self.scale_after if self.scale_after != 1 else mean
+                parts = tf.split(mean, [place.size for place in exchange.layout.parameters])
+                for place, part in zip(exchange.layout.parameters, parts, strict=True):
+                    dtype = given[place.name].dtype if given[place.name] is not None else exchange.dtype
+                    given[place.name] = tf.cast(tf.reshape(part, place.shape), dtype)
+            return [None if gradient is None else tf.identity(gradient) for gradient in given.values()]
+
+    def _rows(self, position: str, gradient: Any) -> Any:
+        """Return the rows of all workers, as they are: one behind the other, of which some may be of one index."""
+        if not isinstance(gradient, tf.IndexedSlices):
+            name = self.variables[int(position)].name
+            raise ValueError(f"the gradient of {name} was sparse in the first step, and is not now")
+        gathered = []
+        for part, tensor in (("values", gradient.values), ("indices", gradient.indices)):
+            every = self.transport.carry(
+                tensor, Round("gather", tensor.dtype.name), f"{self.prefix}.rows.{position}.{part}"
+            )
+            counted = tf.numpy_function(self._count, [tensor, every], tf.bool)
+            with tf.control_dependencies([counted]):
+                gathered.append(tf.identity(every))
+        factor = self.scale_before * self.scale_after / self.transport.workers
+        return tf.IndexedSlices(gathered[0] * tf.cast(factor, gathered[0].dtype), gathered[1], gradient.dense_shape)
+
+    def _count(self, own: Any, every: Any) -> np.bool_:
+        self.transport.traffic.count("allgather", own.nbytes, every.nbytes)
+        return np.bool_(True)
+
+    def _part(self, size: int, gradient: Tensor, dtype: str) -> Tensor:
+        if gradient is None:
+            return tf.zeros(size, dtype)
+        return tf.cast(tf.reshape(tf.convert_to_tensor(gradient), [-1]), dtype)
+
+    def _settle(self) -> np.bool_:
+        errors = [exchange.error for exchange in self.exchanges if exchange.error is not None]
+        if errors:
+            for exchange in self.exchanges:
+                exchange.abandon()
+            raise min(errors, key=lambda error: isinstance(error, WorkerFailed))  # one's own first
+        # The means are equal on all workers, and so is what they decide here.
+        finite = all(exchange.ops.all_finite(exchange.mean) for exchange in self.exchanges)
+        for exchange in self.exchanges:
+            exchange.commit() if finite else exchange.rollback()
+        self.steps += 1
+        return np.bool_(finite)
+
+    def _make_plan(self, gradients: Sequence[Tensor]) -> None:
+        for position, gradient in zip(self._positions, gradients, strict=True):
+            if gradient is None or isinstance(gradient, tf.IndexedSlices):
+                self._apart[position] = "missing" if gradient is None else "sparse"
+        layout = Layout.of(zip(self._positions, (v.shape for v in self.variables), strict=True))
+        description = {
+            **describe(self.compressor, self.seed, layout),
+            "rules": [str(rule) for rule in self.rules],
+            "dtypes": [f"{position} {v.dtype}" for position, v in zip(self._positions, self.variables, strict=True)],
+            "gradients that are missing or sparse": [f"{position}: {kind}" for position, kind in self._apart.items()],
+            "scaling of gradients": (self.scale_before, self.scale_after),
+            "bucket_bytes": self.bucket_bytes,
+            "dense_below": self.dense_below,
+        }
+        check_agreement(self.transport.gather_object(description, f"{self.prefix}.agreement"))
+        positions = {v.name: position for position, v in zip(self._positions, self.variables, strict=True)}
+        buckets = make_plan(
+            [
+                Gradient(v.name, v.shape, SENT_AS.get(v.dtype, "float32"), v.device)
+                for v in self.variables
+                if positions[v.name] not in self._apart
+            ],
+            self.compressor,
+            self.rules,
+            bucket_bytes=self.bucket_bytes,
+            dense_below=self.dense_below,
+        )
+        self.exchanges = [
+            GraphExchange(
+                bucket.compressor,
+                Layout.of((positions[p.name], p.shape) for p in bucket.layout.parameters),
+                self.transport,
+                dtype=bucket.dtype,
+                device=bucket.device,
+                name=f"{self.prefix}.{bucket.name}",
+                seed=self.seed,
+            )
+            for bucket in buckets
+            if bucket.layout.size
+        ]
+        self.planned = True
+        self.load_what_waits()
+
+    def stats(self) -> dict[str, Any]:
+        """Return what this worker sent since construction, counted at the collectives.
+
+        Keys: ``steps``; ``bytes_sent`` and ``bytes_received`` (the buffers handed to and got from the collectives);
+        ``dense_bytes`` (what fp32 gradients would have been); ``ratio`` (dense_bytes / bytes_sent);
+        ``compression_seconds`` (in compressors) and ``communication_seconds`` (in which collectives were under way and
+        no compressor at work; TensorFlow may have computed gradients meanwhile); ``residual_norm`` (Euclidean, of all
+        residuals); ``collectives`` (calls and bytes of each kind: "agreement" is the comparison of settings in the
+        first step). All zero with a single worker, who sends nothing.
+        """
+        present = [v for i, v in zip(self._positions, self.variables, strict=True) if self._apart.get(i) != "missing"]
+        dense = 4 * sum(math.prod(v.shape) for v in present) * self.steps
+        sent = self.transport.traffic.sent
+        residuals = [(e.ops, e.state.local["residual"]) for e in self.exchanges if "residual" in e.state.local]
+        return {
+            "steps": self.steps,
+            "bytes_sent": sent,
+            "bytes_received": self.transport.traffic.received,
+            "dense_bytes": dense,
+            "ratio": dense / sent if sent else 1.0,
+            "compression_seconds": sum(e.compression_seconds for e in self.exchanges),
+            "communication_seconds": self.transport.waiting_seconds,
+            "residual_norm": sum(ops.norm(residual) ** 2 for ops, residual in residuals) ** 0.5,
+            "collectives": {kind: dict(entry) for kind, entry in self.transport.traffic.collectives.items()},
+        }
+
+
+_reducers: dict[Any, GradientReducer] = {}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user says about how gradients are to be reduced (see `DistributedGradientTape`), checked."""
+
+    compression: Any
+    op: int
+    gradient_predivide_factor: float
+    process_set: Any
+    sparse_as_dense: bool
+    bucket_bytes: int
+    dense_below: int
+    seed: int
+    rules: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if self.op not in (hvd.Average, hvd.Sum):
+            raise ValueError(
+                f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}), got {self.op}: compressed gradients "
+                "can be averaged and summed"
+            )
+        if self.gradient_predivide_factor != 1.0 and self.op != hvd.Average:
+            raise ValueError("gradient_predivide_factor not supported with op != Average")
+        if not self.gradient_predivide_factor > 0:
+            raise ValueError(f"gradient_predivide_factor must be above 0; got {self.gradient_predivide_factor}")
+        if self.bucket_bytes < 1:
+            raise ValueError(f"bucket_bytes must be at least 1; got {self.bucket_bytes}")
+        if self.dense_below < 0:
+            raise ValueError(f"dense_below must be at least 0; got {self.dense_below}")
+        object.__setattr__(self, "compression", as_compressor(self.compression))
+
+    @property
+    def compressors(self) -> list[Compressor]:
+        """All that may be used."""
+        return [self.compression, *(rule.compression for rule in as_rules(self.rules, None))]
+
+    def reducer_of(self, variables: Sequence[Any]) -> GradientReducer:
+        """Return the reducer of these variables, the same one for the same variables and settings."""
+        key = (
+            tuple(map(id, variables)),
+            self.compression,
+            repr(self.rules),
+            self.process_set.process_set_id,
+            (self.op, self.gradient_predivide_factor, self.sparse_as_dense),
+            (self.bucket_bytes, self.dense_below, self.seed),
+        )
+        if key not in _reducers:
+            found = named(variables)
+            workers = self.process_set.size() if self.process_set.included() else 1
+            _reducers[key] = GradientReducer(
+                found,
+                self.compression,
+                as_rules(self.rules, [variable.name for variable in found]),
+                self.process_set,
+                scale_before=1.0 / self.gradient_predivide_factor,
+                scale_after=self.gradient_predivide_factor if self.op == hvd.Average else float(workers),
+                sparse_as_dense=self.sparse_as_dense,
+                bucket_bytes=self.bucket_bytes,
+                dense_below=self.dense_below,
+                seed=self.seed,
+            )
+            weakref.finalize(variables[0], _reducers.pop, key, None)
+        return _reducers[key]
+
+
+def compression_stats(variables: Sequence[Any]) -> dict[str, Any]:
+    """Return what this worker sent of the gradients of these variables (see `GradientReducer.stats`).
+
+    Raises:
+        LookupError: if no step has been taken with them.
+    """
+    found = [reducer for key, reducer in _reducers.items() if key[0] == tuple(map(id, variables))]
+    if not found:
+        raise LookupError(f"no gradients of these {len(variables)} variables have been exchanged")
+    return found[-1].stats()
