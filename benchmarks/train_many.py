@@ -22,7 +22,7 @@ import train
 
 def main() -> int:
     """Run the trainings in their order; 2 stands for bad input."""
-    trainings = [train.arguments(shlex.split(line)) for line in sys.argv[1:]]
+    trainings = [train.arguments(__doc__, list(train.MODELS), shlex.split(line)) for line in sys.argv[1:]]
     hvd.init()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // hvd.local_size()))
     for args in trainings:

@@ -21,12 +21,15 @@ from rich.table import Table
 from tqdm import tqdm
 
 SPECS = ("none", "fp16", "topk(ratio=0.01)", "qsgd(bits=4)", "powersgd(rank=2)", "sketched_sgd")
-TRAIN = Path(__file__).parent / "torch" / "train.py"
+# What is trained, by name: with which of the examples, and with which compressor.
+TRAININGS = {**{spec: ("torch", spec) for spec in SPECS}, "topk(ratio=0.01), Keras": ("keras", "topk(ratio=0.01)")}
 
 
-def run(compression: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Start one training under horovodrun and return the JSON object that it ends with."""
-    command = ["horovodrun", "-np", str(args.processes), sys.executable, str(TRAIN), "--compression", compression]
+    example, compression = TRAININGS[name]
+    script = Path(__file__).parent / example / "train.py"
+    command = ["horovodrun", "-np", str(args.processes), sys.executable, str(script), "--compression", compression]
     command += ["--seed", str(seed), "--epochs", str(args.epochs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.findall(r'\{"accuracy".*\}', done.stdout)
@@ -50,7 +53,7 @@ def table(results: dict[str, list[dict[str, Any]]], args: argparse.Namespace) ->
     rows.add_column("compression", no_wrap=True)
     for column in ("accuracy", "sent by each worker", "fewer bytes", "seconds", "in compression", "in communication"):
         rows.add_column(column, justify="right")
-    for compression, runs in results.items():
+    for name, runs in results.items():
         mean, deviation = percent([r["accuracy"] for r in runs])
         sent = statistics.mean(r["bytes_sent"] for r in runs)
         seconds = [
@@ -58,17 +61,18 @@ def table(results: dict[str, list[dict[str, Any]]], args: argparse.Namespace) ->
             for key in ("seconds", "compression_seconds", "communication_seconds")
         ]
         ratio = statistics.mean(r["dense_bytes"] for r in runs) / sent
-        rows.add_row(compression, f"{mean:.1f} ± {deviation:.1f} %", f"{sent / 1e6:.2f} MB", f"{ratio:.1f} x", *seconds)
+        rows.add_row(name, f"{mean:.1f} ± {deviation:.1f} %", f"{sent / 1e6:.2f} MB", f"{ratio:.1f} x", *seconds)
     return rows
 
 
 def draw(results: dict[str, list[dict[str, Any]]], args: argparse.Namespace, path: Path) -> None:
     """Draw accuracy against bytes sent."""
     figure, axes = plt.subplots(figsize=(7.5, 4.5), constrained_layout=True)
-    for compression, runs in results.items():
+    for name, runs in results.items():
         mean, deviation = percent([r["accuracy"] for r in runs])
         sent = statistics.mean(r["bytes_sent"] for r in runs)
-        axes.errorbar(sent, mean, yerr=deviation, fmt="o", capsize=4, markersize=8, label=compression)
+        marker = "o" if TRAININGS[name][0] == "torch" else "s"
+        axes.errorbar(sent, mean, yerr=deviation, fmt=marker, capsize=4, markersize=8, label=name)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter("B"))
@@ -100,12 +104,12 @@ def main() -> None:
     for name in ("processes", "epochs", "seeds"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")
-    results: dict[str, list[dict[str, Any]]] = {compression: [] for compression in SPECS}
-    with tqdm(total=len(SPECS) * args.seeds, unit="training") as progress:
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in TRAININGS}
+    with tqdm(total=len(TRAININGS) * args.seeds, unit="training") as progress:
         for seed in range(args.seeds):
-            for compression in SPECS:
-                progress.set_description(compression)
-                results[compression].append(run(compression, seed, args))
+            for name in TRAININGS:
+                progress.set_description(name)
+                results[name].append(run(name, seed, args))
                 progress.update()
     Console(width=120).print(table(results, args))
     draw(results, args, args.output / "demo.png")

@@ -13,15 +13,15 @@ import pytest
 from mnist_files import write_mnist
 
 ROOT = Path(__file__).parents[1]
-TRAIN = ROOT / "examples" / "torch" / "train.py"
+TRAIN = {name: ROOT / "examples" / name / "train.py" for name in ("torch", "tensorflow", "keras")}
 MPIRUN = ["mpirun", "--allow-run-as-root", "--map-by", ":OVERSUBSCRIBE", "-np", "2"]
 HOROVODRUN = ["horovodrun", "-np", "2"]
 KEYS = {"accuracy", "loss", "bytes_sent", "dense_bytes", "seconds", "compression_seconds", "communication_seconds"}
 KEYS |= {"ranks", "compression"}
 
 
-def start(launcher, *args, **more):
-    command = [*launcher, sys.executable, str(TRAIN), *args]
+def start(launcher, *args, example="torch", **more):
+    command = [*launcher, sys.executable, str(TRAIN[example]), *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, **more)
 
 
@@ -31,9 +31,17 @@ def result(done):
     return json.loads(re.sub(r"^\[[\d,]+\]<stdout>:\s*", "", last))
 
 
-@pytest.mark.parametrize("launcher", [MPIRUN, HOROVODRUN, [*HOROVODRUN, "--gloo"]], ids=" ".join)
-def test_train_learns_and_ends_with_json(launcher):
-    found = result(start(launcher, "--compression", "topk(ratio=0.05)", "--epochs", "4"))
+@pytest.mark.parametrize(
+    ("example", "launcher"),
+    [
+        *(("torch", launcher) for launcher in (MPIRUN, HOROVODRUN, [*HOROVODRUN, "--gloo"])),
+        ("tensorflow", MPIRUN),
+        ("keras", HOROVODRUN),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_train_learns_and_ends_with_json(example, launcher):
+    found = result(start(launcher, "--compression", "topk(ratio=0.05)", "--epochs", "4", example=example))
     assert found.keys() >= KEYS
     assert found["accuracy"] > 0.9
     assert found["ranks"] == 2
@@ -42,13 +50,17 @@ def test_train_learns_and_ends_with_json(launcher):
     assert found["dense_bytes"] == 4 * found["parameters"] * found["steps"]
 
 
-@pytest.mark.parametrize(("model", "optimizer"), [("cnn", "adam"), ("resnet9", "sgd")])
-def test_models_and_optimizers(model, optimizer):
+@pytest.mark.parametrize(
+    ("example", "model", "optimizer"),
+    [("torch", "cnn", "adam"), ("torch", "resnet9", "sgd"), ("tensorflow", "cnn", "adam"), ("keras", "resnet9", "sgd")],
+)
+def test_models_and_optimizers(example, model, optimizer):
     found = result(
         start(
             MPIRUN,
             *("--model", model, "--optimizer", optimizer, "--compression", "powersgd"),
             *("--epochs", "1", "--limit", "256"),
+            example=example,
         )
     )
     assert found["model"] == model
@@ -93,6 +105,15 @@ def test_bad_input_is_told_once_and_ends_the_job(args, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("example", ["tensorflow", "keras"])
+@pytest.mark.parametrize(("args", "message"), BAD[:2], ids=[message for _, message in BAD[:2]])
+def test_bad_input_is_told_by_the_other_examples(example, args, message):
+    done = start(MPIRUN, *args, example=example)
+    assert done.returncode == 2
+    assert done.stderr.count(message) == 1
+    assert "Traceback" not in done.stderr
+
+
 def test_broken_files_are_named(tmp_path):
     write_mnist(tmp_path, False)
     broken = tmp_path / "train-images-idx3-ubyte"
@@ -127,9 +148,13 @@ def test_rules_on_the_command_line():
     assert 3.5 < found["dense_bytes"] / found["bytes_sent"] < 4
 
 
-@pytest.mark.parametrize("launcher", [MPIRUN, HOROVODRUN], ids=" ".join)
-def test_ctrl_c_ends_it_cleanly(launcher):
-    command = [*launcher, sys.executable, str(TRAIN), "--epochs", "100000"]
+@pytest.mark.parametrize(
+    ("example", "launcher"),
+    [("torch", MPIRUN), ("torch", HOROVODRUN), ("tensorflow", MPIRUN), ("keras", MPIRUN)],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_ctrl_c_ends_it_cleanly(example, launcher):
+    command = [*launcher, sys.executable, str(TRAIN[example]), "--epochs", "100000"]
     job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     seen = b""
     try:
@@ -153,9 +178,11 @@ def test_demo(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "demo.json").read_text())
     specs = ["none", "fp16", "topk(ratio=0.01)", "qsgd(bits=4)", "powersgd(rank=2)", "sketched_sgd"]
-    assert list(results) == specs
-    for compression in results:
-        assert compression in done.stdout
+    assert list(results) == [*specs, "topk(ratio=0.01), Keras"]
+    assert all(name in done.stdout for name in results)
+    assert results["topk(ratio=0.01), Keras"][0]["bytes_sent"] == pytest.approx(
+        results["topk(ratio=0.01)"][0]["bytes_sent"], rel=0.02
+    )
     sent = {compression: runs[0]["bytes_sent"] for compression, runs in results.items()}
     assert sent["topk(ratio=0.01)"] < sent["powersgd(rank=2)"] < sent["qsgd(bits=4)"] < sent["fp16"] < sent["none"]
     assert (tmp_path / "demo.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

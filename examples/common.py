@@ -1,0 +1,103 @@
+"""What the training scripts have in common: their command line, their progress bar, and the object they end with."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import datasets
+from tqdm import tqdm
+
+from hvd_compress import methods, parse, spec
+
+RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 0.001}
+
+
+def arguments(description: str, models: Sequence[str], line: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line, or one that is given."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--task", choices=datasets.TASKS, default="digits", help="the data set")
+    parser.add_argument("--data", metavar="DIR", help="folder with the files of mnist or cifar10; digits needs none")
+    parser.add_argument("--model", choices=sorted(models), default="mlp", help="the network")
+    parser.add_argument(
+        "--compression", metavar="SPEC", default="none", help=f"a compressor: {', '.join(methods())}, with settings"
+    )
+    parser.add_argument(
+        "--rule",
+        metavar="PATTERN=SPEC",
+        action="append",
+        default=[],
+        help="another compressor for parameters of these names, such as '*.bias=none'; may be repeated, the first "
+        "that matches decides",
+    )
+    parser.add_argument("--optimizer", choices=sorted(RATES), default="momentum", help="momentum is SGD with 0.9")
+    rates = ", ".join(f"{rate} for {name}" for name, rate in RATES.items())
+    parser.add_argument(
+        "--lr", type=float, help=f"learning rate at the start, falling to 0 linearly (if none: {rates})"
+    )
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
+    parser.add_argument("--batch-size", type=int, default=32, help="examples a step on each worker")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training examples")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, the order of the data and the compressor")
+    args = parser.parse_args(line)
+    for name in ("epochs", "batch_size", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1; got {value}")
+    for rule in args.rule:
+        if "=" not in rule:
+            parser.error(f"--rule must be PATTERN=SPEC; got {rule}")
+    return args
+
+
+def learning_rate(args: argparse.Namespace) -> float:
+    """Return the learning rate at the start."""
+    return float(RATES[args.optimizer] if args.lr is None else args.lr)
+
+
+def momentum(args: argparse.Namespace) -> float:
+    """Return SGD's momentum: none where the compressor keeps it."""
+    return 0.9 if args.optimizer == "momentum" and not parse(args.compression).has_momentum else 0.0
+
+
+def rules(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return the rules as an optimizer takes them."""
+    pairs = (rule.split("=", 1) for rule in args.rule)
+    return [(pattern, compression) for pattern, compression in pairs]
+
+
+def closing(args: argparse.Namespace, stats: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return what came of a training: `stats` are those of its compression."""
+    counted = ("bytes_sent", "dense_bytes", "compression_seconds", "communication_seconds")
+    said = {name: getattr(args, name) for name in ("task", "model", "optimizer", "seed")}
+    return {
+        **more,
+        **{name: stats[name] for name in counted},
+        "compression": spec(parse(args.compression)),
+        "rules": args.rule,
+        **said,
+    }
+
+
+class Lines:
+    """A stream on which a progress bar adds lines rather than redraws one."""
+
+    def write(self, text: str) -> None:
+        """Write a line, if there is anything in it."""
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        """Write what is left."""
+        sys.stderr.flush()
+
+
+def progress_bar(total: int, title: str, rank: int, ranks: int) -> tqdm[NoReturn]:
+    """Return a progress bar on rank 0: one that redraws itself, or under a launcher a line every few seconds.
+
+    Open MPI 5 forwards whole lines only: what redraws itself would be seen at the end, all at once.
+    """
+    lines = {"file": Lines(), "mininterval": 3.0} if ranks > 1 else {}
+    return tqdm(total=total, unit="step", disable=rank != 0, desc=title, **lines)
