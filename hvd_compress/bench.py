@@ -168,9 +168,52 @@ class Bench:
         return int(self.ops.to_numpy(array).ctypes.data)
 
 
+class GraphBench(Bench):
+    """The same in TensorFlow's graphs: encoding is all up to the first collective's node, decoding all after it.
+
+    What is beside it in a step is timed with it: TensorFlow's start of a graph, and the way between it and Python.
+    """
+
+    def __init__(self, framework: str, size: int, threads: int | None, repetitions: int) -> None:
+        import horovod.tensorflow as hvd
+        import tensorflow as tf
+
+        hvd.init()
+        super().__init__(framework, size, threads, repetitions)
+        tf.config.threading.set_intra_op_parallelism_threads(self.threads)
+        self._tensorflow, self._tensor = tf, tf.convert_to_tensor(self.vector)
+        self._graphs: dict[Any, tuple[Any, list[Any]]] = {}
+
+    def _step(self, compressor: Compressor, state: State, encode: Clock, decode: Clock) -> int:
+        if (compressor, state) not in self._graphs:
+            self._graphs[compressor, state] = self._graph(compressor, state)
+        exchange, graphs = self._graphs[compressor, state]
+        array = encode.time(lambda: graphs[0](self._tensor))
+        sent, began = array.shape[0] * array.dtype.size, time.perf_counter()
+        for number, graph in enumerate(graphs[1:], start=2):
+            array = graph(array)
+            sent += array.shape[0] * array.dtype.size if number < len(graphs) else 0
+        decode.seconds.append(time.perf_counter() - began)
+        exchange.commit()
+        return sent
+
+    def _graph(self, compressor: Compressor, state: State) -> tuple[Any, list[Any]]:
+        """Return an exchange, and a graph of each of its calls."""
+        from hvd_compress.tensorflow.exchange import GraphExchange
+        from hvd_compress.transports.horovod_tensorflow import HorovodTransport
+
+        exchange = GraphExchange(
+            compressor, self.layout, HorovodTransport(), dtype="float32", device="CPU:0", name="bench", seed=0
+        )
+        exchange.state = state
+        calls = [functools.partial(exchange.begin, own=False)]
+        calls += [functools.partial(exchange.resume, number=number) for number in range(len(exchange.rounds))]
+        return exchange, [self._tensorflow.function(call, autograph=False) for call in calls]
+
+
 def _framework(name: str, threads: int) -> tuple[Ops, Callable[[Array, Array], Any], Callable[[int], Array]]:
     """Return the operations of a framework, what copies one vector to another, and what makes one."""
-    if name == "numpy":
+    if name in ("numpy", "tensorflow"):  # whose tensors are NumPy's arrays here
         ops: Ops = NumpyOps()
         copy: Callable[[Array, Array], Any] = np.copyto
         empty: Callable[[int], Array] = functools.partial(np.empty, dtype=np.float32)
@@ -246,7 +289,7 @@ def main(specs: Sequence[str], *, framework: str, json_path: Path | None, plot_p
 
     for text in specs:
         parse(text)  # what is wrong is said before anything is timed
-    bench = Bench(framework, **of)
+    bench = (GraphBench if framework == "tensorflow" else Bench)(framework, **of)
     results: list[dict[str, Any]] = []
     console = Console(stderr=True)
     try:

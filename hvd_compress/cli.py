@@ -116,7 +116,8 @@ def main() -> None:
     bencher.add_argument("--only", nargs="+", metavar="SPEC", help="the compressors (if none: all)")
     bencher.add_argument("--threads", type=int, help="threads to use (if none: one for each core)")
     bencher.add_argument("--repetitions", type=int, default=9, help="repetitions, of which least and median are shown")
-    bencher.add_argument("--framework", choices=("numpy", "torch"), help="whose arrays to compress (if none: torch)")
+    frameworks = ("numpy", "tensorflow", "torch")
+    bencher.add_argument("--framework", choices=frameworks, help="whose arrays to compress (if none: torch)")
     bencher.add_argument("--json", type=Path, metavar="FILE", help="write the times there, in seconds")
     bencher.add_argument("--plot", type=Path, metavar="FILE", help="draw the times there (PNG, PDF or SVG)")
     bencher.add_argument(

@@ -26,6 +26,21 @@ def test_importing_it_imports_no_framework():
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.parametrize(("framework", "other"), [("torch", "tensorflow"), ("tensorflow", "torch")])
+def test_frameworks_do_not_import_each_other(framework, other):
+    code = f"import sys, hvd_compress.{framework}; print('{other}' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_a_horovod_without_the_framework_is_named(framework):
+    code = f"import sys; sys.modules['horovod.{framework}'] = None; import hvd_compress.{framework}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"hvd_compress.{framework} needs " in done.stderr
+    assert f"HOROVOD_WITH_{ {'torch': 'PYTORCH', 'tensorflow': 'TENSORFLOW'}[framework] }=1" in done.stderr
+
+
 @pytest.mark.slow
 def test_it_installs_and_simulates_without_a_framework(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
@@ -118,7 +133,7 @@ def test_bench_times_writes_and_draws(tmp_path):
     specs = ["topk(ratio=0.01)", "qsgd(bits=4)", "randomk", "powersgd", "dgc", "signum", "fp16", "threshold"]
     specs += ["topk(feedback=ef21)", "none", "sketched_sgd(k=400, rows=5, columns=800, p1=0, p2=1)"]
     command = ["hvd-compress", "bench", "--size", "40000", "--repetitions", "2", "--json", str(report)]
-    for more in (["--plot", str(picture)], ["--framework", "numpy", "--threads", "1"]):
+    for more in (["--plot", str(picture)], ["--framework", "tensorflow"], ["--framework", "numpy", "--threads", "1"]):
         done = subprocess.run([*command, "--only", *specs, *more], capture_output=True, text=True, check=True)
         assert all(f"| {name} " in done.stdout for name in specs)
         found = json.loads(report.read_text())
