@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import datasets
@@ -101,3 +103,28 @@ def progress_bar(total: int, title: str, rank: int, ranks: int) -> tqdm[NoReturn
     """
     lines = {"file": Lines(), "mininterval": 3.0} if ranks > 1 else {}
     return tqdm(total=total, unit="step", disable=rank != 0, desc=title, **lines)
+
+
+def run_job(hvd: Any, prepare: Callable[[], tuple[Any, ...]], train: Callable[..., dict[str, Any]]) -> int:
+    """Prepare, train, and print what came of it on rank 0; return 2 for bad input, and exit with 130 at Ctrl-C.
+
+    Args:
+        hvd: Horovod's module for the framework, initialized.
+        prepare: returns what `train` takes.
+        train: returns what came of it.
+    """
+    try:
+        prepared = prepare()
+    except (OSError, TypeError, ValueError) as error:
+        if hvd.rank() == 0:
+            print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    try:
+        result = train(*prepared)
+    except KeyboardInterrupt:
+        if hvd.rank() == 0:
+            print("interrupted", file=sys.stderr)
+        os._exit(130)  # the other workers are stopping as well: there is nobody to take leave of
+    if hvd.rank() == 0:
+        print(json.dumps(result), flush=True)
+    return 0

@@ -9,7 +9,6 @@ The last line of rank 0's standard output is a JSON object with what came of it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -25,7 +24,7 @@ from hvd_compress import parse
 from hvd_compress.tensorflow.keras import BroadcastAtStart, DistributedOptimizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import arguments, closing, learning_rate, momentum, progress_bar, rules
+from common import arguments, closing, learning_rate, momentum, progress_bar, rules, run_job
 from data import Shares, evaluate, load, use_own_part_of_the_machine
 from models import MODELS, build
 
@@ -108,23 +107,13 @@ def main() -> int:
     args = arguments(__doc__.splitlines()[0], list(MODELS))
     hvd.init()
     use_own_part_of_the_machine()
-    try:
+
+    def prepared() -> tuple[Any, ...]:
         parse(args.compression)
         shares = Shares(load(args.task, args.data, args.limit), args.batch_size, args.seed)
-        model = prepare(args, shares)
-    except (OSError, TypeError, ValueError) as error:
-        if hvd.rank() == 0:
-            print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    try:
-        result = train(args, shares, model)
-    except KeyboardInterrupt:
-        if hvd.rank() == 0:
-            print("interrupted", file=sys.stderr)
-        os._exit(130)  # the other workers are stopping as well: there is nobody to take leave of
-    if hvd.rank() == 0:
-        print(json.dumps(result), flush=True)
-    return 0
+        return args, shares, prepare(args, shares)
+
+    return run_job(hvd, prepared, train)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ The last line of rank 0's standard output is a JSON object with what came of it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -25,7 +24,7 @@ from hvd_compress import parse
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import datasets
-from common import arguments, closing, learning_rate, momentum, progress_bar, rules
+from common import arguments, closing, learning_rate, momentum, progress_bar, rules, run_job
 from models import MODELS, build
 
 
@@ -108,23 +107,13 @@ def main() -> int:
     args = arguments(__doc__.splitlines()[0], list(MODELS))
     hvd.init()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // hvd.local_size()))
-    try:
+
+    def prepared() -> tuple[Any, ...]:
         parse(args.compression)
         data = datasets.load(args.task, args.data)
-        model, optimizer = prepare(args, data)
-    except (OSError, TypeError, ValueError) as error:
-        if hvd.rank() == 0:
-            print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    try:
-        result = train(args, data, model, optimizer)
-    except KeyboardInterrupt:
-        if hvd.rank() == 0:
-            print("interrupted", file=sys.stderr)
-        os._exit(130)  # the other workers are stopping as well: there is nobody to take leave of
-    if hvd.rank() == 0:
-        print(json.dumps(result), flush=True)
-    return 0
+        return (args, data, *prepare(args, data))
+
+    return run_job(hvd, prepared, train)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hvd_compress.plan import Rule
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
 from hvd_compress.tensorflow.reducer import GradientReducer
 from hvd_compress.tensorflow.variables import Variable
+from hvd_compress.transports.horovod_tensorflow import check_op
 
 _reducers: dict[Any, GradientReducer] = {}
 
@@ -45,8 +46,7 @@ def allreduce(
         TypeError: if `compression` is none, or the tensor is not of a floating dtype.
         WorkersDisagree: in the first step of a name, if the workers differ in version, settings or the tensor's shape.
     """
-    if op not in (hvd.Average, hvd.Sum):
-        raise ValueError(f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}); got {op}")
+    check_op(op)
     tensor = tf.convert_to_tensor(tensor)
     if not tensor.dtype.is_floating:
         raise TypeError(f"{name}: tensors must be of a floating dtype; got {tensor.dtype.name}")
@@ -55,14 +55,8 @@ def allreduce(
     compressor, this = as_compressor(compression), Variable(name, tensor)
     key = (name, compressor, op, process_set.process_set_id, seed)
     if key not in _reducers:
-        workers = process_set.size() if process_set.included() else 1
         _reducers[key] = GradientReducer(
-            [this],
-            compressor,
-            [Rule(compression=compressor)],
-            process_set,
-            scale_after=1.0 if op == hvd.Average else float(workers),
-            seed=seed,
+            [this], compressor, [Rule(compression=compressor)], process_set, op=op, seed=seed
         )
     known = _reducers[key].variables[0]
     if (this.shape, this.dtype) != (known.shape, known.dtype):

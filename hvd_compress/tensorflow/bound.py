@@ -16,7 +16,7 @@ from hvd_compress.plan import Gradient, Rule, choose
 from hvd_compress.tensorflow.exchange import GraphExchange
 from hvd_compress.tensorflow.saved import SavedState
 from hvd_compress.tensorflow.variables import SENT_AS, Variable
-from hvd_compress.transports.horovod_tensorflow import HorovodTransport
+from hvd_compress.transports.horovod_tensorflow import HorovodTransport, check_op
 
 Tensor = Any
 _bound = itertools.count()
@@ -40,8 +40,7 @@ class BoundCompression(SavedState):
         seed: int,
     ) -> None:
         super().__init__()
-        if op not in (hvd.Average, hvd.Sum):
-            raise ValueError(f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}); got {op}")
+        check_op(op)
         self.compressor, self.rules, self.variables = compressor, rules, variables
         self.transport = HorovodTransport()
         self._factor = self.transport.workers if op == hvd.Sum else 1

@@ -24,7 +24,7 @@ from hvd_compress.tensorflow.exchange import GraphExchange
 from hvd_compress.tensorflow.saved import SavedState
 from hvd_compress.tensorflow.variables import SENT_AS, Variable, named
 from hvd_compress.transports import WorkerFailed
-from hvd_compress.transports.horovod_tensorflow import HorovodTransport, Round
+from hvd_compress.transports.horovod_tensorflow import HorovodTransport, Round, check_op
 
 Tensor = Any
 _created: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
@@ -43,7 +43,7 @@ class GradientReducer(SavedState):
         compressor: what to exchange them with.
         rules: exceptions, with compressors.
         process_set: the Horovod processes that take part.
-        scale_before, scale_after: factors on the gradients before, and on the means after.
+        op, gradient_predivide_factor: see `DistributedGradientTape`.
         sparse_as_dense: exchange sparse gradients as dense ones.
         bucket_bytes, dense_below: see `hvd_compress.plan.make_plan`.
         seed: of all random numbers.
@@ -56,8 +56,8 @@ class GradientReducer(SavedState):
         rules: Sequence[Rule],
         process_set: Any,
         *,
-        scale_before: float = 1.0,
-        scale_after: float = 1.0,
+        op: int = hvd.Average,
+        gradient_predivide_factor: float = 1.0,
         sparse_as_dense: bool = False,
         bucket_bytes: int = 25 * 2**20,
         dense_below: int = 1024,
@@ -68,7 +68,9 @@ class GradientReducer(SavedState):
         # Keras numbers the names of a process's models; what random numbers and saved states go by does not change.
         self._positions = [str(number) for number in range(len(variables))]
         self.transport = HorovodTransport(process_set)
-        self.scale_before, self.scale_after, self.sparse_as_dense = scale_before, scale_after, sparse_as_dense
+        self.scale_before = 1.0 / gradient_predivide_factor  # of gradients, and then of means:
+        self.scale_after = gradient_predivide_factor if op == hvd.Average else float(self.transport.workers)
+        self.sparse_as_dense = sparse_as_dense
         self.bucket_bytes, self.dense_below, self.seed = bucket_bytes, dense_below, seed
         self.prefix = f"hvd_compress.{process_set.process_set_id}.{next(_created[process_set.process_set_id])}"
         self.present: list[bool] = []  # which variables have a gradient, for an optimizer that leaves out the others
@@ -250,11 +252,7 @@ class Settings:
     rules: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        if self.op not in (hvd.Average, hvd.Sum):
-            raise ValueError(
-                f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}), got {self.op}: compressed gradients "
-                "can be averaged and summed"
-            )
+        check_op(self.op)
         if self.gradient_predivide_factor != 1.0 and self.op != hvd.Average:
             raise ValueError("gradient_predivide_factor not supported with op != Average")
         if not self.gradient_predivide_factor > 0:
@@ -282,14 +280,13 @@ class Settings:
         )
         if key not in _reducers:
             found = named(variables)
-            workers = self.process_set.size() if self.process_set.included() else 1
             _reducers[key] = GradientReducer(
                 found,
                 self.compression,
                 as_rules(self.rules, [variable.name for variable in found]),
                 self.process_set,
-                scale_before=1.0 / self.gradient_predivide_factor,
-                scale_after=self.gradient_predivide_factor if self.op == hvd.Average else float(workers),
+                op=self.op,
+                gradient_predivide_factor=self.gradient_predivide_factor,
                 sparse_as_dense=self.sparse_as_dense,
                 bucket_bytes=self.bucket_bytes,
                 dense_below=self.dense_below,

@@ -23,6 +23,15 @@ class Round(NamedTuple):
     dtype: str
 
 
+def check_op(op: int) -> None:
+    """Raise ValueError unless gradients are to be averaged or summed."""
+    if op not in (hvd.Average, hvd.Sum):
+        raise ValueError(
+            f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}), got {op}: compressed gradients can be "
+            "averaged and summed"
+        )
+
+
 class HorovodTransport:
     """Collectives over a Horovod process set; a process that is not in the set is alone.
 
