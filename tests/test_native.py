@@ -359,6 +359,20 @@ def test_halves(kernels, size):
             finite = np.isfinite(expected)
             same(rest[finite], expected[finite])
             assert not np.isfinite(rest[~finite]).any()
+        with np.errstate(over="ignore"):
+            half = vector.astype(np.float16)
+        numbers = ~np.isnan(vector)
+        same(kernels.to_half(vector).view(np.float16)[numbers], half[numbers])
+        assert np.isnan(kernels.to_half(vector).view(np.float16)[~numbers]).all()
+
+
+def test_every_half_as_a_float(kernels):
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    expected, got = halves.view(np.float16).astype(np.float32), kernels.from_half(halves)
+    numbers = ~np.isnan(expected)
+    same(got[numbers], expected[numbers])
+    assert np.isnan(got[~numbers]).all()
+    same(kernels.from_half(halves[:13]), expected[:13])
 
 
 def group_sum(vector, lengths):

@@ -56,6 +56,12 @@ def affine(
 def half_rest(vector: NDArray[np.float32], residual: NDArray[np.float32] | None) -> NDArray[np.uint16]:
     """Return the bits of vector + residual as float16, to the nearest; the vector becomes what they do not carry."""
 
+def to_half(vector: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return the bits of a vector as float16, to the nearest."""
+
+def from_half(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the numbers of which the bits are given, of float16."""
+
 def all_finite(vector: NDArray[np.float32]) -> bool:
     """Tell whether no element is NaN or infinite."""
 

@@ -615,6 +615,14 @@ void half_rest(float* x, const float* residual, int64_t n, uint16_t* halves) {
     });
 }
 
+void to_half(const float* x, int64_t n, uint16_t* halves) {
+    for_ranges(n, CHUNK, [&](int64_t begin, int64_t end) { kernels().to_half(x + begin, end - begin, halves + begin); });
+}
+
+void from_half(const uint16_t* halves, int64_t n, float* out) {
+    for_ranges(n, CHUNK, [&](int64_t begin, int64_t end) { kernels().from_half(halves + begin, end - begin, out + begin); });
+}
+
 bool all_finite(const float* x, int64_t n) {
     constexpr uint32_t INFINITE = 0x7F800000;
     std::atomic<bool> finite{true};

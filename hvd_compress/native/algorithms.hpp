@@ -119,6 +119,8 @@ void copy(void* to, const void* from, int64_t bytes);
 void add(float* total, const float* x, int64_t n);
 void affine(const float* x, float a, const float* y, float b, int64_t n, float* out);
 void half_rest(float* x, const float* residual, int64_t n, uint16_t* halves);
+void to_half(const float* x, int64_t n, uint16_t* halves);
+void from_half(const uint16_t* halves, int64_t n, float* out);
 bool all_finite(const float* x, int64_t n);
 // Of x, or of x + plus if it is not null:
 void group_max_abs(const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, float* out);

@@ -131,6 +131,8 @@ struct Kernels {
     void (*affine)(const float* x, float a, const float* y, float b, int64_t n, float* out);  // a * x + b * y
     // Of x, plus the residual if it is not null: the halves, as bits; x becomes what they do not carry.
     void (*half_rest)(float* x, const float* residual, int64_t n, uint16_t* halves);
+    void (*to_half)(const float* x, int64_t n, uint16_t* halves);
+    void (*from_half)(const uint16_t* halves, int64_t n, float* out);
 
     // Adds x to `total`, element i with the sign of bit `bit + i` of `signs`, all turned round if `negative`.
     void (*add_signed)(const float* x, const uint32_t* signs, int64_t bit, int64_t n, bool negative, float* total);

@@ -161,6 +161,22 @@ py::array_t<uint16_t> half_rest(py::array& vector, const py::object& residual) {
     return result;
 }
 
+py::array_t<uint16_t> to_half(const py::array& vector) {
+    const auto x = in<float>(vector, "vector");
+    auto result = make<uint16_t>(x.size);
+    uint16_t* out = result.mutable_data();
+    unlocked([&] { hvd::to_half(x.data, x.size, out); });
+    return result;
+}
+
+py::array_t<float> from_half(const py::array& halves) {
+    const auto x = in<uint16_t>(halves, "halves");
+    auto result = make<float>(x.size);
+    float* out = result.mutable_data();
+    unlocked([&] { hvd::from_half(x.data, x.size, out); });
+    return result;
+}
+
 bool all_finite(const py::array& vector) {
     const auto x = in<float>(vector, "vector");
     return unlocked([&] { return hvd::all_finite(x.data, x.size); });
@@ -625,6 +641,8 @@ PYBIND11_MODULE(_kernels, m) {
     m.def("add_", add_, array("total"), array("vector"));
     m.def("affine", affine, array("x"), py::arg("a"), array("y"), py::arg("b"), py::arg("out").none(true));
     m.def("half_rest", half_rest, py::arg("vector"), py::arg("residual").none(true));
+    m.def("to_half", to_half, py::arg("vector"));
+    m.def("from_half", from_half, py::arg("halves"));
     m.def("all_finite", all_finite, array("vector"));
     m.def("group_max_abs", group_max_abs, array("vector"), array("lengths"), py::arg("plus").none(true));
     m.def("group_max_square", group_max_square, array("vector"), array("lengths"), py::arg("plus").none(true));

@@ -51,6 +51,10 @@ class NumpyOps:
         return array.copy()
 
     def cast(self, array: Array, dtype: str) -> Array:
+        if dtype == "float16" and self._has_kernel_for(array, "float32"):
+            return self.kernels.to_half(array).view(np.float16)
+        if dtype == "float32" and self._has_kernel_for(array, "float16"):
+            return self.kernels.from_half(array.view(np.uint16))
         with np.errstate(invalid="ignore", over="ignore"):
             return array.astype(dtype, copy=False)
 
