@@ -188,10 +188,10 @@ class GraphBench(Bench):
         if (compressor, state) not in self._graphs:
             self._graphs[compressor, state] = self._graph(compressor, state)
         exchange, graphs = self._graphs[compressor, state]
-        array = encode.time(lambda: graphs[0](self._tensor))
+        [array] = encode.time(lambda: graphs[0](self._tensor))
         sent, began = array.shape[0] * array.dtype.size, time.perf_counter()
         for number, graph in enumerate(graphs[1:], start=2):
-            array = graph(array)
+            [array] = graph(array)
             sent += array.shape[0] * array.dtype.size if number < len(graphs) else 0
         decode.seconds.append(time.perf_counter() - began)
         exchange.commit()

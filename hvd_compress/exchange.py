@@ -12,6 +12,7 @@ from hvd_compress.compressors import Compressor, spec
 from hvd_compress.compressors.base import Exchanging
 from hvd_compress.layout import Layout
 from hvd_compress.ops import Array, Ops
+from hvd_compress.rows import Rows
 from hvd_compress.state import State
 from hvd_compress.transports import Transport
 
@@ -23,7 +24,7 @@ class Exchange:
     """A compressor at work on one vector: `launch` it, `advance` until `finished`, then `commit` or `rollback`.
 
     Attributes:
-        mean: the result, a vector of the layout's size, once `finished`.
+        mean: the result, a vector of the layout's size or `Rows`, once `finished`.
         state: the compressor's state for this vector.
         compression_seconds: time spent in the compressor since construction.
         waiting_seconds: time spent in waiting for collectives since construction.
@@ -63,8 +64,13 @@ class Exchange:
         """Whether the mean is there."""
         return self.mean is not None
 
+    @property
+    def finite(self) -> bool:
+        """Whether the mean is, once it is there."""
+        return self.mean.finite(self.ops) if isinstance(self.mean, Rows) else self.ops.all_finite(self.mean)
+
     def launch(self, vector: Array, *, overwrite: bool = False) -> None:
-        """Begin a step: compress the vector, shape (layout.size,), and start the first collective.
+        """Begin a step: compress the vector, shape (layout.size,) or `Rows`, and start the first collective.
 
         With `overwrite` the vector may be overwritten, and may become part of the state.
         """
@@ -73,7 +79,7 @@ class Exchange:
             return
         began = time.perf_counter()
         if self.compressor.stateful:
-            vector = self.ops.poison(vector)
+            vector = vector.poisoned(self.ops) if isinstance(vector, Rows) else self.ops.poison(vector)
         self.compression_seconds += time.perf_counter() - began
         if self.compressor.overwrites and not overwrite:
             vector = self.ops.copy(vector)
@@ -176,7 +182,7 @@ class Exchange:
             self.transport.fail(error, [self.next_name])
             self.abandon()
             raise
-        return self.commit() if self.ops.all_finite(self.mean) else self.rollback()
+        return self.commit() if self.finite else self.rollback()
 
 
 POLL_SECONDS = 5e-5

@@ -171,6 +171,12 @@ class Ops(Protocol):
     def add_repeated(self, total: Array, indices: Array, values: Array) -> Array:
         """Add values at indices that may repeat, on the CPU in their order; `total` may be overwritten."""
 
+    def sum_rows(self, indices: Array, values: Array) -> tuple[Array, Array]:
+        """Return the distinct ones of int64 indices, ascending, and the sum of each one's rows, in their order.
+
+        The values are of shape (count, width).
+        """
+
     def scatter_zero(self, total: Array, indices: Array) -> Array:
         """Set the elements at distinct indices to zero; `total` may be overwritten."""
 

@@ -214,6 +214,14 @@ class NumpyOps:
         np.add.at(total, indices, values)
         return total
 
+    def sum_rows(self, indices: Array, values: Array) -> tuple[Array, Array]:
+        if (indices[1:] > indices[:-1]).all():
+            return indices, values
+        order = np.argsort(indices, kind="stable")
+        ordered = indices[order]
+        first = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
+        return ordered[first], np.add.reduceat(values[order], first, axis=0)
+
     def scatter_zero(self, total: Array, indices: Array) -> Array:
         total[indices] = 0
         return total

@@ -317,6 +317,11 @@ class TensorFlowOps:
     def add_repeated(self, total: Array, indices: Array, values: Array) -> Array:
         return self.scatter_add(total, indices, values)
 
+    def sum_rows(self, indices: Array, values: Array) -> tuple[Array, Array]:
+        distinct = tf.unique(tf.sort(indices.tensor)).y
+        places = tf.searchsorted(distinct, indices.tensor)
+        return Array(distinct), Array(tf.math.unsorted_segment_sum(values.tensor, places, tf.size(distinct)))
+
     def scatter_zero(self, total: Array, indices: Array) -> Array:
         zeros = tf.zeros_like(indices.tensor, total.tensor.dtype)
         total.tensor = tf.tensor_scatter_nd_update(total.tensor, indices.tensor[:, None], zeros)

@@ -71,7 +71,7 @@ class TorchOps:
             return self.zeros(0)
         size = sum(array.shape[0] for array in arrays)
         joined = self._new((size,), arrays[0].dtype)
-        if self._numpy:  # which starts no threads that go on spinning
+        if self._numpy and joined.dtype != torch.bfloat16:  # NumPy starts no threads that go on spinning
             np.concatenate(_to_arrays(list(arrays)), out=joined.numpy())
             return joined
         return torch.cat(list(arrays), out=joined)
@@ -200,7 +200,7 @@ class TorchOps:
         return float(magnitude[below].sum(dtype=torch.float64)), vector.shape[0] - int(below.sum())
 
     def take(self, vector: Tensor, indices: Tensor) -> Tensor:
-        if self._numpy:
+        if self._numpy and vector.dtype != torch.bfloat16:
             return self._numpy.take(vector, indices)
         return vector[indices]
 
@@ -220,6 +220,13 @@ class TorchOps:
 
     def add_repeated(self, total: Tensor, indices: Tensor, values: Tensor) -> Tensor:
         return total.index_add_(0, indices, values)
+
+    def sum_rows(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self._numpy and values.dtype != torch.bfloat16:
+            distinct, sums = self._numpy.sum_rows(indices, values)
+            return distinct, sums
+        distinct, places = indices.unique(return_inverse=True)
+        return distinct, values.new_zeros(distinct.shape[0], values.shape[1]).index_add_(0, places, values)
 
     def scatter_zero(self, total: Tensor, indices: Tensor) -> Tensor:
         return total.index_fill_(0, indices, 0)

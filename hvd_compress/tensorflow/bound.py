@@ -84,11 +84,12 @@ class BoundCompression(SavedState):
             check_agreement(self.transport.gather_object(self._description, self._agreement))
             self._agreed = True
         exchange = self.exchanges[self._find(tensor)]
-        array = exchange.begin(tf.cast(tf.reshape(tensor, [-1]), exchange.dtype), own=False, end_last=self._end_step)
+        vector = tf.cast(tf.reshape(tensor, [-1]), exchange.dtype)
+        [array] = exchange.begin(vector, own=False, end_last=self._end_step)
         if len(exchange.rounds) == 1 and exchange.rounds[0].op == "mean":
             return array, (exchange, tensor, None)
         for number in range(len(exchange.rounds)):
-            array = exchange.proceed(array, number)
+            [array] = exchange.proceed(array, number)
         return tf.zeros(0), (exchange, tensor, array)
 
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
@@ -97,7 +98,7 @@ class BoundCompression(SavedState):
             return tensor
         exchange, gradient, mean = ctx
         if mean is None:
-            mean = exchange.resume(tensor / self._factor if self._factor != 1 else tensor, 0)
+            [mean] = exchange.resume(tensor / self._factor if self._factor != 1 else tensor, 0)
         else:
             with tf.control_dependencies([tensor]):
                 mean = tf.identity(mean)
@@ -122,7 +123,7 @@ class BoundCompression(SavedState):
     def _end_step(self) -> None:
         """Keep the last step's state if all its means are finite, as the optimizer saw them."""
         done = [exchange for exchange in self.exchanges if exchange.finished]
-        finite = all(exchange.ops.all_finite(exchange.mean) for exchange in done)
+        finite = all(exchange.finite for exchange in done)
         for exchange in done:
             exchange.commit() if finite else exchange.rollback()
         self.steps += bool(done)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from hvd_compress.layout import Layout
 from hvd_compress.native import default_floats
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.tensorflow import Array, TensorFlowOps
+from hvd_compress.rows import Rows
 from hvd_compress.state import State
 from hvd_compress.transports import LENGTH_BYTES, WorkerFailed
 from hvd_compress.transports.carrier import Carrier
@@ -62,7 +64,7 @@ class GraphExchange(Exchange):
         self.rounds = [step.round for step in self._first]
         self.error: Exception | None = None
 
-    def begin(self, vector: Tensor, own: bool, end_last: Callable[[], None] | None = None) -> Tensor:
+    def begin(self, vector: Tensor, own: bool, end_last: Callable[[], None] | None = None) -> list[Tensor]:
         """Return the node whose call starts the step, and which gives what the first collective is to carry.
 
         Args:
@@ -70,69 +72,95 @@ class GraphExchange(Exchange):
             own: whether nobody else has the vector, so that it may be overwritten.
             end_last: called first if the last step has neither been committed nor rolled back.
         """
+        return self._begin([vector], own, end_last)
 
-        def launch(array: Any) -> Any:
+    def _begin(self, tensors: Sequence[Tensor], own: bool, end_last: Callable[[], None] | None = None) -> list[Tensor]:
+        def launch(*arrays: Any) -> list[Any]:
             if self.finished and end_last is not None:
                 end_last()
             if self.launched:  # the last step was left by an error elsewhere in the graph
                 self.abandon()
-            self.launch(array, overwrite=own)
-            return self.carrier.array
+            self.launch(self._joined(*arrays), overwrite=own)
+            return [self.carrier.array]
 
-        return self._call(launch, vector, 0)
+        return self._call(launch, tensors, 0)
 
-    def proceed(self, array: Tensor, number: int) -> Tensor:
+    def proceed(self, array: Tensor, number: int) -> list[Tensor]:
         """Return the nodes of a collective, counted from 0, and of the call after it: see `resume`."""
         return self.resume(self.horovod.carry(array, self.rounds[number], f"{self.name}.{number}"), number)
 
-    def resume(self, result: Tensor, number: int) -> Tensor:
+    def resume(self, result: Tensor, number: int) -> list[Tensor]:
         """Return the node of the call after a collective: what the next one is to carry, or the mean."""
 
-        def resume(array: Any) -> Any:
+        def resume(array: Any) -> list[Any]:
             self._look_for_failures(array)
             self.carrier.result = array
             self.advance()
-            return self.carrier.array if self.mean is None else self.mean
+            return [self.carrier.array] if self.mean is None else self._parts(self.mean)
 
-        return self._call(resume, result, number + 1)
+        return self._call(resume, [result], number + 1)
 
-    def _call(self, function: Callable[[Any], Any], tensor: Tensor, number: int) -> Tensor:
-        """Return the node of a call, which gives what collective `number` is to carry, or the mean after the last."""
+    def _call(self, function: Callable[..., list[Any]], tensors: Sequence[Tensor], number: int) -> list[Tensor]:
+        """Return what a call gives: what collective `number` is to carry, or the mean after the last."""
         last = number == len(self.rounds)
+        given = self._signature if last else [tf.TensorSpec([None], self.rounds[number].dtype)]
 
-        def guarded(array: Any) -> Any:
+        def guarded(*arrays: Any) -> list[Any]:
             self.horovod.enters(brings=int(number > 0))
             try:
-                return attempted(array)
+                return attempted(*arrays)
             finally:
                 self.horovod.leaves(takes=int(not last))
 
-        def attempted(array: Any) -> Any:
+        def attempted(*arrays: Any) -> list[Any]:
             if number == 0:
                 self.error = None
             try:
                 if self.error is None:
                     with default_floats():
-                        return function(array)
+                        return function(*arrays)
             except Exception as error:
                 self.error = error
             if last and self.raises:
                 assert self.error is not None
                 raise self.error
-            return self._in_place_of(number)
+            return self._no_mean() if last else [self._in_place_of(number)]
 
-        dtype = self.dtype if last else self.rounds[number].dtype
+        dtypes = [part.dtype for part in given]
         if self.on_cpu:
-            node = tf.numpy_function(guarded, [tensor], dtype)
+            nodes = tf.numpy_function(guarded, tensors, dtypes)
         else:
-            node = tf.py_function(lambda tensor: guarded(Array(tensor)).tensor, [tensor], dtype)
-        node.set_shape([self.layout.size if last else None])
-        return node
+            nodes = tf.py_function(lambda *inputs: [a.tensor for a in guarded(*map(Array, inputs))], tensors, dtypes)
+        for node, part in zip(nodes, given, strict=True):
+            node.set_shape(part.shape)
+        return list(nodes)
+
+    # --- between the graph and the compressor
+
+    @property
+    def _signature(self) -> list[Any]:
+        """The parts of a mean."""
+        return [tf.TensorSpec([self.layout.size], self.dtype)]
+
+    def _joined(self, *arrays: Any) -> Any:
+        """Return what the compressor takes, of the arrays that come from the graph."""
+        return arrays[0]
+
+    def _parts(self, mean: Any) -> list[Any]:
+        """Return the arrays that go to the graph."""
+        return [mean]
+
+    def _zeros(self) -> Any:
+        """Return a vector of zeros, as NumPy's."""
+        return np.zeros(self.layout.size, self.dtype)
+
+    # --- errors, and what is known beforehand
+
+    def _no_mean(self) -> list[Any]:
+        return [self.ops.from_numpy(np.full(self.layout.size, np.nan, self.dtype))]
 
     def _in_place_of(self, number: int) -> Any:
         """Return what is carried in place of an array that there is not, because of an error."""
-        if number == len(self.rounds):
-            return self.ops.from_numpy(np.full(self.layout.size, np.nan, self.dtype))
         step = self._first[number]
         if step.round.op == "gather":
             text = f"rank {self.horovod.rank} failed with {type(self.error).__name__}: {self.error}".encode()
@@ -162,7 +190,7 @@ class GraphExchange(Exchange):
 
     def _rehearse(self) -> list[_Rehearsed]:
         """Return the collectives of this step, by doing it with a vector of zeros and a state that is left alone."""
-        vector, state = np.zeros(self.layout.size, self.dtype), State(self.layout, workers=self.horovod.workers)
+        vector, state = self._zeros(), State(self.layout, workers=self.horovod.workers)
         compressor, ops = self.compressor.at(self.state.step), NumpyOps()
         generator, answer = compressor.reduce(ops, vector, state), None
         steps: list[_Rehearsed] = []
@@ -182,6 +210,42 @@ class GraphExchange(Exchange):
         """Drop the step under way, and its error."""
         self.error = None
         super().abandon()
+
+
+class RowsExchange(GraphExchange):
+    """That of a sparse gradient's rows: see `hvd_compress.rows.SparseRows`."""
+
+    def begin_rows(self, indices: Tensor, values: Tensor) -> list[Tensor]:
+        """Return the node whose call starts the step, as `begin` does; the mean has as many parts.
+
+        Args:
+            indices: int64 of shape (count,), of which some may be the same.
+            values: of shape (count, width).
+        """
+        return self._begin([indices, values], own=False)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """Height and width."""
+        height, *rest = self.layout.parameters[0].shape
+        return height, math.prod(rest)
+
+    @property
+    def _signature(self) -> list[Any]:
+        return [tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, self._shape[1]], self.dtype)]
+
+    def _joined(self, *arrays: Any) -> Rows:
+        indices, values = arrays
+        return Rows(indices, values, self._shape[0])
+
+    def _parts(self, mean: Rows) -> list[Any]:
+        return [mean.indices, mean.values]
+
+    def _zeros(self) -> Rows:
+        return Rows(np.zeros(0, np.int64), np.zeros((0, self._shape[1]), self.dtype), self._shape[0])
+
+    def _no_mean(self) -> list[Any]:
+        return [self.ops.from_numpy(part) for part in self._parts(self._zeros())]
 
 
 class _Rehearsed(NamedTuple):

@@ -19,12 +19,13 @@ from hvd_compress.agreement import check_agreement, describe
 from hvd_compress.compression import as_compressor, as_rules
 from hvd_compress.compressors import Compressor
 from hvd_compress.layout import Layout
-from hvd_compress.plan import Gradient, Rule, make_plan
-from hvd_compress.tensorflow.exchange import GraphExchange
+from hvd_compress.plan import Gradient, Rule, make_plan, wanted
+from hvd_compress.rows import sparse_rows
+from hvd_compress.tensorflow.exchange import GraphExchange, RowsExchange
 from hvd_compress.tensorflow.saved import SavedState
 from hvd_compress.tensorflow.variables import SENT_AS, Variable, named
 from hvd_compress.transports import WorkerFailed
-from hvd_compress.transports.horovod_tensorflow import HorovodTransport, Round, check_op
+from hvd_compress.transports.horovod_tensorflow import HorovodTransport, check_op
 
 Tensor = Any
 _created: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
@@ -75,7 +76,7 @@ class GradientReducer(SavedState):
         self.prefix = f"hvd_compress.{process_set.process_set_id}.{next(_created[process_set.process_set_id])}"
         self.present: list[bool] = []  # which variables have a gradient, for an optimizer that leaves out the others
         self._apart: dict[str, str] = {}  # variables in no bucket: what their gradients are, "missing" or "sparse"
-        self._function = tf.function(self._nodes, autograph=False)
+        self._function = tf.function(self._nodes, autograph=False, reduce_retracing=True)
 
     def reduce(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Return the means of gradients; one that is None stays it, and sparse ones are those of all workers.
@@ -100,51 +101,63 @@ class GradientReducer(SavedState):
 
     def _nodes(self, gradients: list[Tensor]) -> list[Tensor]:
         given = dict(zip(self._positions, gradients, strict=True))
-        for position, kind in self._apart.items():
-            if kind == "sparse":
-                given[position] = self._rows(position, given[position])
-        arrays = []
-        for exchange in self.exchanges:
-            places = [place for place in exchange.layout.parameters if place.size]
-            parts = [self._part(place.size, given[place.name], exchange.dtype) for place in places]
-            vector = tf.concat(parts, 0) if len(parts) > 1 else parts[0]
-            if self.scale_before != 1:
-                vector *= self.scale_before
-            arrays.append(exchange.begin(vector, own=len(parts) > 1))
+        arrays = [
+            self._begin_rows(exchange, given) if isinstance(exchange, RowsExchange) else self._begin(exchange, given)
+            for exchange in self.exchanges
+        ]
         for number in range(max((len(exchange.rounds) for exchange in self.exchanges), default=0)):
             for i, exchange in enumerate(self.exchanges):
                 if number < len(exchange.rounds):
-                    arrays[i] = exchange.proceed(arrays[i], number)
-        with tf.control_dependencies(arrays):
+                    arrays[i] = exchange.proceed(arrays[i][0], number)
+        with tf.control_dependencies([part for parts in arrays for part in parts]):
             settled = tf.numpy_function(self._settle, [], tf.bool)
         with tf.control_dependencies([settled]):
-            for exchange, mean in zip(self.exchanges, arrays, strict=True):
-                mean = mean * self.scale_after if self.scale_after != 1 else mean
-                parts = tf.split(mean, [place.size for place in exchange.layout.parameters])
-                for place, part in zip(exchange.layout.parameters, parts, strict=True):
-                    dtype = given[place.name].dtype if given[place.name] is not None else exchange.dtype
-                    given[place.name] = tf.cast(tf.reshape(part, place.shape), dtype)
-            return [None if gradient is None else tf.identity(gradient) for gradient in given.values()]
+            for exchange, parts in zip(self.exchanges, arrays, strict=True):
+                if isinstance(exchange, RowsExchange):
+                    position = exchange.layout.parameters[0].name
+                    given[position] = self._slices(parts, self.variables[int(position)], given[position])
+                else:
+                    given |= self._divided(parts[0], exchange, given)
+            return [
+                None if gradient is None else tf.nest.map_structure(tf.identity, gradient, expand_composites=True)
+                for gradient in given.values()
+            ]
 
-    def _rows(self, position: str, gradient: Any) -> Any:
-        """Return the rows of all workers, as they are: one behind the other, of which some may be of one index."""
+    def _begin(self, exchange: GraphExchange, given: dict[str, Tensor]) -> list[Tensor]:
+        places = [place for place in exchange.layout.parameters if place.size]
+        parts = [self._part(place.size, given[place.name], exchange.dtype) for place in places]
+        vector = tf.concat(parts, 0) if len(parts) > 1 else parts[0]
+        if self.scale_before != 1:
+            vector *= self.scale_before
+        return exchange.begin(vector, own=len(parts) > 1)
+
+    def _divided(self, mean: Tensor, exchange: GraphExchange, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        mean = mean * self.scale_after if self.scale_after != 1 else mean
+        places, means = exchange.layout.parameters, {}
+        for place, part in zip(places, tf.split(mean, [place.size for place in places]), strict=True):
+            dtype = given[place.name].dtype if given[place.name] is not None else exchange.dtype
+            means[place.name] = tf.cast(tf.reshape(part, place.shape), dtype)
+        return means
+
+    def _begin_rows(self, exchange: RowsExchange, given: dict[str, Tensor]) -> list[Tensor]:
+        place = exchange.layout.parameters[0]
+        gradient, variable = given[place.name], self.variables[int(place.name)]
+        if gradient is None:
+            gradient = tf.IndexedSlices(tf.zeros([0, *place.shape[1:]], variable.dtype), tf.zeros([0], tf.int64))
         if not isinstance(gradient, tf.IndexedSlices):
-            name = self.variables[int(position)].name
-            raise ValueError(f"the gradient of {name} was sparse in the first step, and is not now")
-        gathered = []
-        for part, tensor in (("values", gradient.values), ("indices", gradient.indices)):
-            every = self.transport.carry(
-                tensor, Round("gather", tensor.dtype.name), f"{self.prefix}.rows.{position}.{part}"
-            )
-            counted = tf.numpy_function(self._count, [tensor, every], tf.bool)
-            with tf.control_dependencies([counted]):
-                gathered.append(tf.identity(every))
-        factor = self.scale_before * self.scale_after / self.transport.workers
-        return tf.IndexedSlices(gathered[0] * tf.cast(factor, gathered[0].dtype), gathered[1], gradient.dense_shape)
+            raise ValueError(f"the gradient of {variable.name} was sparse in the first step, and is not now")
+        values = tf.cast(tf.reshape(gradient.values, [-1, place.size // place.shape[0]]), exchange.dtype)
+        if self.scale_before != 1:
+            values *= self.scale_before
+        return exchange.begin_rows(tf.cast(gradient.indices, tf.int64), values)
 
-    def _count(self, own: Any, every: Any) -> np.bool_:
-        self.transport.traffic.count("allgather", own.nbytes, every.nbytes)
-        return np.bool_(True)
+    def _slices(self, parts: list[Tensor], variable: Variable, gradient: Any) -> Any:
+        indices, values = parts
+        values = values * self.scale_after if self.scale_after != 1 else values
+        values = tf.cast(tf.reshape(values, [-1, *variable.shape[1:]]), variable.dtype)
+        if gradient is not None:
+            indices = tf.cast(indices, gradient.indices.dtype)
+        return tf.IndexedSlices(values, indices, tf.constant(variable.shape, indices.dtype))
 
     def _part(self, size: int, gradient: Tensor, dtype: str) -> Tensor:
         if gradient is None:
@@ -158,7 +171,7 @@ class GradientReducer(SavedState):
                 exchange.abandon()
             raise min(errors, key=lambda error: isinstance(error, WorkerFailed))  # one's own first
         # The means are equal on all workers, and so is what they decide here.
-        finite = all(exchange.ops.all_finite(exchange.mean) for exchange in self.exchanges)
+        finite = all(exchange.finite for exchange in self.exchanges)
         for exchange in self.exchanges:
             exchange.commit() if finite else exchange.rollback()
         self.steps += 1
@@ -166,8 +179,10 @@ class GradientReducer(SavedState):
 
     def _make_plan(self, gradients: Sequence[Tensor]) -> None:
         for position, gradient in zip(self._positions, gradients, strict=True):
-            if gradient is None or isinstance(gradient, tf.IndexedSlices):
-                self._apart[position] = "missing" if gradient is None else "sparse"
+            if gradient is None:
+                self._apart[position] = "missing"
+            elif isinstance(gradient, tf.IndexedSlices) and 0 not in self.variables[int(position)].shape:
+                self._apart[position] = "sparse"
         layout = Layout.of(zip(self._positions, (v.shape for v in self.variables), strict=True))
         description = {
             **describe(self.compressor, self.seed, layout),
@@ -204,8 +219,24 @@ class GradientReducer(SavedState):
             for bucket in buckets
             if bucket.layout.size
         ]
+        sparse = [position for position, kind in self._apart.items() if kind == "sparse"]
+        self.exchanges += [self._rows_exchange(position) for position in sparse]
         self.planned = True
         self.load_what_waits()
+
+    def _rows_exchange(self, position: str) -> RowsExchange:
+        v = self.variables[int(position)]
+        sent_as = SENT_AS.get(v.dtype, "float32")
+        compressor = wanted(Gradient(v.name, v.shape, sent_as, v.device), self.compressor, self.dense_below, self.rules)
+        return RowsExchange(
+            sparse_rows(v.name, compressor),
+            Layout.of([(position, v.shape)]),
+            self.transport,
+            dtype=sent_as,
+            device=v.device,
+            name=f"{self.prefix}.rows.{position}",
+            seed=self.seed,
+        )
 
     def stats(self) -> dict[str, Any]:
         """Return what this worker sent since construction, counted at the collectives.

@@ -160,7 +160,7 @@ class BoundCompression:
     def _end_step(self) -> None:
         """Keep the last step's state if all its means are finite, as the optimizer saw them."""
         done = [exchange for exchange in self._exchanges.values() if exchange.finished]
-        finite = all(exchange.ops.all_finite(exchange.mean) for exchange in done)
+        finite = all(exchange.finite for exchange in done)
         for exchange in done:
             exchange.commit() if finite else exchange.rollback()
 

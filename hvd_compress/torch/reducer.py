@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,11 +15,10 @@ from hvd_compress.compressors import AllReduce, Compressor, spec
 from hvd_compress.exchange import Exchange, advance_until
 from hvd_compress.layout import Layout
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.plan import PLAIN, Bucket, Gradient, Rule, make_plan, wanted
-from hvd_compress.torch.sparse import RowOps, SparseRows, as_rows
+from hvd_compress.plan import Bucket, Gradient, Rule, make_plan, wanted
+from hvd_compress.rows import Rows, sparse_rows
+from hvd_compress.torch.sparse import as_rows, as_tensor
 from hvd_compress.transports.horovod_torch import HorovodTransport
-
-logger = logging.getLogger("hvd_compress")
 
 
 class _BucketExchange(Exchange):
@@ -43,9 +42,7 @@ class _BucketExchange(Exchange):
         """As for any exchange; a vector that has become part of the state is replaced by what was there before."""
         before = self.state.local.kept
         mean: Tensor = super().commit()
-        free = self.state.local.vacated(
-            self.vector, before, lambda array: None if array.is_sparse else array.data_ptr()
-        )
+        free = self.state.local.vacated(self.vector, before, lambda array: array.data_ptr())
         self.vector = torch.empty_like(self.vector) if free is None else free
         return mean
 
@@ -153,18 +150,18 @@ class GradientReducer:
     def _residuals(self) -> Iterator[tuple[str, Tensor]]:
         """Give the name of each parameter that this worker has a residual for, and the residual in its shape."""
         state = self.state_dict()
-        states = [(bucket["parameters"], bucket["state"]) for bucket in state["buckets"]]
-        states += [([name], entry["state"]) for name, entry in state["sparse"].items()]
-        for names, kept in states:
-            if kept["rank"] != self.transport.rank or "residual" not in kept["local"]:
-                continue
-            residual = kept["local"]["residual"]
-            if residual.is_sparse:
-                yield names[0], residual
-                continue
-            shapes = [self.parameters[name].shape for name in names]
-            for name, shape, part in zip(names, shapes, residual.split([s.numel() for s in shapes]), strict=True):
-                yield name, part.view(shape)
+        own = self.transport.rank
+        for bucket in state["buckets"]:
+            names, kept = bucket["parameters"], bucket["state"]
+            if kept["rank"] == own and "residual" in kept["local"]:
+                shapes = [self.parameters[name].shape for name in names]
+                parts = kept["local"]["residual"].split([shape.numel() for shape in shapes])
+                yield from ((name, part.view(shape)) for name, shape, part in zip(names, shapes, parts, strict=True))
+        for name, entry in state["sparse"].items():
+            kept = entry["state"]
+            if kept["rank"] == own and "residual" in kept["local"]:
+                local, shape = kept["local"], self.parameters[name].shape
+                yield name, as_tensor(local["rows"], local["residual"], shape, entry["axes"])
 
     def _gradient_ready(self, parameter: Tensor) -> None:
         try:
@@ -227,14 +224,7 @@ class GradientReducer:
             if not self.planned:
                 self._make_plan()
             for name, sparse in self.sparse.items():
-                parameter = self.parameters[name]
-                rows = as_rows(parameter.grad, parameter, self.sparse_dims[name])
-                if self.scale_before != 1:
-                    rows = (rows * self.scale_before).coalesce()
-                if name in self.carried:
-                    carried = as_rows(self.carried[name].to(rows), parameter, self.sparse_dims[name])
-                    rows = (rows + carried).coalesce()
-                sparse.launch(rows)
+                sparse.launch(self._rows(name))
             for exchange in self.exchanges:
                 if not exchange.launched:
                     for parameter in exchange.places:
@@ -247,9 +237,20 @@ class GradientReducer:
             raise
         self._finish()
 
+    def _rows(self, name: str) -> Rows:
+        parameter, axes = self.parameters[name], self.sparse_dims[name]
+        rows = as_rows(parameter.grad, parameter, axes)
+        if self.scale_before != 1:
+            rows = replace(rows, values=rows.values * self.scale_before)
+        if name in self.carried:
+            left = as_rows(self.carried[name].to(rows.values), parameter, axes)
+            indices = torch.cat([rows.indices, left.indices])
+            rows = Rows(indices, torch.cat([rows.values, left.values]), rows.height)
+        return rows
+
     def _finish(self) -> None:
         # The means are equal on all workers, and so is what they decide here.
-        finite = all(exchange.ops.all_finite(exchange.mean) for exchange in self._all)
+        finite = all(exchange.finite for exchange in self._all)
         for exchange in self.exchanges:
             mean = exchange.commit() if finite else exchange.rollback()
             if self.scale_after != 1:
@@ -257,8 +258,9 @@ class GradientReducer:
             for parameter, place in exchange.places.items():
                 self._give(parameter, place.name, mean[place.slice].view(place.shape))
         for name, sparse in self.sparse.items():
-            mean = sparse.commit() if finite else sparse.rollback()
-            self.parameters[name].grad = mean if self.scale_after == 1 else mean * self.scale_after
+            rows, parameter = sparse.commit() if finite else sparse.rollback(), self.parameters[name]
+            values = rows.values if self.scale_after == 1 else rows.values * self.scale_after
+            parameter.grad = as_tensor(rows.indices, values, parameter.shape, self.sparse_dims[name])
         if finite:
             self.carried = {}
         self.steps += 1
@@ -355,14 +357,11 @@ class GradientReducer:
             self._loaded = None
 
     def _sparse_exchange(self, name: str, compressor: Compressor) -> Exchange:
-        rows = SparseRows(compressor)
-        if compressor != PLAIN and rows.codec == PLAIN and not rows.selects:
-            logger.info("%s does not compress single rows: those of %s are sent plain", spec(compressor), name)
         parameter = self.parameters[name]
         return Exchange(
-            rows,
+            sparse_rows(name, compressor),
             Layout.of([(name, tuple(parameter.shape))]),
-            RowOps(parameter.device),
+            TorchOps(parameter.device),
             self.transport,
             name=f"{self.prefix}.sparse.{name}",
             seed=self.seed,
@@ -439,7 +438,8 @@ class GradientReducer:
         """Return what was sent and how long it took, since construction (see `DistributedOptimizer`)."""
         dense = 4 * sum(p.numel() for p in self.parameters.values()) * self.steps
         states = [exchange.state.local for exchange in self._all]
-        residuals = [local["residual"] for local in states if "residual" in local] + list(self.carried.values())
+        residuals = [local["residual"] for local in states if "residual" in local]
+        residuals += [left.values() if left.is_sparse else left for left in self.carried.values()]
         sent = self.transport.traffic.sent
         return {
             "steps": self.steps,
@@ -449,7 +449,7 @@ class GradientReducer:
             "ratio": dense / sent if sent else 1.0,
             "compression_seconds": self.compression_seconds + sum(e.compression_seconds for e in self._all),
             "communication_seconds": self.waiting_seconds + sum(e.waiting_seconds for e in self._all),
-            "residual_norm": sum(RowOps().norm(residual) ** 2 for residual in residuals) ** 0.5,
+            "residual_norm": sum(TorchOps().norm(residual) ** 2 for residual in residuals) ** 0.5,
             "collectives": {kind: dict(entry) for kind, entry in self.transport.traffic.collectives.items()},
         }
 
