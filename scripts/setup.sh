@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 HOROVOD=0.28.1
+TF_KERAS=2.21.0  # Keras 2, for the tests; it asks for `tensorflow`, of which `tensorflow-cpu` is a build
 VENV=${VENV:-.venv}
 PATCHES=patches/horovod-$HOROVOD
 [ -t 2 ] && quiet= || quiet=-q  # pip's own progress bars on a terminal
@@ -84,6 +85,7 @@ export PATH=$VENV/bin:$PATH
 say "installing PyTorch, TensorFlow, Open MPI and tools from $pins"
 pip install $quiet -r "$pins" \
     || die "pip could not install $pins. Check the connection to your package index (pip's message is above), then run the same command again."
+pip install $quiet --no-deps "tf_keras==$TF_KERAS" || die "pip could not install tf_keras $TF_KERAS; see its message above."
 
 # --- Horovod: the built wheel from the cache, or built now ----------------------------------------
 
@@ -142,7 +144,9 @@ pip install -q --no-deps --no-build-isolation -e . || die "this package does not
 python -c 'from hvd_compress.native import _kernels' \
     || die "the kernels did not build. For the compiler's messages: $VENV/bin/pip install -v --no-deps --no-build-isolation -e ."
 
-python -c 'import horovod.torch as h, mpi4py.MPI; assert h.mpi_built() and h.gloo_built()' \
-    || die "Horovod or mpi4py was installed but does not load; delete $cache and run the same command again."
+for framework in torch tensorflow; do
+    python -c "import horovod.$framework as h, mpi4py.MPI; assert h.mpi_built() and h.gloo_built()" \
+        || die "Horovod or mpi4py was installed but does not load for $framework; delete $cache and run the same command again."
+done
 echo "$wanted" >"$stamp"
 say "done: $VENV"
