@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["BroadcastAtStart", "LearningRateWarmup", "MetricAverage"]
+__all__ = ["BroadcastAtStart", "LearningRateWarmup", "MetricAverage", "TensorBoard"]
 
 
 class BroadcastAtStart(keras.callbacks.Callback):
@@ -113,3 +114,36 @@ class LearningRateWarmup(keras.callbacks.Callback):
             self.model.optimizer.learning_rate = self.initial_lr
             if self.verbose and hvd.rank() == 0:
                 print(f"epoch {epoch + 1}: the learning rate has risen to {self.initial_lr:g}")
+
+
+class _TensorBoard(keras.callbacks.TensorBoard):
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not hasattr(self.model.optimizer, "compression_stats"):
+            raise TypeError(
+                f"TensorBoard shows what a DistributedOptimizer sends; the optimizer is {self.model.optimizer!r}"
+            )
+        super().on_train_begin(logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        stats = self.model.optimizer.compression_stats()
+        numbers = {name: value for name, value in stats.items() if isinstance(value, int | float)}
+        super().on_epoch_end(epoch, {**(logs or {}), **numbers})
+
+
+def TensorBoard(log_dir: str = "logs", **settings: Any) -> keras.callbacks.Callback:
+    """Return ``keras.callbacks.TensorBoard`` for rank 0, and a callback that does nothing for the others.
+
+    With the metrics of an epoch it logs what rank 0 has sent since the beginning: the numbers of
+    `DistributedOptimizer`'s ``compression_stats()``, such as ``epoch_bytes_sent`` and ``epoch_ratio``.
+
+    Args:
+        log_dir: the folder for TensorBoard to read.
+        settings: other arguments of ``keras.callbacks.TensorBoard``.
+
+    Raises:
+        ImportError: if TensorBoard is not installed.
+        TypeError: when training begins, if the model's optimizer is not a `DistributedOptimizer`.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ImportError("what TensorBoard reads is written by its own package: pip install tensorboard")
+    return _TensorBoard(log_dir, **settings) if hvd.rank() == 0 else keras.callbacks.Callback()

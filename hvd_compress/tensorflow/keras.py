@@ -15,11 +15,11 @@ from keras.src.trainers import trainer
 
 from hvd_compress.compressors import spec
 from hvd_compress.plan import Rule
-from hvd_compress.tensorflow.callbacks import BroadcastAtStart, LearningRateWarmup, MetricAverage
+from hvd_compress.tensorflow.callbacks import BroadcastAtStart, LearningRateWarmup, MetricAverage, TensorBoard
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
 from hvd_compress.tensorflow.reducer import GradientReducer, Settings
 
-__all__ = ["BroadcastAtStart", "DistributedOptimizer", "LearningRateWarmup", "MetricAverage"]
+__all__ = ["BroadcastAtStart", "DistributedOptimizer", "LearningRateWarmup", "MetricAverage", "TensorBoard"]
 
 
 class _Distributed:

@@ -7,7 +7,13 @@ import pytest
 import tensorflow as tf
 from conftest import batch, flat, same_on_all_ranks, small_cnn
 
-from hvd_compress.tensorflow.keras import BroadcastAtStart, DistributedOptimizer, LearningRateWarmup, MetricAverage
+from hvd_compress.tensorflow.keras import (
+    BroadcastAtStart,
+    DistributedOptimizer,
+    LearningRateWarmup,
+    MetricAverage,
+    TensorBoard,
+)
 
 
 class Watch(keras.callbacks.Callback):
@@ -93,3 +99,33 @@ def test_what_is_wrong_is_refused():
         LearningRateWarmup(0.1, warmup_epochs=0)
     with pytest.raises(ValueError, match="steps_per_epoch must be at least 1; got 0"):
         LearningRateWarmup(0.1, steps_per_epoch=0)
+
+
+def test_tensorboard_shows_what_rank_0_sent(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = small_cnn()
+    fit(model, MetricAverage(), TensorBoard(str(tmp_path / "logs"), write_graph=False), epochs=3)
+    if hvd.rank():
+        assert not (tmp_path / "logs").exists()
+        return
+    events = EventAccumulator(str(tmp_path / "logs" / "train"), size_guidance={"tensors": 0}).Reload()
+    logged = {
+        tag: [float(tf.make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)] for tag in events.Tags()["tensors"]
+    }
+    sent = model.optimizer.compression_stats()["bytes_sent"]
+    each = 4 * flat(model).size * 4  # four batches of floats; the agreement of the first step comes on top
+    assert logged["epoch_bytes_sent"] == [sent - 2 * each, sent - each, sent]
+    assert logged["epoch_steps"] == [4, 8, 12]
+    assert {"epoch_loss", "epoch_ratio", "epoch_residual_norm", "epoch_compression_seconds"} <= set(logged)
+
+
+def test_tensorboard_of_another_optimizer():
+    if hvd.rank():
+        return
+    callback = TensorBoard()
+    model = small_cnn()
+    model.compile("sgd", "mse")
+    callback.set_model(model)
+    with pytest.raises(TypeError, match="DistributedOptimizer"):
+        callback.on_train_begin()
