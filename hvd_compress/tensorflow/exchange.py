@@ -19,6 +19,7 @@ from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.tensorflow import Array, TensorFlowOps
 from hvd_compress.rows import Rows
 from hvd_compress.state import State
+from hvd_compress.tensorflow.xla import leave_xla
 from hvd_compress.transports import LENGTH_BYTES, WorkerFailed
 from hvd_compress.transports.carrier import Carrier
 from hvd_compress.transports.horovod_tensorflow import HorovodTransport, Round
@@ -75,6 +76,8 @@ class GraphExchange(Exchange):
         return self._begin([vector], own, end_last)
 
     def _begin(self, tensors: Sequence[Tensor], own: bool, end_last: Callable[[], None] | None = None) -> list[Tensor]:
+        leave_xla()
+
         def launch(*arrays: Any) -> list[Any]:
             if self.finished and end_last is not None:
                 end_last()

@@ -13,7 +13,6 @@ from typing import Any
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from hvd_compress.agreement import check_agreement, describe
 from hvd_compress.compression import as_compressor, as_rules
@@ -86,11 +85,6 @@ class GradientReducer(SavedState):
         """
         if self.transport.workers == 1:
             return list(gradients)
-        if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-            raise ValueError(
-                "XLA cannot compile the exchange of gradients, which calls Horovod and Python: leave out "
-                "jit_compile=True, or compile what comes before the gradients are exchanged"
-            )
         if self.sparse_as_dense:
             gradients = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
         if not self.planned:

@@ -144,17 +144,31 @@ def test_non_finite_gradients_reach_every_rank_and_leave_the_state(bad):
     assert np.abs(third).max() >= np.abs(first).max()
 
 
-def test_xla_is_refused_with_the_reason():
-    weights = tf.Variable(tf.ones((40, 40)))
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.1)"])
+@pytest.mark.parametrize("nested", ["alone", "inside", "around"])
+def test_a_function_with_an_exchange_goes_without_xla_and_says_so(spec, nested):
+    weights = tf.Variable(tf.ones((40, 40)) * (1.0 + hvd.rank()))
 
-    @tf.function(jit_compile=True, autograph=False)
     def step():
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(weights**2)
-        return hvdc.DistributedGradientTape(tape, "topk").gradient(loss, [weights])
+        return hvdc.DistributedGradientTape(tape, spec).gradient(loss, [weights])[0]
 
-    with pytest.raises(ValueError, match="XLA cannot compile"):
-        step()
+    compiled = tf.function(tf.function(step) if nested == "around" else step, jit_compile=True, autograph=False)
+    function = tf.function(lambda: compiled() + 1, autograph=False) if nested == "inside" else compiled
+    with pytest.warns(UserWarning, match="XLA cannot compile the exchange"):
+        first = function()
+    expected = np.zeros((40, 40))
+    expected.reshape(-1)[: 1600 if spec == "none" else 160] = np.mean(2.0 * np.arange(1, hvd.size() + 1))
+    assert np.allclose(first, expected + (nested == "inside"))
+    second = function()
+    assert np.allclose(second, first) == (spec == "none")
+
+
+def test_functions_without_an_exchange_are_still_compiled():
+    square = tf.function(lambda x: x**2, jit_compile=True, autograph=False)
+    assert float(square(tf.constant(3.0))) == 9
+    assert "HloModule" in square.experimental_get_compiler_ir(tf.constant(3.0))(stage="hlo")
 
 
 def test_a_process_set_averages_among_itself():
