@@ -80,6 +80,7 @@ class Bench:
         for array in self._plain:
             self._memcpy(array, self.vector)
         self._copies: list[float] = []
+        self._check = Clock()
 
     def run(self, text: str) -> dict[str, Any]:
         """Return the times of the compressor of a spec, in seconds, and the bytes of its payload."""
@@ -93,6 +94,8 @@ class Bench:
             memcpy.time(lambda: self._memcpy(*self._plain))
         self._copies.append(memcpy.least)
         time.sleep(PAUSE)
+        for _ in range(self.repetitions):
+            self._check.time(lambda: self.ops.poison(self.vector))
         self._copy(self._buffer, self.vector)
         for _ in range(self.repetitions + 1):  # the first is a warm-up
             sent = self._step(bare, state, clocks["encode"], clocks["decode"])
@@ -120,6 +123,11 @@ class Bench:
         The least of all copies would be that of the machine's best moment, which no compressor need have met.
         """
         return statistics.median(self._copies)
+
+    @property
+    def check(self) -> float:
+        """The least time that a step takes, before it encodes, to look for what is not finite, in seconds."""
+        return self._check.least
 
     def _step(self, compressor: Compressor, state: State, encode: Clock, decode: Clock) -> int:
         """Do a step alone: until the first collective it is encoding, after it decoding; return the bytes sent."""
@@ -169,9 +177,10 @@ class Bench:
 
 
 class GraphBench(Bench):
-    """The same in TensorFlow's graphs: encoding is all up to the first collective's node, decoding all after it.
+    """The same in TensorFlow's graphs: encoding is all up to the end of a step's first call, decoding all after it.
 
-    What is beside it in a step is timed with it: TensorFlow's start of a graph, and the way between it and Python.
+    What is beside it in a step is timed with it: the check for what is not finite, TensorFlow's start of a graph, and
+    the way between it and Python.
     """
 
     def __init__(self, framework: str, size: int, threads: int | None, repetitions: int) -> None:
@@ -181,34 +190,49 @@ class GraphBench(Bench):
         hvd.init()
         super().__init__(framework, size, threads, repetitions)
         tf.config.threading.set_intra_op_parallelism_threads(self.threads)
-        self._tensorflow, self._tensor = tf, tf.convert_to_tensor(self.vector)
-        self._graphs: dict[Any, tuple[Any, list[Any]]] = {}
+        self._tensorflow = tf
+        self._graphs: dict[Any, tuple[Any, Any]] = {}
 
     def _step(self, compressor: Compressor, state: State, encode: Clock, decode: Clock) -> int:
         if (compressor, state) not in self._graphs:
             self._graphs[compressor, state] = self._graph(compressor, state)
-        exchange, graphs = self._graphs[compressor, state]
-        [array] = encode.time(lambda: graphs[0](self._tensor))
-        sent, began = array.shape[0] * array.dtype.size, time.perf_counter()
-        for number, graph in enumerate(graphs[1:], start=2):
-            [array] = graph(array)
-            sent += array.shape[0] * array.dtype.size if number < len(graphs) else 0
-        decode.seconds.append(time.perf_counter() - began)
+        exchange, graph = self._graphs[compressor, state]
+        vector, sent = self._tensorflow.convert_to_tensor(self.ops.copy(self.vector)), exchange.horovod.traffic.sent
+        exchange.horovod.left.clear()
+        began = time.perf_counter()
+        graph(vector)
+        ended = time.perf_counter()
+        encode.seconds.append(exchange.horovod.left[0] - began)
+        decode.seconds.append(ended - exchange.horovod.left[0])
         exchange.commit()
-        return sent
+        return exchange.horovod.traffic.sent - sent
 
-    def _graph(self, compressor: Compressor, state: State) -> tuple[Any, list[Any]]:
-        """Return an exchange, and a graph of each of its calls."""
+    def _graph(self, compressor: Compressor, state: State) -> tuple[Any, Any]:
+        """Return an exchange, and the graph of a step in which its collectives bring what they are given."""
         from hvd_compress.tensorflow.exchange import GraphExchange
         from hvd_compress.transports.horovod_tensorflow import HorovodTransport
 
+        class Transport(HorovodTransport):
+            def __init__(self) -> None:
+                super().__init__()
+                self.left: list[float] = []  # when the calls of a step ended
+
+            def leaves(self, takes: int) -> None:
+                super().leaves(takes)
+                self.left.append(time.perf_counter())
+
         exchange = GraphExchange(
-            compressor, self.layout, HorovodTransport(), dtype="float32", device="CPU:0", name="bench", seed=0
+            compressor, self.layout, Transport(), dtype="float32", device="CPU:0", name="bench", seed=0
         )
         exchange.state = state
-        calls = [functools.partial(exchange.begin, own=False)]
-        calls += [functools.partial(exchange.resume, number=number) for number in range(len(exchange.rounds))]
-        return exchange, [self._tensorflow.function(call, autograph=False) for call in calls]
+
+        def step(vector: Array) -> Array:
+            [array] = exchange.begin(vector, own=True)
+            for number in range(len(exchange.rounds)):
+                [array] = exchange.resume(array, number)
+            return array
+
+        return exchange, self._tensorflow.function(step, autograph=False)
 
 
 def _framework(name: str, threads: int) -> tuple[Ops, Callable[[Array, Array], Any], Callable[[int], Array]]:
@@ -244,7 +268,9 @@ def table(report: dict[str, Any]) -> Any:
 
     memcpy, size = report["memcpy_s"], report["size"]
     title = f"{size} coordinates, {report['threads']} threads: multiples of one memcpy ({1e3 * memcpy:.2f} ms)"
-    shown = Table(box=box.MARKDOWN, title=f"{title}, least (median)")
+    within = "in encode" if report["framework"] == "tensorflow" else "not in encode"
+    check = f"a step's check for what is not finite {report['check_s'] / memcpy:.2f}, {within}"
+    shown = Table(box=box.MARKDOWN, title=f"{title}, least (median); {check}")
     shown.add_column("compressor")
     for column in ("encode", "decode", "both", "decode and sum 4", "feedback adds", "bytes", "times fewer"):
         shown.add_column(column, justify="right")
@@ -299,7 +325,8 @@ def main(specs: Sequence[str], *, framework: str, json_path: Path | None, plot_p
         console.print("interrupted: the table has what was done")
     if not results:
         return
-    report = {"size": bench.size, "threads": bench.threads, "framework": framework, "memcpy_s": bench.memcpy}
+    report = {"size": bench.size, "threads": bench.threads, "framework": framework}
+    report |= {"memcpy_s": bench.memcpy, "check_s": bench.check}
     report["results"] = results
     Console(width=None if sys.stdout.isatty() else 400).print(table(report))
     if json_path is not None:
