@@ -15,11 +15,19 @@ from keras.src.trainers import trainer
 
 from hvd_compress.compressors import spec
 from hvd_compress.plan import Rule
+from hvd_compress.tensorflow.adam import CompressedAdam
 from hvd_compress.tensorflow.callbacks import BroadcastAtStart, LearningRateWarmup, MetricAverage, TensorBoard
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
 from hvd_compress.tensorflow.reducer import GradientReducer, Settings
 
-__all__ = ["BroadcastAtStart", "DistributedOptimizer", "LearningRateWarmup", "MetricAverage", "TensorBoard"]
+__all__ = [
+    "BroadcastAtStart",
+    "CompressedAdam",
+    "DistributedOptimizer",
+    "LearningRateWarmup",
+    "MetricAverage",
+    "TensorBoard",
+]
 
 
 class _Distributed:
@@ -153,8 +161,8 @@ _supports_jit = trainer.model_supports_jit
 def _supports_jit_undistributed(model: Any) -> bool:
     """Tell Keras that XLA cannot compile the training step: neither Horovod's collectives nor calls of Python."""
     optimizer = getattr(model, "optimizer", None)
-    own = isinstance(optimizer, _Distributed) or isinstance(getattr(optimizer, "inner_optimizer", None), _Distributed)
-    return not own and bool(_supports_jit(model))
+    exchanges = any(hasattr(o, "compression_stats") for o in (optimizer, getattr(optimizer, "inner_optimizer", None)))
+    return not exchanges and bool(_supports_jit(model))
 
 
 trainer.model_supports_jit = _supports_jit_undistributed

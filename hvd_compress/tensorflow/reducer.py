@@ -259,6 +259,18 @@ class GradientReducer(SavedState):
         }
 
 
+def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return the statistics of two reducers of the same gradients, of which each reduces some of the steps."""
+    total = {name: value + other[name] for name, value in one.items() if name != "collectives"}
+    total["ratio"] = total["dense_bytes"] / total["bytes_sent"] if total["bytes_sent"] else 1.0
+    collectives: dict[str, dict[str, int]] = {}
+    for stats in (one, other):
+        for kind, entry in stats["collectives"].items():
+            before = collectives.get(kind, {})
+            collectives[kind] = {key: count + before.get(key, 0) for key, count in entry.items()}
+    return {**total, "collectives": collectives}
+
+
 _reducers: dict[Any, GradientReducer] = {}
 
 
@@ -267,14 +279,14 @@ class Settings:
     """What a user says about how gradients are to be reduced (see `DistributedGradientTape`), checked."""
 
     compression: Any
-    op: int
-    gradient_predivide_factor: float
-    process_set: Any
-    sparse_as_dense: bool
-    bucket_bytes: int
-    dense_below: int
-    seed: int
-    rules: tuple[Any, ...]
+    op: int = hvd.Average
+    gradient_predivide_factor: float = 1.0
+    process_set: Any = hvd.global_process_set
+    sparse_as_dense: bool = False
+    bucket_bytes: int = 25 * 2**20
+    dense_below: int = 1024
+    seed: int = 0
+    rules: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         check_op(self.op)

@@ -91,4 +91,4 @@ class HorovodTransport:
 def _at_once(collective: Callable[[], Tensor]) -> Any:
     """Do a collective now and return what it brings: in a graph of its own, for only there it has its name."""
     with tf.init_scope():
-        return np.asarray(tf.function(collective, autograph=False)())
+        return np.asarray(tf.compat.v1.wrap_function(collective, [])())

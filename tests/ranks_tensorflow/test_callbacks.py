@@ -121,11 +121,11 @@ def test_tensorboard_shows_what_rank_0_sent(tmp_path):
 
 
 def test_tensorboard_of_another_optimizer():
+    model = small_cnn()  # on all ranks, for Horovod's names have Keras's in them, which are numbered
+    model.compile("sgd", "mse")
     if hvd.rank():
         return
     callback = TensorBoard()
-    model = small_cnn()
-    model.compile("sgd", "mse")
     callback.set_model(model)
     with pytest.raises(TypeError, match="DistributedOptimizer"):
         callback.on_train_begin()
