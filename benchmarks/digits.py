@@ -35,6 +35,8 @@ SETTINGS = {
     "signum": ("signum", "--lr 0.001"),
     "fetchsgd": ("fetchsgd(budget=0.25)", "--lr 0.2"),
 }
+# With TensorFlow, whose weights begin otherwise:
+WITH_TENSORFLOW = {"fetchsgd": ("fetchsgd(budget=0.25)", "--lr 0.4")}
 # Methods with parts of others, and what else a method needs to send less.
 COMPOSITIONS = [
     ("topk(ratio=0.01, values=qsgd(bits=4))", ""),
@@ -60,11 +62,12 @@ COMPOSITIONS = [
     ("sketched_sgd(p1=2, p2=4, momentum=0.9)", "--lr 0.1"),
     ("sketched_sgd(budget=0.005)", ""),
 ]
+DEFAULTS = {"framework": "torch", "ranks": 2, "seeds": 3}
 UNCOMPRESSED = [("none", more) for more in ("--lr 0.1", "--epochs 20", "--optimizer sgd --epochs 40")]
 
 
 class Setting(NamedTuple):
-    """What is trained: a compressor's spec, and further arguments of examples/torch/train.py."""
+    """What is trained: a compressor's spec, and further arguments of examples/FRAMEWORK/train.py."""
 
     kind: str
     compression: str
@@ -80,29 +83,35 @@ class Setting(NamedTuple):
         return folder / f"{words}-ranks-{ranks}-seed-{seed}.json"
 
 
-def one_each() -> list[Setting]:
+def settings_of(framework: str) -> dict[str, tuple[str, str]]:
+    """Return the spec and the further arguments of the methods that are not trained as they are."""
+    return SETTINGS | (WITH_TENSORFLOW if framework == "tensorflow" else {})
+
+
+def one_each(framework: str) -> list[Setting]:
     """Return one setting for every registered method, `none` first."""
-    return [Setting("method", *SETTINGS.get(name, (name, ""))) for name in methods()]
+    own = settings_of(framework)
+    return [Setting("method", *own.get(name, (name, ""))) for name in methods()]
 
 
-def all_settings() -> list[Setting]:
+def all_settings(framework: str) -> list[Setting]:
     """Return those, the compositions, and the methods that have a setting above as they are without it."""
-    plain = [(name, "") for name in SETTINGS]
+    plain = [(name, "") for name in settings_of(framework)]
     return [
-        *one_each(),
+        *one_each(framework),
         *(Setting("composition", *item) for item in COMPOSITIONS),
         *(Setting("comparison", *item) for item in [*plain, *UNCOMPRESSED]),
     ]
 
 
-def trained(lines: list[str], ranks: int) -> Iterator[dict[str, Any]]:
-    """Train with each command line, all in one start of mpirun, and yield the results as they come.
+def trained(lines: list[str], ranks: int, framework: str) -> Iterator[dict[str, Any]]:
+    """Train with each command line of a framework's example, all in one start, and yield the results as they come.
 
     Raises:
         RuntimeError: if the job ends before its time; the message ends with what it wrote.
     """
     command = ["mpirun", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "-np", str(ranks)]
-    command += [sys.executable, str(HERE / "train_many.py"), *lines]
+    command += [sys.executable, str(HERE / "train_many.py"), framework, *lines]
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     env = {"OMP_NUM_THREADS": "1", **os.environ, **allowed}
     with tempfile.TemporaryFile("w+") as errors:
@@ -140,7 +149,7 @@ def train_what_is_missing(settings: list[Setting], args: argparse.Namespace) -> 
     shown = sys.stderr.isatty()
     with tqdm(total=len(every), initial=len(every) - len(missing), unit="training", disable=not shown) as progress:
         progress.set_description("starting")
-        results = trained([setting.line(seed) for setting, seed in missing], args.ranks)
+        results = trained([setting.line(seed) for setting, seed in missing], args.ranks, args.framework)
         try:
             for number, ((setting, seed), result) in enumerate(zip(missing, results, strict=True)):
                 path = setting.path(args.results, args.ranks, seed)
@@ -195,9 +204,10 @@ def noise_of(rows: list[Row], seeds: int) -> float:
 def about(rows: list[Row], run: dict[str, Any], noise: float, args: argparse.Namespace) -> str:
     """Return what was trained, and on what."""
     return paragraph(
-        f"""wrote this file. It trains the digits that come with scikit-learn, with `examples/torch/train.py`: a
-        perceptron of {run["parameters"]:,} parameters, SGD with momentum 0.9 and a learning rate of 0.05 that falls to
-        0, and 10 epochs, unless the further arguments say otherwise; {args.ranks} workers under `mpirun` on
+        f"""wrote this file. It trains the digits that come with scikit-learn, with
+        `examples/{args.framework}/train.py`: a perceptron of {run["parameters"]:,} parameters, SGD with momentum 0.9
+        and a learning rate of 0.05 that falls to 0, and 10 epochs, unless the further arguments say
+        otherwise; {args.ranks} workers under `mpirun` on
         {run["cores"]} cores of one machine. Accuracies are mean ± standard deviation over {args.seeds} seeds. Methods
         that keep the momentum themselves have an optimizer without. "Within noise" is what differs from `none` by at
         most {noise:.1f} points: twice the standard error of the difference of two such means, from the median of the
@@ -206,8 +216,11 @@ def about(rows: list[Row], run: dict[str, Any], noise: float, args: argparse.Nam
     )
 
 
-def findings(rows: list[Row], behind: Callable[[Row], bool]) -> str:
+def findings(rows: list[Row], behind: Callable[[Row], bool], framework: str) -> str:
     """Return what the table shows."""
+    chosen = "were chosen with other seeds than these, but on the same test images"
+    if framework == "tensorflow":
+        chosen += f", and all but those of {' and '.join(f'`{name}`' for name in WITH_TENSORFLOW)} with PyTorch"
 
     def named(some: list[Row]) -> str:
         found = (f"`{r.setting.compression}`" + f" with `{r.setting.more}`" * bool(r.setting.more) for r in some)
@@ -227,8 +240,8 @@ def findings(rows: list[Row], behind: Callable[[Row], bool]) -> str:
         {named([row for row in plain if not behind(row)])}; do not: {named(lost)} (last table). Where signs vote, every
         coordinate moves by the learning rate in each step, so that the rate must be small. Random coordinates are sent
         seldom at a low ratio, and their residual pushes late: that needs a larger ratio, more epochs, or a scaled
-        estimate without momentum. Momentum correction at these ratios wants a higher rate. The settings were chosen
-        with other seeds than these, but on the same test images; for `none`, which gains by a higher rate or more
+        estimate without momentum. Momentum correction at these ratios wants a higher rate. The settings
+        {chosen}; for `none`, which gains by a higher rate or more
         epochs as well, none was chosen. A task that is learned in seconds tells methods that do not learn from those
         that do, not how good they are on a large one."""
     )
@@ -261,11 +274,13 @@ def document(rows: list[Row], runs: dict[Setting, list[dict[str, Any]]], args: a
                 lines.append(f"| {' | '.join(cells)} |")
         return lines
 
+    given = {"framework": args.framework, "ranks": args.ranks, "seeds": args.seeds}
+    options = [f"--{name} {value}" for name, value in given.items() if value != DEFAULTS[name]]
     parts = [
         "# Every method on the digits",
-        "    python benchmarks/digits.py",
+        " ".join(["    python benchmarks/digits.py", *options]),
         about(rows, runs[base.setting][0], noise, args),
-        findings(rows, behind),
+        findings(rows, behind, args.framework),
     ]
     titles = {
         "method": "Methods",
@@ -280,10 +295,16 @@ def document(rows: list[Row], runs: dict[Setting, list[dict[str, Any]]], args: a
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=2, help="workers to train on")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings with each setting")
-    parser.add_argument("--results", type=Path, default=Path("results/digits"), help="folder for one file a training")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/digits.md"), help="the table")
+    parser.add_argument("--framework", choices=("torch", "tensorflow"), help="whose example to train")
+    parser.add_argument("--ranks", type=int, help="workers to train on")
+    parser.add_argument("--seeds", type=int, help="trainings with each setting")
+    parser.set_defaults(**DEFAULTS)
+    parser.add_argument(
+        "--results", type=Path, help="folder for one file a training (if none: results/digits, or digits-tensorflow)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="the table (if none: docs/results/digits.md, or digits-tensorflow.md)"
+    )
     parser.add_argument(
         "--only", metavar="NAME", help="train only settings with this in their spec, and print the table"
     )
@@ -291,13 +312,16 @@ def arguments() -> argparse.Namespace:
     for name in ("ranks", "seeds"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")
+    name = "digits" if args.framework == "torch" else f"digits-{args.framework}"
+    args.results = args.results or Path("results", name)
+    args.output = args.output or Path("docs", "results", f"{name}.md")
     return args
 
 
 def main() -> int:
     """Train what is missing and write the table; 130 stands for Ctrl-C."""
     args = arguments()
-    settings = all_settings()
+    settings = all_settings(args.framework)
     if args.only:
         settings = [s for s in settings if s is settings[0] or args.only in s.compression]
     args.results.mkdir(parents=True, exist_ok=True)

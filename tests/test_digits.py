@@ -1,4 +1,4 @@
-"""Every registered method trains the digits on two real ranks; and the benchmark that trains them with more seeds."""
+"""Every registered method trains the digits on two real ranks, with PyTorch and with TensorFlow; and the benchmark."""
 
 import importlib.util
 import json
@@ -26,30 +26,30 @@ spec.loader.exec_module(digits)
 TOLERANCE = 2.5
 # Sends no matrix's gradient, and keeps nothing for later: only biases are trained.
 SENDS_NOTHING = digits.Setting("control", "threshold(threshold=1000000.0, feedback=none)", "")
-SETTINGS = digits.one_each()
 
 
-@pytest.fixture(scope="module")
-def accuracies():
+@pytest.fixture(scope="module", params=["torch", pytest.param("tensorflow", marks=pytest.mark.slow)])
+def accuracies(request):
     """The accuracy of each method in percent, and of the control; one start for all."""
-    settings = [*SETTINGS, SENDS_NOTHING]
-    results = list(digits.trained([setting.line(seed=0) for setting in settings], ranks=2))
+    settings = [*digits.one_each(request.param), SENDS_NOTHING]
+    results = list(digits.trained([setting.line(seed=0) for setting in settings], 2, request.param))
     assert all(result["ranks"] == 2 for result in results)
-    return {s.compression: 100 * r["accuracy"] for s, r in zip(settings, results, strict=True)}
+    return {name: 100 * result["accuracy"] for name, result in zip([*methods(), "control"], results, strict=True)}
 
 
-def test_every_registered_method_is_among_them():
-    assert [setting.compression.split("(")[0] for setting in SETTINGS] == list(methods())
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_every_registered_method_is_among_them(framework):
+    assert [setting.compression.split("(")[0] for setting in digits.one_each(framework)] == list(methods())
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.compression)
-def test_method_trains_to_the_accuracy_without_compression(accuracies, setting):
+@pytest.mark.parametrize("method", methods())
+def test_method_trains_to_the_accuracy_without_compression(accuracies, method):
     assert accuracies["none"] > 95
-    assert accuracies[setting.compression] >= accuracies["none"] - TOLERANCE
+    assert accuracies[method] >= accuracies["none"] - TOLERANCE
 
 
 def test_the_tolerance_tells_what_does_not_learn(accuracies):
-    assert accuracies[SENDS_NOTHING.compression] < accuracies["none"] - 4 * TOLERANCE
+    assert accuracies["control"] < accuracies["none"] - 4 * TOLERANCE
 
 
 def command(folder, *more):
@@ -85,7 +85,7 @@ def test_benchmark_stops_at_ctrl_c_and_goes_on_from_there(tmp_path):
 
 def test_benchmark_help_and_bad_input(tmp_path):
     done = subprocess.run([*command(tmp_path), "--help"], capture_output=True, text=True, timeout=60, check=False)
-    assert "(default: results/digits)" in done.stdout
+    assert "(if none: results/digits," in done.stdout
     done = subprocess.run(command(tmp_path, "--ranks", "0"), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "--ranks must be at least 1; got 0" in done.stderr

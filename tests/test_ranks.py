@@ -21,9 +21,12 @@ assert all(shutil.which(command[0]) for command in LAUNCHERS.values()), "run the
 @pytest.mark.parametrize(
     ("folder", "launcher", "ranks"),
     [
-        *(("ranks", launcher, ranks) for launcher in LAUNCHERS for ranks in (2, 4)),
+        ("ranks", "mpi", 2),
+        ("ranks", "gloo", 4),
+        pytest.param("ranks", "mpi", 4, marks=pytest.mark.slow),
+        pytest.param("ranks", "gloo", 2, marks=pytest.mark.slow),
         ("ranks_tensorflow", "mpi", 2),
-        ("ranks_tensorflow", "gloo", 4),
+        pytest.param("ranks_tensorflow", "gloo", 4, marks=pytest.mark.slow),
     ],
 )
 def test_on_ranks(folder, launcher, ranks):

@@ -87,6 +87,11 @@ def train(
     )
 
 
+def use_own_part_of_the_machine() -> None:
+    """Take this worker's share of the cores."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // hvd.local_size()))
+
+
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, data: datasets.Dataset) -> tuple[float, float]:
     """Return accuracy and mean loss on the test data, of which each worker takes its share."""
@@ -102,18 +107,19 @@ def evaluate(model: torch.nn.Module, data: datasets.Dataset) -> tuple[float, flo
     return right, loss
 
 
+def prepared(args: argparse.Namespace) -> tuple[Any, ...]:
+    """Return what `train` takes."""
+    parse(args.compression)
+    data = datasets.load(args.task, args.data)
+    return (args, data, *prepare(args, data))
+
+
 def main() -> int:
     """Run the job; 2 stands for bad input, 130 for Ctrl-C."""
     args = arguments(__doc__.splitlines()[0], list(MODELS))
     hvd.init()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // hvd.local_size()))
-
-    def prepared() -> tuple[Any, ...]:
-        parse(args.compression)
-        data = datasets.load(args.task, args.data)
-        return (args, data, *prepare(args, data))
-
-    return run_job(hvd, prepared, train)
+    use_own_part_of_the_machine()
+    return run_job(hvd, lambda: prepared(args), train)
 
 
 if __name__ == "__main__":

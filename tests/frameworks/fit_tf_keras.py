@@ -1,4 +1,4 @@
-"""Fits a model of Keras 2 (`tf_keras`) under Horovod's own optimizer, and saves its weights: SPEC FILE."""
+"""Fits a model of Keras 2 (`tf_keras`) under Horovod's own optimizer, and saves its weights: FILE SPEC..."""
 
 import os
 import sys
@@ -12,9 +12,9 @@ import tf_keras
 from hvd_compress import parse
 from hvd_compress.tensorflow.compression import TensorFlowCompression
 
-if __name__ == "__main__":
-    spec, path = sys.argv[1:]
-    hvd.init()
+
+def fit(spec):
+    """Return the weights, and apart the first and last loss and the bytes sent."""
     tf_keras.utils.set_random_seed(0)
     layers = tf_keras.layers
     model = tf_keras.Sequential(
@@ -29,4 +29,14 @@ if __name__ == "__main__":
     labels = 2 * (images[:, 0] > 0) + (images[:, 1] > 0)
     losses = model.fit(images, labels, batch_size=16, epochs=4, verbose=0).history["loss"]
     sent = 0 if spec == "horovod" else compression.compression_stats()["bytes_sent"]
-    np.savez(f"{path}-{hvd.rank()}.npz", *model.get_weights(), np.array([losses[0], losses[-1], sent]))
+    weights = np.concatenate([array.reshape(-1) for array in model.get_weights()])
+    return weights, np.array([losses[0], losses[-1], sent])
+
+
+if __name__ == "__main__":
+    path, *specs = sys.argv[1:]
+    hvd.init()
+    found = {}
+    for spec in specs:
+        found[spec], found[f"numbers of {spec}"] = fit(spec)
+    np.savez(f"{path}-{hvd.rank()}.npz", **found)

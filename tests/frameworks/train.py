@@ -1,5 +1,6 @@
-"""Trains a perceptron, the same one in every framework, and saves its weights: FRAMEWORK SPEC FILE."""
+"""Trains a perceptron, the same one in every framework, and saves its weights for each spec: FRAMEWORK FILE SPEC..."""
 
+import importlib
 import os
 import sys
 
@@ -27,7 +28,6 @@ def train_torch(spec):
 
     import hvd_compress.torch as hvdc
 
-    hvd.init()
     torch.set_num_threads(1)
     parameters = [torch.nn.Parameter(torch.from_numpy(array)) for array in initial()]
     named = [(str(number), parameter) for number, parameter in enumerate(parameters)]
@@ -38,7 +38,7 @@ def train_torch(spec):
         hidden = torch.relu(images @ parameters[0] + parameters[1])
         torch.nn.functional.cross_entropy(hidden @ parameters[2], labels).backward()
         optimizer.step()
-    return hvd.rank(), [parameter.detach().numpy() for parameter in parameters]
+    return [parameter.detach().numpy() for parameter in parameters]
 
 
 def train_tensorflow(spec):
@@ -47,7 +47,6 @@ def train_tensorflow(spec):
 
     import hvd_compress.tensorflow as hvdc
 
-    hvd.init()
     variables = [tf.Variable(array) for array in initial()]
 
     @tf.function(autograph=False)
@@ -61,10 +60,13 @@ def train_tensorflow(spec):
 
     for step in range(STEPS):
         update(*map(tf.constant, batch(step, hvd.rank())))
-    return hvd.rank(), [variable.numpy() for variable in variables]
+    return [variable.numpy() for variable in variables]
 
 
 if __name__ == "__main__":
-    framework, spec, path = sys.argv[1:]
-    rank, weights = {"torch": train_torch, "tensorflow": train_tensorflow}[framework](spec)
-    np.savez(f"{path}-{rank}.npz", *weights)
+    framework, path, *specs = sys.argv[1:]
+    hvd = importlib.import_module(f"horovod.{framework}")
+    hvd.init()
+    train = {"torch": train_torch, "tensorflow": train_tensorflow}[framework]
+    weights = {spec: np.concatenate([array.reshape(-1) for array in train(spec)]) for spec in specs}
+    np.savez(f"{path}-{hvd.rank()}.npz", **weights)
