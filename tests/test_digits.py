@@ -85,7 +85,7 @@ def test_benchmark_stops_at_ctrl_c_and_goes_on_from_there(tmp_path):
 
 def test_benchmark_help_and_bad_input(tmp_path):
     done = subprocess.run([*command(tmp_path), "--help"], capture_output=True, text=True, timeout=60, check=False)
-    assert "(if none: results/digits," in done.stdout
+    assert "results/digits, or digits-tensorflow" in done.stdout
     done = subprocess.run(command(tmp_path, "--ranks", "0"), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "--ranks must be at least 1; got 0" in done.stderr

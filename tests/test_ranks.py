@@ -21,10 +21,10 @@ assert all(shutil.which(command[0]) for command in LAUNCHERS.values()), "run the
 @pytest.mark.parametrize(
     ("folder", "launcher", "ranks"),
     [
-        ("ranks", "mpi", 2),
-        ("ranks", "gloo", 4),
-        pytest.param("ranks", "mpi", 4, marks=pytest.mark.slow),
-        pytest.param("ranks", "gloo", 2, marks=pytest.mark.slow),
+        ("ranks", "gloo", 2),
+        ("ranks", "mpi", 4),
+        pytest.param("ranks", "mpi", 2, marks=pytest.mark.slow),
+        pytest.param("ranks", "gloo", 4, marks=pytest.mark.slow),
         ("ranks_tensorflow", "mpi", 2),
         pytest.param("ranks_tensorflow", "gloo", 4, marks=pytest.mark.slow),
     ],

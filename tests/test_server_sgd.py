@@ -69,8 +69,14 @@ def test_models_come_down_as_changes_or_as_quantized_differences(downlink, serve
     assert result["bits_down"] < (0.8 if servers == 1 else 1.4) * 32 * 40 * result["steps"]
 
 
-@pytest.mark.parametrize("spec", ["topk(ratio=0.1)", "qsgd(bits=3)", "dgc(ratio=exponential(0.5, 0.1, steps=60))"])
-@pytest.mark.parametrize("downlink", ["changes", "difference"])
+@pytest.mark.parametrize(
+    ("spec", "downlink"),
+    [
+        ("topk(ratio=0.1)", "changes"),
+        ("qsgd(bits=3)", "difference"),
+        ("dgc(ratio=exponential(0.5, 0.1, steps=60))", "changes"),
+    ],
+)
 def test_resumed_synchronously_it_is_the_same_to_the_bit(tmp_path, spec, downlink):
     algorithm = {"compression": spec, "downlink": downlink, "epoch_steps": 20, "decay": True, "epochs": 6}
     whole = sgd(3, algorithm, {"epochs": 6})

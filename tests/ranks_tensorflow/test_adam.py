@@ -94,17 +94,16 @@ def test_gradients_may_be_accumulated():
     assert optimizer.compression_stats()["steps"] == 4
 
 
-@pytest.mark.parametrize("compression", SPECS)
-def test_a_run_resumes_exactly(compression, tmp_path):
+@pytest.mark.parametrize(("compression", "cut"), [("onebit", 1), ("powersgd", 4)])
+def test_a_run_resumes_exactly(compression, cut, tmp_path):
     expected = fit(small_cnn(), adam(compression, 2), 6)
-    for cut in (1, 4):
-        model, optimizer = small_cnn(), adam(compression, 2)
-        fit(model, optimizer, cut)
-        path = tf.train.Checkpoint(model=model, optimizer=optimizer).save(str(tmp_path / f"{cut}-{hvd.rank()}"))
-        again, resumed = small_cnn(seed=1), adam(compression, 2)
-        resumed.build(again.trainable_variables)
-        tf.train.Checkpoint(model=again, optimizer=resumed).restore(path)
-        assert np.array_equal(fit(again, resumed, 6 - cut, start=cut), expected)
+    model, optimizer = small_cnn(), adam(compression, 2)
+    fit(model, optimizer, cut)
+    path = tf.train.Checkpoint(model=model, optimizer=optimizer).save(str(tmp_path / f"{cut}-{hvd.rank()}"))
+    again, resumed = small_cnn(seed=1), adam(compression, 2)
+    resumed.build(again.trainable_variables)
+    tf.train.Checkpoint(model=again, optimizer=resumed).restore(path)
+    assert np.array_equal(fit(again, resumed, 6 - cut, start=cut), expected)
 
 
 def test_it_is_saved_as_adamw(tmp_path):

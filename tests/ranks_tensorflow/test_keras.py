@@ -117,7 +117,9 @@ def test_what_is_wrong_is_refused():
         DistributedOptimizer(sgd(), compression=3)
 
 
-@pytest.mark.parametrize("spec", FEW[1:])
+@pytest.mark.parametrize(
+    "spec", [spec for spec in FEW if spec.startswith(("topk", "powersgd", "dgc", "qsgd(feedback"))]
+)
 def test_resumed_is_uninterrupted(spec, tmp_path):
     """Bit for bit, with momenta and residuals in a checkpoint of each rank's own."""
 
