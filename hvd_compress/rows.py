@@ -98,9 +98,18 @@ class SparseRows(Compressor):
         return self.method is not self.compressor and self.codec != PLAIN
 
     def reduce(self, ops: Ops, vector: Rows, state: State) -> Exchanging:
-        """Average the gathered rows; the mean is `Rows` of ascending indices and the vector's dtype."""
+        """Average the gathered rows; the mean is `Rows` of ascending indices and the vector's dtype.
+
+        Raises:
+            ValueError: if an index is outside of [0, height).
+        """
         dtype, width = _name(vector.values.dtype), vector.values.shape[1]
         present, values = ops.sum_rows(vector.indices, vector.values)
+        if not ops.ascending_below(present, vector.height):
+            raise ValueError(
+                f"{self.name}: the indices of rows must be in [0, {vector.height}); got {int(present[0])} to "
+                f"{int(present[-1])}"
+            )
         indices = present
         if self.feedback or self.codec != PLAIN:
             values = ops.cast(values, "float32")

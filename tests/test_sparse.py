@@ -106,6 +106,14 @@ def test_numbers_of_rows_that_cannot_be(count):
 
 
 @pytest.mark.parametrize("ops", FRAMEWORKS, ids=lambda ops: ops.name + ("-kernels" if ops.kernels else ""))
+@pytest.mark.parametrize("indices", [[-1, 3], [3, HEIGHT]])
+def test_rows_that_there_are_not(indices, ops):
+    message = rf"must be in \[0, {HEIGHT}\); got {indices[0]} to {indices[1]}"
+    with pytest.raises(ValueError, match=message):
+        next(SparseRows(parse("topk")).reduce(ops, rows_of(indices, 0, ops), fresh(1)[0]))
+
+
+@pytest.mark.parametrize("ops", FRAMEWORKS, ids=lambda ops: ops.name + ("-kernels" if ops.kernels else ""))
 def test_embeddings_without_columns(ops):
     vectors = [rows_of([1, 3], 0, ops, height=5, width=0)]
     for spec in [*SPECS, "topk(ratio=0.5)"]:
