@@ -14,6 +14,7 @@ from hvd_compress.compression import as_compressor, as_rules
 from hvd_compress.compressors import Compressor, ErrorFeedback
 from hvd_compress.plan import PLAIN, Rule
 from hvd_compress.tensorflow.compression import TensorFlowCompression
+from hvd_compress.tensorflow.guard import refuse_conditions
 from hvd_compress.tensorflow.reducer import GradientReducer, Settings, added
 
 Tensor = Any
@@ -43,6 +44,16 @@ class _FrozenAdam:
         super().build(variables)  # type: ignore[misc]
         self._warmup_reducer = self._plain.reducer_of(list(variables))
         self._reducer = self._compressed.reducer_of(list(variables))
+
+    def apply(self, grads: Sequence[Tensor], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Average the gradients, or the momenta that they make, and update the variables.
+
+        Raises:
+            WorkersDisagree: in the first step of a phase, if the workers differ in version, settings or model.
+            ValueError: if a `LossScaleOptimizer` is around this optimizer.
+        """
+        refuse_conditions(self)
+        super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     @tf.autograph.experimental.do_not_convert
     def _backend_update_step(self, grads: Sequence[Tensor], trainable_variables: Sequence[Any], lr: Any) -> None:
@@ -138,6 +149,8 @@ def CompressedAdam(
         raise TypeError(f"CompressedAdam: warmup_steps must be of type int; got {warmup_steps!r}")
     if warmup_steps < 1:
         raise ValueError(f"CompressedAdam: warmup_steps must be at least 1; got {warmup_steps}")
+    if settings.get("amsgrad"):
+        raise ValueError("CompressedAdam: amsgrad must be False; got True: its largest variance is not a frozen one")
     for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
         if not 0 <= beta < 1:
             raise ValueError(f"CompressedAdam: {name} must be in [0, 1); got {beta}")

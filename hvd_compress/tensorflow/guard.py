@@ -1,4 +1,4 @@
-"""Horovod's optimizer for Keras synchronizes nothing under Keras 3, and says nothing: with our compressors it does."""
+"""What would synchronize nothing, or wait for ever, without a word: with our compressors it says so."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ from typing import Any
 
 import horovod._keras as horovod_keras
 import keras
+import tensorflow as tf
 
 from hvd_compress.compression import NamedCompressor
 from hvd_compress.tensorflow.bound import BoundCompression
+
+
+def refuse_conditions(optimizer: Any) -> None:
+    """Raise ValueError if an optimizer's step is one branch of a condition, as in a `LossScaleOptimizer`."""
+    if type(tf.compat.v1.get_default_graph()).__name__ == "CondBranchFuncGraph":
+        raise ValueError(
+            "each rank would decide for itself whether to exchange its gradients, and the others might wait for ever: "
+            "a LossScaleOptimizer must be inside, DistributedOptimizer(LossScaleOptimizer(optimizer)), not around this "
+            f"{type(optimizer).__name__}. With the policy mixed_float16, compile() puts one around any other optimizer."
+        )
 
 
 def guard_horovods_keras() -> None:

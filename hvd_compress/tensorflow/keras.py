@@ -18,6 +18,7 @@ from hvd_compress.plan import Rule
 from hvd_compress.tensorflow.adam import CompressedAdam
 from hvd_compress.tensorflow.callbacks import BroadcastAtStart, LearningRateWarmup, MetricAverage, TensorBoard
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
+from hvd_compress.tensorflow.guard import refuse_conditions
 from hvd_compress.tensorflow.reducer import GradientReducer, Settings
 
 __all__ = [
@@ -50,12 +51,7 @@ class _Distributed:
             WorkersDisagree: in the first step, if the workers differ in version, settings or model.
             ValueError: if a `LossScaleOptimizer` is around this optimizer, and not inside.
         """
-        if type(tf.compat.v1.get_default_graph()).__name__ == "CondBranchFuncGraph":
-            raise ValueError(
-                "each rank would decide for itself whether to exchange its gradients, and the others might wait for "
-                "ever: a LossScaleOptimizer must be inside, DistributedOptimizer(LossScaleOptimizer(optimizer)), not "
-                "around. With the policy mixed_float16, compile() puts one around any other optimizer."
-            )
+        refuse_conditions(self)
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
         if variables:
             self._reducer = self._settings.reducer_of(variables)

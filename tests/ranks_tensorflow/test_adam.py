@@ -124,8 +124,15 @@ def test_what_makes_no_sense_is_refused():
         ("onebit", {"warmup": 2.5}, TypeError, "warmup_steps must be of type int; got 2.5"),
         ("onebit", {"beta_1": 1.0}, ValueError, r"beta_1 must be in \[0, 1\); got 1.0"),
         ("onebit", {"epsilon": -1.0}, ValueError, "epsilon must be at least 0; got -1.0"),
+        ("onebit", {"amsgrad": True}, ValueError, "amsgrad must be False; got True"),
         ("topq", {}, ValueError, "unknown compressor"),
         (3, {}, TypeError, "compression must be one of"),
     ):
         with pytest.raises(error, match=message):
             adam(compression, **({"warmup": 5} | settings))
+
+
+def test_no_rank_may_skip_a_step_by_itself():
+    scaled = keras.optimizers.LossScaleOptimizer(adam("onebit", 5))
+    with pytest.raises(ValueError, match="each rank would decide for itself"):
+        fit(small_cnn(), scaled, 1)
