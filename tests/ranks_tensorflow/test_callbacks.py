@@ -120,12 +120,12 @@ def test_tensorboard_shows_what_rank_0_sent(tmp_path):
     assert {"epoch_loss", "epoch_ratio", "epoch_residual_norm", "epoch_compression_seconds"} <= set(logged)
 
 
-def test_tensorboard_of_another_optimizer():
+def test_tensorboard_of_another_optimizer(tmp_path):
     model = small_cnn()  # on all ranks, for Horovod's names have Keras's in them, which are numbered
     model.compile("sgd", "mse")
     if hvd.rank():
         return
-    callback = TensorBoard()
+    callback = TensorBoard(str(tmp_path))
     callback.set_model(model)
     with pytest.raises(TypeError, match="DistributedOptimizer"):
         callback.on_train_begin()
