@@ -41,6 +41,9 @@ class GraphExchange(Exchange):
     Attributes:
         dtype: the vector's and the mean's.
         rounds: the collectives of a step.
+        carried: arrays, by name, of what another compressor has not sent: added to the next vector until a step with it
+            is committed.
+        retired: whether another compressor has taken over.
         error: what went wrong in this step.
     """
 
@@ -63,6 +66,8 @@ class GraphExchange(Exchange):
         self.horovod, self.dtype, self.raises = transport, dtype, raises
         self._first = self._rehearse()
         self.rounds = [step.round for step in self._first]
+        self.carried: dict[str, Any] = {}
+        self.retired = False
         self.error: Exception | None = None
 
     def begin(self, vector: Tensor, own: bool, end_last: Callable[[], None] | None = None) -> list[Tensor]:
@@ -83,7 +88,15 @@ class GraphExchange(Exchange):
                 end_last()
             if self.launched:  # the last step was left by an error elsewhere in the graph
                 self.abandon()
-            self.launch(self._joined(*arrays), overwrite=own)
+            if self.retired:
+                raise RuntimeError(
+                    "this graph was traced before set_compression(): model.make_train_function(force=True) or "
+                    "model.compile() lets Keras trace it anew"
+                )
+            vector = self._joined(*arrays)
+            if self.carried:
+                vector = self._with_carried(vector)
+            self.launch(vector, overwrite=own or bool(self.carried))
             return [self.carrier.array]
 
         return self._call(launch, tensors, 0)
@@ -153,6 +166,16 @@ class GraphExchange(Exchange):
         """Return the arrays that go to the graph."""
         return [mean]
 
+    def _with_carried(self, vector: Any) -> Any:
+        """Return the vector, in memory of its own, with what is carried."""
+        return self.ops.add(self.ops.copy(vector), self.carried["residual"])
+
+    @property
+    def left_over(self) -> dict[str, Any]:
+        """What was not sent, arrays by name: that of the compressor, or what is still carried."""
+        kept = self.state.local.kept
+        return {name: kept[name] for name in ("residual", "rows") if name in kept} or self.carried
+
     def _zeros(self) -> Any:
         """Return a vector of zeros, as NumPy's."""
         return np.zeros(self.layout.size, self.dtype)
@@ -209,6 +232,11 @@ class GraphExchange(Exchange):
                 answer = [collective.payload] * self.horovod.workers
                 steps.append(_Rehearsed(Round("gather", "uint8"), collective.payload.shape))
 
+    def commit(self) -> Any:
+        """As of any exchange; what was carried has been sent, or is left over anew."""
+        self.carried = {}
+        return super().commit()
+
     def abandon(self) -> None:
         """Drop the step under way, and its error."""
         self.error = None
@@ -243,6 +271,12 @@ class RowsExchange(GraphExchange):
 
     def _parts(self, mean: Rows) -> list[Any]:
         return [mean.indices, mean.values]
+
+    def _with_carried(self, vector: Rows) -> Rows:
+        width = vector.values.shape[1]
+        values = self.ops.concat([self.ops.flatten(vector.values), self.ops.cast(self.carried["residual"], self.dtype)])
+        indices = self.ops.concat([vector.indices, self.carried["rows"]])
+        return Rows(indices, values.reshape(indices.shape[0], width), vector.height)
 
     def _zeros(self) -> Rows:
         return Rows(np.zeros(0, np.int64), np.zeros((0, self._shape[1]), self.dtype), self._shape[0])

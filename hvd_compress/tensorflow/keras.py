@@ -6,6 +6,7 @@ Horovod's own leaves the ranks unsynchronized there: it extends methods that Ker
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -68,6 +69,31 @@ class _Distributed:
             means = self._reducer.reduce([next(there) if present else None for present in self._reducer.present])
             grads = [mean for mean in means if mean is not None]
         return super()._clip_gradients(grads)  # type: ignore[misc]
+
+    def set_compression(
+        self, compression: TensorFlowCompression | str, rules: Iterable[Rule | tuple[str, Any]] | None = None
+    ) -> None:
+        """Use another compressor, with its rules, from the next step on. All workers call it alike, between two steps.
+
+        What residuals hold is added, once, to the next gradients of their parameters; all else begins anew. A graph
+        that Keras has traced must be traced anew: ``model.make_train_function(force=True)``, also in a callback.
+
+        Args:
+            compression: as in `DistributedOptimizer`.
+            rules: as in `DistributedOptimizer`; the former ones are forgotten.
+
+        Raises:
+            RuntimeError: if a state was loaded, and no step taken since.
+            ValueError, TypeError: as in `DistributedOptimizer`.
+        """
+        given = tuple(rules or ())
+        settings = replace(self._settings, compression=compression, rules=given)
+        _check_momentum(self, settings)
+        if hasattr(self, "_reducer"):
+            variables = list(self._trainable_variables)
+            settings = self._settings.changed(variables, compression, given)
+            self._reducer = settings.reducer_of(variables)
+        self._settings = settings
 
     def compression_stats(self) -> dict[str, Any]:
         """Return what this worker sent since construction (see `GradientReducer.stats`)."""

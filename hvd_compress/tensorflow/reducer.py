@@ -7,14 +7,14 @@ import math
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from hvd_compress.agreement import check_agreement, describe
+from hvd_compress.agreement import WorkersDisagree, check_agreement, describe
 from hvd_compress.compression import as_compressor, as_rules
 from hvd_compress.compressors import Compressor
 from hvd_compress.layout import Layout
@@ -74,6 +74,8 @@ class GradientReducer(SavedState):
         self.bucket_bytes, self.dense_below, self.seed = bucket_bytes, dense_below, seed
         self.prefix = f"hvd_compress.{process_set.process_set_id}.{next(_created[process_set.process_set_id])}"
         self.present: list[bool] = []  # which variables have a gradient, for an optimizer that leaves out the others
+        self._before: GradientReducer | None = None  # whose compressor was used before
+        self._seconds_before = 0.0
         self._apart: dict[str, str] = {}  # variables in no bucket: what their gradients are, "missing" or "sparse"
         self._function = tf.function(self._nodes, autograph=False, reduce_retracing=True)
 
@@ -92,6 +94,20 @@ class GradientReducer(SavedState):
         if tf.executing_eagerly():
             return list(self._function(list(gradients)))
         return self._nodes(list(gradients))
+
+    def succeed(self, before: GradientReducer) -> None:
+        """Go on for another reducer of the same variables, from the next step on, with what it has not sent.
+
+        Raises:
+            RuntimeError: if that one has loaded a state and not used it yet.
+        """
+        if before._waiting is not None:
+            raise RuntimeError("set_compression() was called after a state was loaded and before a step was taken")
+        self.transport, self.steps = before.transport, before.steps
+        self._before = before if before.planned else before._before
+        self._seconds_before = before._compression_seconds
+        for exchange in before.exchanges:
+            exchange.retired = True
 
     def _nodes(self, gradients: list[Tensor]) -> list[Tensor]:
         given = dict(zip(self._positions, gradients, strict=True))
@@ -172,6 +188,10 @@ class GradientReducer(SavedState):
         return np.bool_(finite)
 
     def _make_plan(self, gradients: Sequence[Tensor]) -> None:
+        if self._before is not None and not self.transport.all_have_left(
+            [(f"{exchange.name}.0", exchange.rounds[0]) for exchange in self._before.exchanges]
+        ):
+            raise WorkersDisagree("the workers disagree on a change of compression: not all called set_compression()")
         for position, gradient in zip(self._positions, gradients, strict=True):
             if gradient is None:
                 self._apart[position] = "missing"
@@ -215,8 +235,30 @@ class GradientReducer(SavedState):
         ]
         sparse = [position for position, kind in self._apart.items() if kind == "sparse"]
         self.exchanges += [self._rows_exchange(position) for position in sparse]
+        if self._before is not None:
+            self._carry(self._before)
+            self._before = None
         self.planned = True
         self.load_what_waits()
+
+    def _carry(self, before: GradientReducer) -> None:
+        """Take over what another reducer has not sent, parameter by parameter."""
+        left: dict[str, dict[str, Any]] = {}
+        for exchange in before.exchanges:
+            arrays = {name: exchange.ops.to_numpy(array) for name, array in exchange.left_over.items()}
+            for place in exchange.layout.parameters if arrays else ():
+                whole = isinstance(exchange, RowsExchange)
+                left[place.name] = arrays if whole else {"residual": arrays["residual"][place.slice]}
+        for exchange in self.exchanges:
+            places = exchange.layout.parameters
+            if not any(place.name in left for place in places):
+                continue
+            if isinstance(exchange, RowsExchange):
+                arrays = left[places[0].name]
+            else:
+                parts = [left[p.name]["residual"] if p.name in left else np.zeros(p.size, np.float32) for p in places]
+                arrays = {"residual": np.concatenate(parts)}
+            exchange.carried = {name: exchange.ops.from_numpy(array) for name, array in arrays.items()}
 
     def _rows_exchange(self, position: str) -> RowsExchange:
         v = self.variables[int(position)]
@@ -232,6 +274,10 @@ class GradientReducer(SavedState):
             seed=self.seed,
         )
 
+    @property
+    def _compression_seconds(self) -> float:
+        return self._seconds_before + sum(exchange.compression_seconds for exchange in self.exchanges)
+
     def stats(self) -> dict[str, Any]:
         """Return what this worker sent since construction, counted at the collectives.
 
@@ -245,14 +291,15 @@ class GradientReducer(SavedState):
         present = [v for i, v in zip(self._positions, self.variables, strict=True) if self._apart.get(i) != "missing"]
         dense = 4 * sum(math.prod(v.shape) for v in present) * self.steps
         sent = self.transport.traffic.sent
-        residuals = [(e.ops, e.state.local["residual"]) for e in self.exchanges if "residual" in e.state.local]
+        exchanges = self._before.exchanges if self._before is not None else self.exchanges
+        residuals = [(e.ops, e.left_over["residual"]) for e in exchanges if e.left_over]
         return {
             "steps": self.steps,
             "bytes_sent": sent,
             "bytes_received": self.transport.traffic.received,
             "dense_bytes": dense,
             "ratio": dense / sent if sent else 1.0,
-            "compression_seconds": sum(e.compression_seconds for e in self.exchanges),
+            "compression_seconds": self._compression_seconds,
             "communication_seconds": self.transport.waiting_seconds,
             "residual_norm": sum(ops.norm(residual) ** 2 for ops, residual in residuals) ** 0.5,
             "collectives": {kind: dict(entry) for kind, entry in self.transport.traffic.collectives.items()},
@@ -305,9 +352,8 @@ class Settings:
         """All that may be used."""
         return [self.compression, *(rule.compression for rule in as_rules(self.rules, None))]
 
-    def reducer_of(self, variables: Sequence[Any]) -> GradientReducer:
-        """Return the reducer of these variables, the same one for the same variables and settings."""
-        key = (
+    def _key(self, variables: Sequence[Any]) -> Any:
+        return (
             tuple(map(id, variables)),
             self.compression,
             repr(self.rules),
@@ -315,6 +361,23 @@ class Settings:
             (self.op, self.gradient_predivide_factor, self.sparse_as_dense),
             (self.bucket_bytes, self.dense_below, self.seed),
         )
+
+    def changed(self, variables: Sequence[Any], compression: Any, rules: tuple[Any, ...]) -> Settings:
+        """Return settings with another compression, whose reducer goes on where the one of these variables is."""
+        other, before = replace(self, compression=compression, rules=rules), self.reducer_of(variables)
+        as_rules(rules, [variable.name for variable in before.variables])
+        _reducers.pop(self._key(variables))
+        try:
+            other.reducer_of(variables).succeed(before)
+        except RuntimeError:
+            _reducers.pop(other._key(variables))
+            _reducers[self._key(variables)] = before
+            raise
+        return other
+
+    def reducer_of(self, variables: Sequence[Any]) -> GradientReducer:
+        """Return the reducer of these variables, the same one for the same variables and settings."""
+        key = self._key(variables)
         if key not in _reducers:
             found = named(variables)
             _reducers[key] = GradientReducer(

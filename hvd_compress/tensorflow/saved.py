@@ -84,8 +84,9 @@ class SavedState(tf.train.experimental.PythonState):
     def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays = {}
         for number, exchange in enumerate(self.exchanges):
-            for kind in STORES:
-                for name, array in getattr(exchange.state, kind).kept.items():
+            stores = {kind: getattr(exchange.state, kind).kept for kind in STORES} | {"carried": exchange.carried}
+            for kind, kept in stores.items():
+                for name, array in kept.items():
                     arrays[f"{number}/{kind}/{name}"] = exchange.ops.to_numpy(array)
         return self._about(), arrays
 
@@ -98,13 +99,16 @@ class SavedState(tf.train.experimental.PythonState):
             )
         own = True
         for number, (exchange, bucket) in enumerate(zip(self.exchanges, about["buckets"], strict=False)):
-            saved = {"step": bucket["step"], "rank": about["rank"], "shared": {}, "local": {}}
+            saved = {"step": bucket["step"], "rank": about["rank"], "shared": {}, "local": {}, "carried": {}}
             for place, array in arrays.items():
                 at, kind, name = place.split("/", 2)
                 if int(at) == number:
                     saved[kind][name] = exchange.ops.from_numpy(array)
             exchange.abandon()
-            own &= exchange.state.load_state_dict(saved)
+            own &= exchange.state.load_state_dict(saved) and (
+                about["rank"] == exchange.horovod.rank or not saved["carried"]
+            )
+            exchange.carried = saved["carried"] if about["rank"] == exchange.horovod.rank else {}
         if not own:
             warnings.warn(
                 "the state was saved by another rank: this rank's residual begins at zero. For an exact resumption "

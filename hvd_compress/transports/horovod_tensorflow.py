@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import queue
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import horovod.tensorflow as hvd
@@ -76,6 +78,31 @@ class HorovodTransport:
             return hvd.allreduce(array, op=hvd.Sum, postscale_factor=1 / self.workers, **rest)
         return hvd.allreduce(array, op=hvd.Max if collective.op == "max" else hvd.Sum, **rest)
 
+    def all_have_left(self, first: Sequence[tuple[str, Round]]) -> bool:
+        """Tell whether all workers call this, with the first collectives of a step that none of them takes any more.
+
+        It waits for all of them. One that starts these collectives all the same fails there: what is submitted here,
+        int32 of five axes, no compressor sends, and Horovod refuses what differs. Counted as an agreement.
+        """
+        done: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        for name, collective in first:
+            kind = "gather" if collective.op == "gather" else "sum"
+            # Nobody waits for one that others, after their first error, do not submit.
+            args = (Round(kind, "int32"), name, done)
+            threading.Thread(target=self._submit_odd, args=args, daemon=True).start()
+        return all(done.get() for _ in first)
+
+    def _submit_odd(self, collective: Round, name: str, done: queue.SimpleQueue[bool]) -> None:
+        """Carry what no compressor sends, and tell whether that went well."""
+        array = np.zeros((1, 1, 1, 1, 1), np.int32)
+        try:
+            result = self._carried_at_once(array, collective, name)
+        except tf.errors.OpError:
+            done.put(False)
+            return
+        self.traffic.count("agreement", array.nbytes, result.nbytes)
+        done.put(True)
+
     def gather_object(self, item: Any, name: str) -> list[Any]:
         """Return every worker's object (as JSON has it), in the order of ranks; counted as an agreement.
 
@@ -83,12 +110,19 @@ class HorovodTransport:
         """
         data = json.dumps(item).encode()
         payload = np.frombuffer(len(data).to_bytes(LENGTH_BYTES, "little") + data, np.uint8)
-        gathered = _at_once(lambda: self.carry(tf.constant(payload), Round("gather", "uint8"), name))
+        gathered = self._carried_at_once(payload, Round("gather", "uint8"), name)
         self.traffic.count("agreement", payload.nbytes, gathered.nbytes)
         return [json.loads(part.tobytes()) for part in split_varying(gathered, self.workers)]
 
+    def _carried_at_once(self, array: Any, collective: Round, name: str) -> Any:
+        """Return what a collective brings, now: in a graph of its own, for only there it has its name.
 
-def _at_once(collective: Callable[[], Tensor]) -> Any:
-    """Do a collective now and return what it brings: in a graph of its own, for only there it has its name."""
-    with tf.init_scope():
-        return np.asarray(tf.compat.v1.wrap_function(collective, [])())
+        What a graph returns directly TensorFlow gives another name, and what is made of constants it may do twice.
+        """
+
+        def carried(tensor: Tensor) -> Tensor:
+            return tf.identity(self.carry(tensor, collective, name))
+
+        with tf.init_scope():
+            graph = tf.compat.v1.wrap_function(carried, [tf.TensorSpec(array.shape, array.dtype)])
+            return np.asarray(graph(tf.constant(array)))
