@@ -124,7 +124,7 @@ class SparseRows(Compressor):
         decoded = [self._decode(ops, other, vector.height, width, _name(values.dtype), state) for other in payloads]
         places, total = _sum(ops, *decoded)
         if self.feedback:
-            _, arrived = self._decode(ops, payload, vector.height, width, "float32", state)
+            _, arrived = decoded[state.rank]
             indices, left = _sum(ops, (indices, values), (sent[0], -arrived))
             rest = ops.above(ops.row_norm(left), LEAST)
             state.local["rows"], state.local["residual"] = ops.take(indices, rest), ops.flatten(ops.take(left, rest))
