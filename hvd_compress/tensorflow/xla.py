@@ -16,6 +16,8 @@ _from_func_graph = ConcreteFunction.from_func_graph
 def leave_xla() -> None:
     """Let what is being traced, a function with ``jit_compile=True`` or in one, not be compiled; warn of it once."""
     graphs = [tf.compat.v1.get_default_graph()]
+    if hasattr(graphs[0], "hvd_compress_exchanges"):  # by another exchange in it
+        return
     while (outer := getattr(graphs[-1], "outer_graph", None)) is not None:
         graphs.append(outer)
     while graphs and not InXlaContext(graphs[-1]):  # a graph is in its context while a function in it is traced
