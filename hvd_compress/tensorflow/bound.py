@@ -12,10 +12,10 @@ import tensorflow as tf
 from hvd_compress.agreement import check_agreement, describe
 from hvd_compress.compressors import Compressor
 from hvd_compress.layout import Layout
-from hvd_compress.plan import Gradient, Rule, choose
+from hvd_compress.plan import Rule, choose
 from hvd_compress.tensorflow.exchange import GraphExchange
 from hvd_compress.tensorflow.saved import SavedState
-from hvd_compress.tensorflow.variables import SENT_AS, Variable
+from hvd_compress.tensorflow.variables import Variable
 from hvd_compress.transports.horovod_tensorflow import HorovodTransport, check_op
 
 Tensor = Any
@@ -47,13 +47,12 @@ class BoundCompression(SavedState):
         prefix = f"hvd_compress.bound.{next(_bound)}"
         layout = Layout.of((str(number), v.shape) for number, v in enumerate(variables))
         for number, v in enumerate(variables):
-            sent_as = SENT_AS.get(v.dtype, "float32")
-            chosen = choose(Gradient(v.name, v.shape, sent_as, v.device), compressor, dense_below, rules)
+            chosen = choose(v.gradient, compressor, dense_below, rules)
             exchange = GraphExchange(
                 chosen,
                 Layout.of([(str(number), v.shape)]),
                 self.transport,
-                dtype=sent_as if chosen.keeps_dtype else "float32",
+                dtype=v.gradient.dtype if chosen.keeps_dtype else "float32",
                 device=v.device,
                 name=f"{prefix}.{number}",
                 seed=seed,

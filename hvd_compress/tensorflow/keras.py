@@ -86,13 +86,10 @@ class _Distributed:
             RuntimeError: if a state was loaded, and no step taken since.
             ValueError, TypeError: as in `DistributedOptimizer`.
         """
-        given = tuple(rules or ())
-        settings = replace(self._settings, compression=compression, rules=given)
+        settings = replace(self._settings, compression=compression, rules=tuple(rules or ()))
         _check_momentum(self, settings)
         if hasattr(self, "_reducer"):
-            variables = list(self._trainable_variables)
-            settings = self._settings.changed(variables, compression, given)
-            self._reducer = settings.reducer_of(variables)
+            self._reducer = settings.succeed(self._settings, list(self._trainable_variables))
         self._settings = settings
 
     def compression_stats(self) -> dict[str, Any]:

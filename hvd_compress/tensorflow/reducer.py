@@ -7,7 +7,7 @@ import math
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -18,11 +18,11 @@ from hvd_compress.agreement import WorkersDisagree, check_agreement, describe
 from hvd_compress.compression import as_compressor, as_rules
 from hvd_compress.compressors import Compressor
 from hvd_compress.layout import Layout
-from hvd_compress.plan import Gradient, Rule, make_plan, wanted
+from hvd_compress.plan import Rule, make_plan, wanted
 from hvd_compress.rows import sparse_rows
 from hvd_compress.tensorflow.exchange import GraphExchange, RowsExchange
 from hvd_compress.tensorflow.saved import SavedState
-from hvd_compress.tensorflow.variables import SENT_AS, Variable, named
+from hvd_compress.tensorflow.variables import Variable, named
 from hvd_compress.transports import WorkerFailed
 from hvd_compress.transports.horovod_tensorflow import HorovodTransport, check_op
 
@@ -210,11 +210,7 @@ class GradientReducer(SavedState):
         check_agreement(self.transport.gather_object(description, f"{self.prefix}.agreement"))
         positions = {v.name: position for position, v in zip(self._positions, self.variables, strict=True)}
         buckets = make_plan(
-            [
-                Gradient(v.name, v.shape, SENT_AS.get(v.dtype, "float32"), v.device)
-                for v in self.variables
-                if positions[v.name] not in self._apart
-            ],
+            [v.gradient for v in self.variables if positions[v.name] not in self._apart],
             self.compressor,
             self.rules,
             bucket_bytes=self.bucket_bytes,
@@ -262,13 +258,11 @@ class GradientReducer(SavedState):
 
     def _rows_exchange(self, position: str) -> RowsExchange:
         v = self.variables[int(position)]
-        sent_as = SENT_AS.get(v.dtype, "float32")
-        compressor = wanted(Gradient(v.name, v.shape, sent_as, v.device), self.compressor, self.dense_below, self.rules)
         return RowsExchange(
-            sparse_rows(v.name, compressor),
+            sparse_rows(v.name, wanted(v.gradient, self.compressor, self.dense_below, self.rules)),
             Layout.of([(position, v.shape)]),
             self.transport,
-            dtype=sent_as,
+            dtype=v.gradient.dtype,
             device=v.device,
             name=f"{self.prefix}.rows.{position}",
             seed=self.seed,
@@ -362,38 +356,37 @@ class Settings:
             (self.bucket_bytes, self.dense_below, self.seed),
         )
 
-    def changed(self, variables: Sequence[Any], compression: Any, rules: tuple[Any, ...]) -> Settings:
-        """Return settings with another compression, whose reducer goes on where the one of these variables is."""
-        other, before = replace(self, compression=compression, rules=rules), self.reducer_of(variables)
-        as_rules(rules, [variable.name for variable in before.variables])
-        _reducers.pop(self._key(variables))
-        try:
-            other.reducer_of(variables).succeed(before)
-        except RuntimeError:
-            _reducers.pop(other._key(variables))
-            _reducers[self._key(variables)] = before
-            raise
-        return other
+    def succeed(self, former: Settings, variables: Sequence[Any]) -> GradientReducer:
+        """Return a new reducer of these variables, which goes on for the one of former settings."""
+        reducer = self._new_reducer(variables)
+        reducer.succeed(former.reducer_of(variables))
+        del _reducers[former._key(variables)]
+        return self._keep(variables, reducer)
 
     def reducer_of(self, variables: Sequence[Any]) -> GradientReducer:
         """Return the reducer of these variables, the same one for the same variables and settings."""
+        return _reducers.get(self._key(variables)) or self._keep(variables, self._new_reducer(variables))
+
+    def _new_reducer(self, variables: Sequence[Any]) -> GradientReducer:
+        found = named(variables)
+        return GradientReducer(
+            found,
+            self.compression,
+            as_rules(self.rules, [variable.name for variable in found]),
+            self.process_set,
+            op=self.op,
+            gradient_predivide_factor=self.gradient_predivide_factor,
+            sparse_as_dense=self.sparse_as_dense,
+            bucket_bytes=self.bucket_bytes,
+            dense_below=self.dense_below,
+            seed=self.seed,
+        )
+
+    def _keep(self, variables: Sequence[Any], reducer: GradientReducer) -> GradientReducer:
         key = self._key(variables)
-        if key not in _reducers:
-            found = named(variables)
-            _reducers[key] = GradientReducer(
-                found,
-                self.compression,
-                as_rules(self.rules, [variable.name for variable in found]),
-                self.process_set,
-                op=self.op,
-                gradient_predivide_factor=self.gradient_predivide_factor,
-                sparse_as_dense=self.sparse_as_dense,
-                bucket_bytes=self.bucket_bytes,
-                dense_below=self.dense_below,
-                seed=self.seed,
-            )
-            weakref.finalize(variables[0], _reducers.pop, key, None)
-        return _reducers[key]
+        _reducers[key] = reducer
+        weakref.finalize(variables[0], _reducers.pop, key, None)
+        return reducer
 
 
 def compression_stats(variables: Sequence[Any]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class SavedState(tf.train.experimental.PythonState):
                 f"the state was saved for the buckets {found}, and here they are {here}: the model, bucket_bytes and "
                 "dense_below must be those of the run that saved it"
             )
-        own = True
+        own, mine = True, about["rank"] == self.transport.rank
         for number, (exchange, bucket) in enumerate(zip(self.exchanges, about["buckets"], strict=False)):
             saved = {"step": bucket["step"], "rank": about["rank"], "shared": {}, "local": {}, "carried": {}}
             for place, array in arrays.items():
@@ -105,10 +105,8 @@ class SavedState(tf.train.experimental.PythonState):
                 if int(at) == number:
                     saved[kind][name] = exchange.ops.from_numpy(array)
             exchange.abandon()
-            own &= exchange.state.load_state_dict(saved) and (
-                about["rank"] == exchange.horovod.rank or not saved["carried"]
-            )
-            exchange.carried = saved["carried"] if about["rank"] == exchange.horovod.rank else {}
+            own &= exchange.state.load_state_dict(saved) and (mine or not saved["carried"])
+            exchange.carried = saved["carried"] if mine else {}
         if not own:
             warnings.warn(
                 "the state was saved by another rank: this rank's residual begins at zero. For an exact resumption "

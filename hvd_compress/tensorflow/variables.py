@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from hvd_compress.plan import Gradient
+
 SENT_AS = {
     "float16": "float16",
     "float64": "float64",
@@ -22,6 +24,11 @@ class Variable:
         self.dtype = tf.as_dtype(variable.dtype).name
         tensor = variable.value if hasattr(variable, "path") else variable  # Keras 3's variables hold TensorFlow's
         self.device = str(getattr(tensor, "device", "") or "CPU:0")
+
+    @property
+    def gradient(self) -> Gradient:
+        """What the plan must know of it."""
+        return Gradient(self.name, self.shape, SENT_AS.get(self.dtype, "float32"), self.device)
 
 
 def named(variables: Sequence[Any]) -> list[Variable]:
