@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hvd_compress import Simulation, parse
 from hvd_compress.compressors import AdamMomentum, MomentumCorrection
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.plan import Gradient, Rule, make_plan
+from hvd_compress.reduction.buckets import Gradient, Rule, make_plan
 from hvd_compress.torch.adam import FrozenAdam
 
 HERE = Path(__file__).parent

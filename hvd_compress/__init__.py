@@ -22,10 +22,10 @@ from hvd_compress.compressors import (
     parse,
     spec,
 )
-from hvd_compress.exchange import Exchange
-from hvd_compress.layout import Layout, Parameter
-from hvd_compress.sketch import CountSketch
-from hvd_compress.state import State
+from hvd_compress.compressors.sketches.count_sketch import CountSketch
+from hvd_compress.compressors.state import State
+from hvd_compress.ops.layout import Layout, Parameter
+from hvd_compress.reduction.exchange import Exchange
 from hvd_compress.transports.simulated import Simulation
 from hvd_compress.version import __version__
 

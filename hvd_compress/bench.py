@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from hvd_compress.compressors import AllGather, Compressor, ErrorFeedback, GatherCompressor, parse
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
+from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.state import State
 
 SPECS = [
     *("fp16", "bf16", "int8"),

@@ -12,7 +12,7 @@ from typing import Any
 from hvd_compress import bench, sizing
 from hvd_compress.compressors import Compressor, methods, parse, spec
 from hvd_compress.compressors.schedule import END
-from hvd_compress.layout import Layout
+from hvd_compress.ops.layout import Layout
 from hvd_compress.version import __version__
 
 

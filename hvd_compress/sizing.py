@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hvd_compress.compressors.lowrank import PowerSGD
 from hvd_compress.compressors.sketching import SketchedSGD
 from hvd_compress.compressors.sparsify import TopK
-from hvd_compress.layout import Layout
+from hvd_compress.ops.layout import Layout
 
 RANK = 4
 

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_compress import CountSketch, Layout, State, parse, random
+from hvd_compress import CountSketch, Layout, State, parse
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
-from hvd_compress.invertible import InvertibleSketch
-from hvd_compress.ops import packed_bytes
+from hvd_compress.compressors.sketches.invertible import InvertibleSketch
+from hvd_compress.ops import packed_bytes, random
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.random import Stream
+from hvd_compress.ops.random import Stream
 
 module = pytest.importorskip("hvd_compress.native._kernels", reason="the kernels are not built")
 

@@ -5,12 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_compress import random
-from hvd_compress.ops import packed_bytes
+from hvd_compress.ops import packed_bytes, random
 from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.ops.random import Stream, make_key
 from hvd_compress.ops.tensorflow import TensorFlowOps
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.random import Stream, make_key
 
 ALL = [NumpyOps(kernels=False), NumpyOps(), TorchOps(kernels=False), TorchOps(), TensorFlowOps()]
 every = pytest.mark.parametrize("ops", ALL, ids=lambda ops: ops.name + ("-kernels" if ops.kernels else ""))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hvd_compress import Layout, State, parse
-from hvd_compress.agreement import WorkersDisagree, check_agreement
 from hvd_compress.compressors.feedback import MomentumOfMean
-from hvd_compress.plan import PLAIN, Gradient, Rule, choose, make_plan
+from hvd_compress.reduction.agreement import WorkersDisagree, check_agreement
+from hvd_compress.reduction.buckets import PLAIN, Gradient, Rule, choose, make_plan
 from hvd_compress.transports import split_gathered, split_varying
 
 

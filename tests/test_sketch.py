@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import hvd_compress.torch as hvdc
 from hvd_compress import CountSketch, Layout, Simulation, make, parse
+from hvd_compress.compressors.sketches.invertible import InvertibleSketch, _multiples
 from hvd_compress.compressors.sketching import FetchSGD, SketchedSGD
-from hvd_compress.invertible import InvertibleSketch, _multiples
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.torch import TorchOps
 

@@ -9,7 +9,7 @@ from hvd_compress import Layout, State, methods, parse
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.tensorflow import TensorFlowOps
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.rows import Rows, SparseRows
+from hvd_compress.reduction.rows import Rows, SparseRows
 
 HEIGHT, WIDTH = 42, 3
 SPECS = ["none", "fp16", "qsgd(bits=8)", "topk(ratio=1, feedback=none)", "topk(ratio=1, values=fp16, feedback=none)"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 from hvd_compress.compressors.schedule import Schedule
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
-from hvd_compress.state import State
+from hvd_compress.ops.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hvd_compress.compressors.base import AllReduce, Collective, Compressor, Exchanging, Reduced
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
-from hvd_compress.state import State
+from hvd_compress.ops.layout import Layout
 
 
 @dataclass(frozen=True)

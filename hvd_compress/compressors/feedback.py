@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
 from hvd_compress.compressors.cast import NoCompression
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
-from hvd_compress.state import State
+from hvd_compress.ops.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
-from hvd_compress.layout import Layout, Parameter
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
-from hvd_compress.state import State
+from hvd_compress.ops.layout import Layout, Parameter
 
 
 @dataclass(frozen=True)

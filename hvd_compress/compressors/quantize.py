@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hvd_compress.compressors.base import GatherCompressor, check_length, setting
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops, packed_bytes
-from hvd_compress.state import State
+from hvd_compress.ops.layout import Layout
 
 BY_TENSOR, WHOLE = 0, -1  # values of `Quantizer.block` other than a number of coordinates
 SMALLEST = 2.0**-100  # a group whose scale is below it is sent as zeros: its reciprocal may overflow

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from hvd_compress.compressors.base import Exchanging, setting
 from hvd_compress.compressors.quantize import WHOLE, Quantizer
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
-from hvd_compress.state import State
 
 
 class Sign(Quantizer):

@@ -9,12 +9,12 @@ from typing import ClassVar, NamedTuple
 from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
 from hvd_compress.compressors.feedback import MomentumOfMean
 from hvd_compress.compressors.schedule import Schedule
-from hvd_compress.invertible import InvertibleSketch
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.sketches.count_sketch import MOST_ROWS, CountSketch
+from hvd_compress.compressors.sketches.invertible import InvertibleSketch
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
-from hvd_compress.random import make_key
-from hvd_compress.sketch import MOST_ROWS, CountSketch
-from hvd_compress.state import State
+from hvd_compress.ops.layout import Layout
+from hvd_compress.ops.random import make_key
 
 BUDGET = 1 / 40
 SUMS_TO_INVERT = 1.3  # for each coordinate that is named; 1.23 are the least
@@ -113,7 +113,7 @@ class SketchedSGD(Sketched):
     How the candidates are found:
 
     - By default each worker names the largest coordinates of its own vector, in an invertible sketch
-      (`hvd_compress.invertible`), from whose sum all names are read exactly: at 1.3 sums for each they are all large
+      (`sketches.invertible`), from whose sum all names are read exactly: at 1.3 sums for each they are all large
       for some worker, where the medians of a count sketch of as many bytes mostly give others. Workers name as many as
       together fill it: they begin with 1 / W of them each, and as their names coincide, name more. With k below some
       hundred a table is at times too full to be read; what is missing of k coordinates is drawn uniformly.

@@ -18,9 +18,9 @@ from hvd_compress.compressors.base import (
 )
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
 from hvd_compress.compressors.quantize import Quantizer
-from hvd_compress.layout import Layout, Parameter
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
-from hvd_compress.state import State
+from hvd_compress.ops.layout import Layout, Parameter
 
 HALF_MAX = 65504.0
 COUNT_BYTES = 8

@@ -2,7 +2,7 @@
 
 Arrays are one-dimensional, contiguous and aligned, of exactly the dtype that is named; TypeError or ValueError
 otherwise. Results do not depend on the number of threads or the level of SIMD. A `stream` is the two words of
-`hvd_compress.random.Stream.words()`. Nothing changes its arguments but what is named `total`, `to`, `out` or
+`hvd_compress.ops.random.Stream.words()`. Nothing changes its arguments but what is named `total`, `to`, `out` or
 `table`, and the `vector` of what leaves a rest.
 """
 
@@ -192,8 +192,9 @@ def add_product(
 
 _Hashing = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint32]]
 
-# --- count sketches (see `hvd_compress.sketch`). A table has `rows` times as many sums as columns; a hashing is shifts,
-# below the columns, and flips, 0 or 1, of each row and in it each block, and a bit of sign for each column
+# --- count sketches (see `hvd_compress.compressors.sketches.count_sketch`). A table has `rows` times as many sums as
+# columns; a hashing is shifts, below the columns, and flips, 0 or 1, of each row and in it each block, and a bit of
+# sign for each column
 
 def sketch(
     table: NDArray[np.float32], size: int, rows: int, hashing: _Hashing, vector: NDArray[np.float32], offset: int
@@ -227,7 +228,7 @@ def recover(
     owners: NDArray[np.int64],
     passes: int,
 ) -> tuple[NDArray[np.int64], int]:
-    """Return what `hvd_compress.invertible.InvertibleSketch.recover` reads, and how many sums are left.
+    """Return what `InvertibleSketch.recover` reads, and how many sums are left.
 
     `multiples` are those of the blocks' codes, of equal ones the last one counts, and `owners` their blocks.
     """
@@ -238,7 +239,7 @@ def uniform(count: int, stream: tuple[int, int]) -> NDArray[np.float32]:
     """Return numbers in [0, 1) of 24 random bits."""
 
 def distinct(count: int, size: int, stream: tuple[int, int]) -> NDArray[np.int64]:
-    """Return ascending distinct numbers below `size`, as `hvd_compress.random.distinct`."""
+    """Return ascending distinct numbers below `size`, as `hvd_compress.ops.random.distinct`."""
 
 # --- bytes and bits
 

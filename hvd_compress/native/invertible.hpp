@@ -1,4 +1,4 @@
-// The invertible sketch of invertible.py, on plain pointers.
+// The invertible sketch of sketches/invertible.py, on plain pointers.
 #pragma once
 
 #include <cstdint>

@@ -48,7 +48,7 @@ struct Between {
     int64_t count, capacity;
 };
 
-// A random permutation of range(4^half): a Feistel network (see random.py).
+// A random permutation of range(4^half): a Feistel network (see ops/random.py).
 struct Feistel {
     int half;
     uint32_t keys[6];

@@ -1,4 +1,4 @@
-// The count sketch of sketch.py, on plain pointers.
+// The count sketch of sketches/count_sketch.py, on plain pointers.
 #pragma once
 
 #include <cstdint>

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from hvd_compress.random import Stream
+from hvd_compress.ops.random import Stream
 
 Array = Any
 
@@ -183,7 +183,7 @@ class Ops(Protocol):
     def ascending_below(self, indices: Array, size: int) -> bool:
         """Tell whether the indices are ascending, distinct and in [0, size)."""
 
-    # --- randomness (see `hvd_compress.random`)
+    # --- randomness (see `hvd_compress.ops.random`)
 
     def uniform(self, count: int, stream: Stream) -> Array:
         """Return numbers in [0, 1), float32 with 24 random bits."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hvd_compress import native, random
-from hvd_compress.random import Stream
+from hvd_compress import native
+from hvd_compress.ops import random
+from hvd_compress.ops.random import Stream
 
 Array = np.ndarray[Any, Any]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from hvd_compress import random
-from hvd_compress.random import Stream
+from hvd_compress.ops import random
+from hvd_compress.ops.random import Stream
 
 Tensor = Any
 
@@ -429,7 +429,7 @@ def _signed(word: int) -> int:
 
 
 def _mix(x: Array) -> Array:
-    """Mix int32 words as `hvd_compress.random.mix` does; the shifts are logical, hence the masks."""
+    """Mix int32 words as `hvd_compress.ops.random.mix` does; the shifts are logical, hence the masks."""
     for shift, multiplier in zip(random.SHIFTS, (*random.MULTIPLIERS, None), strict=True):
         x = x ^ x >> shift & (1 << 32 - shift) - 1
         if multiplier is not None:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvd_compress import native, random
+from hvd_compress import native
+from hvd_compress.ops import random
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.random import Stream
+from hvd_compress.ops.random import Stream
 
 LARGE = 1 << 20  # bytes from which the memory of freed tensors is worth keeping
 
@@ -379,7 +380,7 @@ def _signed(word: int) -> int:
 
 
 def _mix_(x: Tensor) -> Tensor:
-    """Mix int32 words in place, as `hvd_compress.random.mix` does; the shifts are logical, hence the masks."""
+    """Mix int32 words in place, as `hvd_compress.ops.random.mix` does; the shifts are logical, hence the masks."""
     for shift, multiplier in zip(random.SHIFTS, (*random.MULTIPLIERS, None), strict=True):
         x ^= x >> shift & (1 << 32 - shift) - 1
         if multiplier is not None:

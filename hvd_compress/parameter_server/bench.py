@@ -22,7 +22,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from hvd_compress.bench import Clock
-from hvd_compress.layout import Layout
+from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.parameter_server.codecs import Vector
 from hvd_compress.parameter_server.double_quantization import DoubleQuantization

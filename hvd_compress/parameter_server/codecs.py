@@ -17,12 +17,12 @@ from hvd_compress.compressors.feedback import EF21, Feedback
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
 from hvd_compress.compressors.quantize import LowPrecision, Quantizer
 from hvd_compress.compressors.sparsify import COUNT_BYTES, RandomK, Sparsifier, Threshold, count_of
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops, packed_bytes
+from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.ops.random import make_key
 from hvd_compress.parameter_server.messages import Bytes, Malformed
-from hvd_compress.random import make_key
-from hvd_compress.state import State
 
 Vector = NDArray[np.float32]
 

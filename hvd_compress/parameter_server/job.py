@@ -17,8 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from mpi4py import MPI
 
-from hvd_compress.agreement import WorkersDisagree, check_agreement
-from hvd_compress.layout import Layout
+from hvd_compress.ops.layout import Layout
 from hvd_compress.parameter_server.checkpoints import Checkpoints
 from hvd_compress.parameter_server.codecs import Vector
 from hvd_compress.parameter_server.messages import Endpoint, survives
@@ -28,6 +27,7 @@ from hvd_compress.parameter_server.roles import Roles, Shard, shards
 from hvd_compress.parameter_server.schedules import Schedule
 from hvd_compress.parameter_server.server import Coordinator, Epoch, JobFailed, Server
 from hvd_compress.parameter_server.worker import Answer, Dropped, Worker
+from hvd_compress.reduction.agreement import WorkersDisagree, check_agreement
 from hvd_compress.version import __version__
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import expit
 
-from hvd_compress.layout import Layout
+from hvd_compress.ops.layout import Layout
 
 Vector = NDArray[Any]  # float32 or float64
 Rows = NDArray[np.int64]

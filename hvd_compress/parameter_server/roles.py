@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.layout import Layout
+from hvd_compress.ops.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from hvd_compress.compressors import parse
 from hvd_compress.compressors.base import AllGather, Compressor
 from hvd_compress.compressors.quantize import LowPrecision
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.state import State
+from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.parameter_server.codecs import Changes, Codec, Decoded, Vector, affine, one_payload
 from hvd_compress.parameter_server.job import Plan
@@ -21,7 +22,6 @@ from hvd_compress.parameter_server.objectives import Objective, Regularizer
 from hvd_compress.parameter_server.roles import Shard
 from hvd_compress.parameter_server.schedules import BoundedDelay, Schedule, Synchronous
 from hvd_compress.parameter_server.worker import OneRound
-from hvd_compress.state import State
 
 DOWNLINKS = ("changes", "difference")
 

@@ -15,6 +15,7 @@ from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Red
 from hvd_compress.compressors.feedback import EF21, Feedback
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
 from hvd_compress.compressors.sketching import SketchedSGD
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.parameter_server.codecs import Changes, Vector
@@ -24,7 +25,6 @@ from hvd_compress.parameter_server.objectives import Objective, Regularizer
 from hvd_compress.parameter_server.roles import Shard
 from hvd_compress.parameter_server.schedules import Schedule, Synchronous
 from hvd_compress.parameter_server.sgd import learning_rate, load_states, saved_states
-from hvd_compress.state import State
 
 PART_BYTES = 4
 

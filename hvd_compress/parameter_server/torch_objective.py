@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hvd_compress.layout import Layout
+from hvd_compress.ops.layout import Layout
 from hvd_compress.parameter_server.objectives import CHUNK, Regularizer, Rows, Vector, digest
 
 

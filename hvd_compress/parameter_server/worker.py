@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_compress.ops.random import make_key
 from hvd_compress.parameter_server.codecs import Codec, FloatModel, Model, Vector, affine
 from hvd_compress.parameter_server.messages import Bytes, Endpoint, Kind, Malformed, Message
 from hvd_compress.parameter_server.objectives import Objective
 from hvd_compress.parameter_server.roles import Roles, Shard, rows_of
 from hvd_compress.parameter_server.server import PART, TICK, JobFailed
-from hvd_compress.random import make_key
 
 
 class Dropped(RuntimeError):

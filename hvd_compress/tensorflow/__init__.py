@@ -9,13 +9,13 @@ tape = hvdc.DistributedGradientTape(tape, compression=hvdc.Compression.topk(rati
 gradients = tape.gradient(loss, model.trainable_variables)
 """
 
-from hvd_compress.frameworks import require_horovod
+from hvd_compress.transports.horovod import require_horovod
 
 require_horovod("tensorflow")
 
-from hvd_compress.agreement import WorkersDisagree
 from hvd_compress.compressors import Exponential, Linear
-from hvd_compress.plan import Rule
+from hvd_compress.reduction.agreement import WorkersDisagree
+from hvd_compress.reduction.buckets import Rule
 from hvd_compress.tensorflow.allreduce import allreduce
 from hvd_compress.tensorflow.compression import Compression
 from hvd_compress.tensorflow.guard import guard_horovods_keras

@@ -10,9 +10,10 @@ import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
 
-from hvd_compress.compression import as_compressor, as_rules
 from hvd_compress.compressors import Compressor, ErrorFeedback
-from hvd_compress.plan import PLAIN, Rule
+from hvd_compress.compressors.named import as_compressor
+from hvd_compress.reduction.buckets import PLAIN, Rule
+from hvd_compress.reduction.settings import as_rules
 from hvd_compress.tensorflow.compression import TensorFlowCompression
 from hvd_compress.tensorflow.guard import refuse_conditions
 from hvd_compress.tensorflow.reducer import GradientReducer, Settings, added

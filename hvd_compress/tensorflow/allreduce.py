@@ -7,8 +7,8 @@ from typing import Any
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
-from hvd_compress.compression import as_compressor
-from hvd_compress.plan import Rule
+from hvd_compress.compressors.named import as_compressor
+from hvd_compress.reduction.buckets import Rule
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
 from hvd_compress.tensorflow.reducer import GradientReducer
 from hvd_compress.tensorflow.variables import Variable

@@ -9,10 +9,10 @@ from typing import Any
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
-from hvd_compress.agreement import check_agreement, describe
 from hvd_compress.compressors import Compressor
-from hvd_compress.layout import Layout
-from hvd_compress.plan import Rule, choose
+from hvd_compress.ops.layout import Layout
+from hvd_compress.reduction.agreement import check_agreement, describe
+from hvd_compress.reduction.buckets import Rule, choose
 from hvd_compress.tensorflow.exchange import GraphExchange
 from hvd_compress.tensorflow.saved import SavedState
 from hvd_compress.tensorflow.variables import Variable

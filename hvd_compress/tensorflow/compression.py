@@ -7,9 +7,10 @@ from typing import Any
 
 import horovod.tensorflow as hvd
 
-from hvd_compress.compression import NamedCompressor, as_rules, has_methods
 from hvd_compress.compressors import spec
-from hvd_compress.plan import Rule
+from hvd_compress.compressors.named import NamedCompressor, has_methods
+from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.settings import as_rules
 from hvd_compress.tensorflow.bound import BoundCompression
 from hvd_compress.tensorflow.variables import named
 

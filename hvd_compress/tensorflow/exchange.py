@@ -12,13 +12,13 @@ import tensorflow as tf
 
 from hvd_compress.compressors import Compressor
 from hvd_compress.compressors.base import AllReduce, Collective
-from hvd_compress.exchange import Exchange
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.state import State
 from hvd_compress.native import default_floats
+from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.tensorflow import Array, TensorFlowOps
-from hvd_compress.rows import Rows
-from hvd_compress.state import State
+from hvd_compress.reduction.exchange import Exchange
+from hvd_compress.reduction.rows import Rows
 from hvd_compress.tensorflow.xla import leave_xla
 from hvd_compress.transports import LENGTH_BYTES, WorkerFailed
 from hvd_compress.transports.carrier import Carrier
@@ -244,7 +244,7 @@ class GraphExchange(Exchange):
 
 
 class RowsExchange(GraphExchange):
-    """That of a sparse gradient's rows: see `hvd_compress.rows.SparseRows`."""
+    """That of a sparse gradient's rows: see `hvd_compress.reduction.rows.SparseRows`."""
 
     def begin_rows(self, indices: Tensor, values: Tensor) -> list[Tensor]:
         """Return the node whose call starts the step, as `begin` does; the mean has as many parts.

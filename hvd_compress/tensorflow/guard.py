@@ -10,7 +10,7 @@ import horovod._keras as horovod_keras
 import keras
 import tensorflow as tf
 
-from hvd_compress.compression import NamedCompressor
+from hvd_compress.compressors.named import NamedCompressor
 from hvd_compress.tensorflow.bound import BoundCompression
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras.src.trainers import trainer
 
 from hvd_compress.compressors import spec
-from hvd_compress.plan import Rule
+from hvd_compress.reduction.buckets import Rule
 from hvd_compress.tensorflow.adam import CompressedAdam
 from hvd_compress.tensorflow.callbacks import BroadcastAtStart, LearningRateWarmup, MetricAverage, TensorBoard
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression

@@ -14,12 +14,13 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from hvd_compress.agreement import WorkersDisagree, check_agreement, describe
-from hvd_compress.compression import as_compressor, as_rules
 from hvd_compress.compressors import Compressor
-from hvd_compress.layout import Layout
-from hvd_compress.plan import Rule, make_plan, wanted
-from hvd_compress.rows import sparse_rows
+from hvd_compress.compressors.named import as_compressor
+from hvd_compress.ops.layout import Layout
+from hvd_compress.reduction.agreement import WorkersDisagree, check_agreement, describe
+from hvd_compress.reduction.buckets import Rule, make_plan, wanted
+from hvd_compress.reduction.rows import sparse_rows
+from hvd_compress.reduction.settings import as_rules
 from hvd_compress.tensorflow.exchange import GraphExchange, RowsExchange
 from hvd_compress.tensorflow.saved import SavedState
 from hvd_compress.tensorflow.variables import Variable, named
@@ -45,7 +46,7 @@ class GradientReducer(SavedState):
         process_set: the Horovod processes that take part.
         op, gradient_predivide_factor: see `DistributedGradientTape`.
         sparse_as_dense: exchange sparse gradients as dense ones.
-        bucket_bytes, dense_below: see `hvd_compress.plan.make_plan`.
+        bucket_bytes, dense_below: see `hvd_compress.reduction.buckets.make_plan`.
         seed: of all random numbers.
     """
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvd_compress.compressors import Compressor, spec
-from hvd_compress.plan import Rule
+from hvd_compress.reduction.buckets import Rule
 from hvd_compress.tensorflow.exchange import GraphExchange
 from hvd_compress.transports.horovod_tensorflow import HorovodTransport
 

@@ -8,7 +8,7 @@ from typing import Any
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
-from hvd_compress.plan import Rule
+from hvd_compress.reduction.buckets import Rule
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
 from hvd_compress.tensorflow.reducer import Settings
 

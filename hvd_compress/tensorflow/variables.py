@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvd_compress.plan import Gradient
+from hvd_compress.reduction.buckets import Gradient
 
 SENT_AS = {
     "float16": "float16",

@@ -7,13 +7,13 @@ optimizer = hvdc.DistributedOptimizer(optimizer, named_parameters=model.named_pa
 compression=hvdc.Compression.topk(ratio=0.01))
 """
 
-from hvd_compress.frameworks import require_horovod
+from hvd_compress.transports.horovod import require_horovod
 
 require_horovod("torch")
 
-from hvd_compress.agreement import WorkersDisagree
 from hvd_compress.compressors import Exponential, Linear
-from hvd_compress.plan import Rule
+from hvd_compress.reduction.agreement import WorkersDisagree
+from hvd_compress.reduction.buckets import Rule
 from hvd_compress.torch.adam import CompressedAdam
 from hvd_compress.torch.averaging import averaged_iterates
 from hvd_compress.torch.compression import Compression

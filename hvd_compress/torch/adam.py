@@ -10,10 +10,11 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor
 
-from hvd_compress.compression import as_compressor, as_rules
 from hvd_compress.compressors import AdamMomentum, Compressor
 from hvd_compress.compressors.feedback import AdamMomentumOfMean
-from hvd_compress.plan import PLAIN, Rule
+from hvd_compress.compressors.named import as_compressor
+from hvd_compress.reduction.buckets import PLAIN, Rule
+from hvd_compress.reduction.settings import as_rules
 from hvd_compress.torch.compression import TorchCompression
 from hvd_compress.torch.optimizer import DistributedOptimizer
 

@@ -10,12 +10,12 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor
 
-from hvd_compress.agreement import check_agreement, describe
 from hvd_compress.compressors import Compressor, spec
-from hvd_compress.exchange import Exchange, advance_until
-from hvd_compress.layout import Layout
+from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.plan import Gradient, Rule, choose
+from hvd_compress.reduction.agreement import check_agreement, describe
+from hvd_compress.reduction.buckets import Gradient, Rule, choose
+from hvd_compress.reduction.exchange import Exchange, advance_until
 from hvd_compress.transports.carrier import Carrier
 from hvd_compress.transports.horovod_torch import HorovodTransport
 

@@ -8,10 +8,11 @@ from typing import Any
 import horovod.torch as hvd
 from torch import Tensor
 
-from hvd_compress.compression import NamedCompressor, as_rules, has_methods
 from hvd_compress.compressors import spec
+from hvd_compress.compressors.named import NamedCompressor, has_methods
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.plan import Rule
+from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.settings import as_rules
 from hvd_compress.torch.bound import BoundCompression, check_gradient, flat, tensor_exchange
 from hvd_compress.transports.carrier import Carrier
 

@@ -14,10 +14,11 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor
 
-from hvd_compress.compression import as_compressor, as_rules
 from hvd_compress.compressors import AdamMomentum, Compressor, spec
 from hvd_compress.compressors.feedback import AdamMomentumOfMean
-from hvd_compress.plan import Rule
+from hvd_compress.compressors.named import as_compressor
+from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.settings import as_rules
 from hvd_compress.torch.bound import check_gradient
 from hvd_compress.torch.compression import Compression, TorchCompression
 from hvd_compress.torch.reducer import GradientReducer

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvd_compress.agreement import WorkersDisagree, check_agreement, describe
 from hvd_compress.compressors import AllReduce, Compressor, spec
-from hvd_compress.exchange import Exchange, advance_until
-from hvd_compress.layout import Layout
+from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.plan import Bucket, Gradient, Rule, make_plan, wanted
-from hvd_compress.rows import Rows, sparse_rows
+from hvd_compress.reduction.agreement import WorkersDisagree, check_agreement, describe
+from hvd_compress.reduction.buckets import Bucket, Gradient, Rule, make_plan, wanted
+from hvd_compress.reduction.exchange import Exchange, advance_until
+from hvd_compress.reduction.rows import Rows, sparse_rows
 from hvd_compress.torch.sparse import as_rows, as_tensor
 from hvd_compress.transports.horovod_torch import HorovodTransport
 
@@ -63,7 +63,7 @@ class GradientReducer:
         passes: backward passes to a step.
         groups: for each parameter's name the number of its group; those not named are grouped by size.
         sparse_as_dense: exchange sparse gradients as dense ones.
-        bucket_bytes, dense_below: see `hvd_compress.plan.make_plan`.
+        bucket_bytes, dense_below: see `hvd_compress.reduction.buckets.make_plan`.
         seed: of all random numbers.
         prefix: begins the names of all collectives; the same on all workers.
     """

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from hvd_compress import sketch
+from hvd_compress.compressors.sketches import count_sketch
 from hvd_compress.ops.torch import TorchOps
 
 
-class CountSketch(sketch.CountSketch):
+class CountSketch(count_sketch.CountSketch):
     """`hvd_compress.CountSketch` of tensors on one device; with the same numbers and seed it has the same table.
 
     Args:

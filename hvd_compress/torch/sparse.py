@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hvd_compress.rows import Rows
+from hvd_compress.reduction.rows import Rows
 
 
 def as_rows(gradient: Tensor | None, parameter: Tensor, sparse_dim: int) -> Rows:

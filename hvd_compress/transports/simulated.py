@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from hvd_compress.compressors.base import AllGather, AllReduce, Collective, Compressor, Reduced
-from hvd_compress.exchange import check_vector
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
+from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.state import State
+from hvd_compress.reduction.exchange import check_vector
 from hvd_compress.transports import LENGTH_BYTES, Traffic
 
 

@@ -76,7 +76,7 @@ def test_ranks_that_disagree_under_horovods_own_optimizer():
 
 def test_ranks_that_disagree_on_the_version(monkeypatch):
     if first_rank():
-        monkeypatch.setattr("hvd_compress.agreement.__version__", "0.0.0")
+        monkeypatch.setattr("hvd_compress.reduction.agreement.__version__", "0.0.0")
     model = small_cnn()
     optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters())
     with pytest.raises(hvdc.WorkersDisagree, match=r"version: rank 0: 0\.0\.0; ranks? 1"):
@@ -139,7 +139,7 @@ def test_non_finite_gradients_reach_every_rank_and_leave_the_state(spec, bad, bo
     model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
     nn.init.constant_(model[0].weight, 0.01)
     if bound:
-        from hvd_compress.compression import as_compressor
+        from hvd_compress.compressors.named import as_compressor
         from hvd_compress.torch.compression import TorchCompression
 
         keeper = TorchCompression(as_compressor(spec)).bind(model.named_parameters())

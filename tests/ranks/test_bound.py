@@ -7,7 +7,7 @@ from conftest import batch, flat, repeats, same_on_all_ranks, sgd, small_cnn, tr
 from torch import nn
 
 import hvd_compress.torch as hvdc
-from hvd_compress.compression import as_compressor
+from hvd_compress.compressors.named import as_compressor
 from hvd_compress.torch.compression import TorchCompression
 
 SPECS = ["none", "fp16", "topk(ratio=0.05)", "randomk(ratio=0.1)", "qsgd", "powersgd"]

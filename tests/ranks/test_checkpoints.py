@@ -50,7 +50,7 @@ def test_resumed_is_uninterrupted(spec, make):
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if not parse(spec).whole_gradient and spec != "none"])
 def test_resumed_is_uninterrupted_under_horovods_own_optimizer(spec):
-    from hvd_compress.compression import as_compressor
+    from hvd_compress.compressors.named import as_compressor
     from hvd_compress.torch.compression import TorchCompression
 
     def start(seed):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hvd_compress import AllGather, AllReduce, Exchange, Layout, Simulation, methods, parse
-from hvd_compress.agreement import WorkersDisagree
 from hvd_compress.ops.torch import TorchOps
+from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.transports import WorkerFailed
 from hvd_compress.transports.horovod_torch import HorovodTransport
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import same_on_all_ranks, small_cnn, train
 
 import hvd_compress.tensorflow as hvdc
-from hvd_compress.compression import as_compressor
+from hvd_compress.compressors.named import as_compressor
 from hvd_compress.tensorflow.compression import TensorFlowCompression
 
 SPECS = ["none", "fp16", "topk(ratio=0.05)", "randomk(ratio=0.1)", "qsgd", "powersgd"]

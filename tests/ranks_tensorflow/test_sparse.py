@@ -12,7 +12,7 @@ from conftest import flat, same_on_all_ranks
 import hvd_compress.tensorflow as hvdc
 from hvd_compress import Layout, State, parse
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.rows import Rows, SparseRows
+from hvd_compress.reduction.rows import Rows, SparseRows
 from hvd_compress.tensorflow.keras import DistributedOptimizer
 
 ROWS, WIDTH = 60, 30

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hvd_compress.compressors import Compressor, spec
-from hvd_compress.layout import Layout
+from hvd_compress.ops.layout import Layout
 from hvd_compress.version import __version__
 
 

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hvd_compress.agreement import check_agreement, describe
 from hvd_compress.compressors import Compressor, spec
 from hvd_compress.compressors.base import Exchanging
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
-from hvd_compress.rows import Rows
-from hvd_compress.state import State
+from hvd_compress.ops.layout import Layout
+from hvd_compress.reduction.agreement import check_agreement, describe
+from hvd_compress.reduction.rows import Rows
 from hvd_compress.transports import Transport
 
 WATCHED = 100  # steps between two looks at what is left over

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from hvd_compress import random
-from hvd_compress.ops import Array, Ops
+from hvd_compress.compressors.sketches.count_sketch import check_shape, column_of, rotated
+from hvd_compress.ops import Array, Ops, random
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.random import Stream, make_key
-from hvd_compress.sketch import check_shape, column_of, rotated
+from hvd_compress.ops.random import Stream, make_key
 
 MOST_PASSES = 100  # over all rows; what can be read takes some twenty
 

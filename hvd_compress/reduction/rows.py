@@ -11,10 +11,10 @@ from hvd_compress.compressors.base import check_length
 from hvd_compress.compressors.cast import HalfPrecision
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
 from hvd_compress.compressors.sparsify import COUNT_BYTES, HALF_MAX, RandomK, Sparsifier, Threshold
-from hvd_compress.layout import Layout
+from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
-from hvd_compress.plan import PLAIN
-from hvd_compress.state import State
+from hvd_compress.ops.layout import Layout
+from hvd_compress.reduction.buckets import PLAIN
 
 logger = logging.getLogger("hvd_compress")
 

@@ -6,8 +6,8 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from hvd_compress.layout import Layout
-from hvd_compress.random import Stream, make_key
+from hvd_compress.ops.layout import Layout
+from hvd_compress.ops.random import Stream, make_key
 
 
 class Store(MutableMapping[str, Any]):

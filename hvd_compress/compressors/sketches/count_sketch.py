@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hvd_compress import random
-from hvd_compress.ops import Array, Ops
+from hvd_compress.ops import Array, Ops, random
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.random import Stream, make_key
+from hvd_compress.ops.random import Stream, make_key
 
 MOST_ROWS = 15
 AT_ONCE = 1 << 20  # coordinates whose places are computed together where there is no kernel

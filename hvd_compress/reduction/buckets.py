@@ -11,7 +11,7 @@ from typing import Any
 
 from hvd_compress.compressors import Compressor, parse, spec
 from hvd_compress.compressors.schedule import END
-from hvd_compress.layout import Layout
+from hvd_compress.ops.layout import Layout
 
 logger = logging.getLogger("hvd_compress")
 

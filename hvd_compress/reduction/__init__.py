@@ -1,0 +1,1 @@
+"""From gradients to their means, without any framework."""
