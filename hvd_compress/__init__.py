@@ -26,7 +26,7 @@ from hvd_compress.compressors.sketches.count_sketch import CountSketch
 from hvd_compress.compressors.state import State
 from hvd_compress.ops.layout import Layout, Parameter
 from hvd_compress.reduction.exchange import Exchange
-from hvd_compress.transports.simulated import Simulation
+from hvd_compress.reduction.simulation import Simulation
 from hvd_compress.version import __version__
 
 __all__ = [

@@ -191,38 +191,43 @@ class GraphBench(Bench):
         super().__init__(framework, size, threads, repetitions)
         tf.config.threading.set_intra_op_parallelism_threads(self.threads)
         self._tensorflow = tf
-        self._graphs: dict[Any, tuple[Any, Any]] = {}
+        self._graphs: dict[Any, tuple[Any, Any, list[float]]] = {}
 
     def _step(self, compressor: Compressor, state: State, encode: Clock, decode: Clock) -> int:
         if (compressor, state) not in self._graphs:
             self._graphs[compressor, state] = self._graph(compressor, state)
-        exchange, graph = self._graphs[compressor, state]
-        vector, sent = self._tensorflow.convert_to_tensor(self.ops.copy(self.vector)), exchange.horovod.traffic.sent
-        exchange.horovod.left.clear()
+        exchange, graph, left = self._graphs[compressor, state]
+        vector, sent = self._tensorflow.convert_to_tensor(self.ops.copy(self.vector)), exchange.transport.traffic.sent
+        left.clear()
         began = time.perf_counter()
         graph(vector)
         ended = time.perf_counter()
-        encode.seconds.append(exchange.horovod.left[0] - began)
-        decode.seconds.append(ended - exchange.horovod.left[0])
+        encode.seconds.append(left[0] - began)
+        decode.seconds.append(ended - left[0])
         exchange.commit()
-        return exchange.horovod.traffic.sent - sent
+        return exchange.transport.traffic.sent - sent
 
-    def _graph(self, compressor: Compressor, state: State) -> tuple[Any, Any]:
-        """Return an exchange, and the graph of a step in which its collectives bring what they are given."""
-        from hvd_compress.tensorflow.exchange import GraphExchange
+    def _graph(self, compressor: Compressor, state: State) -> tuple[Any, Any, list[float]]:
+        """Return an exchange, the graph of a step whose collectives bring what they are given, and when calls ended."""
+        from hvd_compress.tensorflow.exchange import Clock, GraphExchange
         from hvd_compress.transports.horovod_tensorflow import HorovodTransport
 
-        class Transport(HorovodTransport):
-            def __init__(self) -> None:
-                super().__init__()
-                self.left: list[float] = []  # when the calls of a step ended
+        left: list[float] = []
 
-            def leaves(self, takes: int) -> None:
-                super().leaves(takes)
-                self.left.append(time.perf_counter())
+        class NotingClock(Clock):
+            def leave(self, takes: int) -> None:
+                super().leave(takes)
+                left.append(time.perf_counter())
 
         exchange = GraphExchange(
-            compressor, self.layout, Transport(), dtype="float32", device="CPU:0", name="bench", seed=0
+            compressor,
+            self.layout,
+            HorovodTransport(),
+            dtype="float32",
+            device="CPU:0",
+            name="bench",
+            seed=0,
+            clock=NotingClock(),
         )
         exchange.state = state
 
@@ -232,7 +237,7 @@ class GraphBench(Bench):
                 [array] = exchange.resume(array, number)
             return array
 
-        return exchange, self._tensorflow.function(step, autograph=False)
+        return exchange, self._tensorflow.function(step, autograph=False), left
 
 
 def _framework(name: str, threads: int) -> tuple[Ops, Callable[[Array, Array], Any], Callable[[int], Array]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -15,12 +16,12 @@ class Parameter:
     shape: tuple[int, ...]
     offset: int = 0
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of coordinates."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def slice(self) -> slice:
         """The tensor's coordinates in the vector."""
         return slice(self.offset, self.offset + self.size)
@@ -52,7 +53,7 @@ class Layout:
         """Lay out one tensor of one axis."""
         return cls.of([(name, (size,))])
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of coordinates of the vector."""
         return sum(parameter.size for parameter in self.parameters)

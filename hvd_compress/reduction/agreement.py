@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hvd_compress.compressors import Compressor, spec
 from hvd_compress.ops.layout import Layout
+from hvd_compress.transports import Peers
 from hvd_compress.version import __version__
 
 
-def describe(compressor: Compressor, seed: int, layout: Layout) -> dict[str, Any]:
-    """Return what must be the same on all workers: a mapping for `check_agreement`."""
-    return {
-        "version": __version__,
-        "compression": spec(compressor),
-        "seed": seed,
-        "parameters": [f"{p.name} {p.shape}" for p in layout.parameters],
-    }
+def describe(layout: Layout) -> dict[str, Any]:
+    """Return what must be the same on all workers, whatever their settings: a mapping for `check_agreement`."""
+    return {"version": __version__, "parameters": [f"{p.name} {p.shape}" for p in layout.parameters]}
+
+
+def agree(peers: Peers, description: Mapping[str, Any], name: str, told: Any = None) -> list[Any]:
+    """Compare the workers' descriptions; return what each of them told beside, in the order of ranks.
+
+    Raises:
+        WorkersDisagree: if the descriptions differ.
+    """
+    answers = peers.gather_object([description, told], name)
+    check_agreement([answer[0] for answer in answers])
+    return [answer[1] for answer in answers]
 
 
 class WorkersDisagree(ValueError):

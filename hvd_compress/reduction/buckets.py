@@ -23,11 +23,12 @@ class Gradient:
     """What the plan must know of a parameter.
 
     Attributes:
-        name: its name, unique in the model.
+        name: its name, unique in the model: what rules match.
         shape: its shape.
         dtype: the dtype that it is sent in if it is sent plain.
         device: where it lies; gradients of different devices share no bucket.
         group: gradients of one group share a bucket; None leaves that to the plan.
+        key: what layouts and saved states call it, if not by its name.
     """
 
     name: str
@@ -35,6 +36,10 @@ class Gradient:
     dtype: str
     device: str = "cpu"
     group: int | None = None
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.key or self.name)
 
     @property
     def itemsize(self) -> int:
@@ -166,9 +171,21 @@ def make_plan(
         Bucket(
             name=str(number),
             compressor=chosen,
-            layout=Layout.of([(g.name, g.shape) for g in members]),
+            layout=Layout.of([(g.key, g.shape) for g in members]),
             dtype=members[0].dtype if chosen.keeps_dtype else "float32",
             device=members[0].device,
         )
         for number, (chosen, members) in enumerate(closed)
     ]
+
+
+def one_bucket_each(
+    gradients: Sequence[Gradient], compressor: Compressor, rules: Sequence[Rule], dense_below: int
+) -> list[Bucket]:
+    """Return a bucket for each gradient, in their order, with the compressor that `choose` gives."""
+    buckets = []
+    for g in gradients:
+        chosen = choose(g, compressor, dense_below, rules)
+        dtype = g.dtype if chosen.keeps_dtype else "float32"
+        buckets.append(Bucket(g.key, chosen, Layout.of([(g.key, g.shape)]), dtype, g.device))
+    return buckets

@@ -1,4 +1,4 @@
-"""One vector's way through a compressor and a transport, step after step."""
+"""The steps of one vector: a compressor with its state, and who carries its collectives."""
 
 from __future__ import annotations
 
@@ -8,25 +8,157 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hvd_compress.compressors import Compressor, spec
-from hvd_compress.compressors.base import Exchanging
+from hvd_compress.compressors.base import Collective
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.layout import Layout
-from hvd_compress.reduction.agreement import check_agreement, describe
+from hvd_compress.reduction.agreement import agree, describe
 from hvd_compress.reduction.rows import Rows
-from hvd_compress.transports import Transport
+from hvd_compress.reduction.step import Step
+from hvd_compress.transports import Peers, Transport
 
-WATCHED = 100  # steps between two looks at what is left over
-DOUBLINGS = 3  # in a row, after which a warning is due: while a residual fills up, its norm grows ever more slowly
+RESIDUAL_CHECK_EVERY = 100  # steps between divergence checks
+DOUBLINGS = 3  # in a row, after which a warning is due: a residual that fills up grows ever more slowly
+POLL_SECONDS = 5e-5
 
 
-class Exchange:
-    """A compressor at work on one vector: `launch` it, `advance` until `finished`, then `commit` or `rollback`.
+class VectorSteps:
+    """A compressor with its state for one vector, step after step, driven from outside.
+
+    A step: `launch`, then `feed` what came of each `pending` collective until `finished`, then `commit` or `rollback`.
 
     Attributes:
         mean: the result, a vector of the layout's size or `Rows`, once `finished`.
         state: the compressor's state for this vector.
         compression_seconds: time spent in the compressor since construction.
+        next_name: the name under which the other workers would start the next collective.
+    """
+
+    def __init__(
+        self, compressor: Compressor, layout: Layout, ops: Ops, peers: Peers, *, name: str, seed: int = 0
+    ) -> None:
+        if layout.size >= 1 << 31:
+            raise ValueError(f"{name}: {layout.size} coordinates in one vector; fewer than 2^31 are allowed")
+        self.compressor, self.layout, self.ops = compressor, layout, ops
+        self.name = self.next_name = name
+        self.state = State(layout, rank=peers.rank, workers=peers.workers, seed=seed)
+        self.mean: Any = None
+        self.compression_seconds = 0.0
+        self._step: Step | None = None
+        self._left, self._doublings = 0.0, 0
+
+    @property
+    def pending(self) -> Collective | None:
+        """The collective that the step under way waits for."""
+        return self._step.pending if self._step is not None else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the mean is there."""
+        return self.mean is not None
+
+    @property
+    def launched(self) -> bool:
+        """Whether a step is under way or finished, and neither committed nor rolled back."""
+        return self._step is not None or self.finished
+
+    @property
+    def finite(self) -> bool:
+        """Whether the mean is, once it is there."""
+        return self.mean.finite(self.ops) if isinstance(self.mean, Rows) else self.ops.all_finite(self.mean)
+
+    def launch(self, vector: Any, *, overwrite: bool = False) -> None:
+        """Begin a step: compress the vector, shape (layout.size,) or `Rows`, up to the first collective.
+
+        A vector with a non-finite value is replaced by one of NaN, which every compressor turns into a mean that is not
+        finite: so do all workers learn of it.
+
+        Args:
+            vector: this worker's.
+            overwrite: whether it may be overwritten, and may become part of the state.
+        """
+        if not self.layout.size:
+            self.mean = vector
+            return
+        began = time.perf_counter()
+        if self.compressor.stateful:
+            vector = vector.poisoned(self.ops) if isinstance(vector, Rows) else self.ops.poison(vector)
+        if self.compressor.overwrites and not overwrite:
+            vector = self.ops.copy(vector)
+        try:
+            step = Step(self.compressor, self.ops, vector, self.state)
+        finally:
+            self.compression_seconds += time.perf_counter() - began
+        self._keep(step)
+
+    def feed(self, combined: Any) -> None:
+        """Resume the compressor with what came of the pending collective."""
+        step, self._step = self._step, None
+        assert step is not None, f"{self.name}: no collective is pending"
+        began = time.perf_counter()
+        try:
+            step.feed(combined)
+        finally:
+            self.compression_seconds += time.perf_counter() - began
+        self._keep(step)
+
+    def _keep(self, step: Step) -> None:
+        if step.result is None:
+            self._step = step
+        else:
+            self.mean = step.result.mean
+
+    def commit(self) -> Any:
+        """End the step, keep the state, and return the mean."""
+        self.state.commit()
+        if self.state.step % RESIDUAL_CHECK_EVERY == 0:
+            self._check_residual()
+        return self._take()
+
+    def rollback(self) -> Any:
+        """End the step, leave the state as it was, and return the mean."""
+        self.state.rollback()
+        return self._take()
+
+    def abandon(self) -> None:
+        """Drop the step under way, whose collectives will not finish."""
+        self.state.rollback()
+        self._step = self.mean = None
+
+    def _take(self) -> Any:
+        assert self.mean is not None, f"{self.name}: the step is not finished"
+        mean, self.mean = self.mean, None
+        return mean
+
+    def _check_residual(self) -> None:
+        """Warn if the residual grows without bound."""
+        left = self.state.local.get("residual", self.state.shared.get("error"))
+        if left is None:
+            return
+        norm = self.ops.norm(left)
+        self._doublings = self._doublings + 1 if self._left and norm >= 2 * self._left else 0
+        self._left = norm
+        if self._doublings == DOUBLINGS:
+            warnings.warn(
+                f"{self.name}: what {spec(self.compressor)} leaves over has doubled {DOUBLINGS} times in "
+                f"{DOUBLINGS * RESIDUAL_CHECK_EVERY} steps, to a norm of {norm:.3g}: what is sent does not keep up, "
+                f"and training may diverge. {self.compressor.bare.remedy}",
+                stacklevel=2,
+            )
+
+
+class Exchange(VectorSteps):
+    """The steps of one vector over a transport: `launch` starts the first collective, `advance` awaits and resumes.
+
+    Args:
+        compressor: what to exchange the vector with.
+        layout: the parameters in the vector.
+        ops: the array operations of its framework.
+        transport: who carries the collectives.
+        name: of the collectives; the same on all workers, and of no other exchange over this transport.
+        seed: of the compressor's random numbers, the same on all workers.
+
+    Attributes:
         waiting_seconds: time spent in waiting for collectives since construction.
     """
 
@@ -40,123 +172,47 @@ class Exchange:
         name: str = "exchange",
         seed: int = 0,
     ) -> None:
-        if layout.size >= 1 << 31:
-            raise ValueError(f"{name}: {layout.size} coordinates in one vector; fewer than 2^31 are allowed")
-        self.compressor, self.layout, self.ops, self.transport = compressor, layout, ops, transport
-        self.name = name
-        self.state = State(layout, rank=transport.rank, workers=transport.workers, seed=seed)
-        self.seed = seed
-        self.mean: Array | None = None
+        super().__init__(compressor, layout, ops, transport, name=name, seed=seed)
+        self.transport, self.seed = transport, seed
+        self.waiting_seconds = 0.0
         self._agreed = False
-        self.compression_seconds = self.waiting_seconds = 0.0
-        self._generator: Exchanging | None = None
         self._handle: Any = None
-        self._round = 0
-        self._left, self._doublings = 0.0, 0
+        self._rewind()
 
-    @property
-    def launched(self) -> bool:
-        """Whether a step is under way or finished, and neither committed nor rolled back."""
-        return self._generator is not None or self.finished
-
-    @property
-    def finished(self) -> bool:
-        """Whether the mean is there."""
-        return self.mean is not None
-
-    @property
-    def finite(self) -> bool:
-        """Whether the mean is, once it is there."""
-        return self.mean.finite(self.ops) if isinstance(self.mean, Rows) else self.ops.all_finite(self.mean)
-
-    def launch(self, vector: Array, *, overwrite: bool = False) -> None:
-        """Begin a step: compress the vector, shape (layout.size,) or `Rows`, and start the first collective.
-
-        With `overwrite` the vector may be overwritten, and may become part of the state.
-        """
-        if not self.layout.size:
-            self.mean = vector
-            return
-        began = time.perf_counter()
-        if self.compressor.stateful:
-            vector = vector.poisoned(self.ops) if isinstance(vector, Rows) else self.ops.poison(vector)
-        self.compression_seconds += time.perf_counter() - began
-        if self.compressor.overwrites and not overwrite:
-            vector = self.ops.copy(vector)
-        self._generator = self.compressor.at(self.state.step).reduce(self.ops, vector, self.state)
-        self._resume(None)
+    def launch(self, vector: Any, *, overwrite: bool = False) -> None:
+        """Begin a step, and start its first collective."""
+        super().launch(vector, overwrite=overwrite)
+        self._start()
 
     def ready(self) -> bool:
         """Tell whether `advance` would not have to wait."""
-        return self._generator is not None and self.transport.done(self._handle)
+        return self._step is not None and self.transport.done(self._handle)
 
     def advance(self) -> None:
-        """Wait for the collective under way and resume the compressor."""
+        """Wait for the collective under way, resume the compressor, and start the next collective."""
         began = time.perf_counter()
-        result = self.transport.wait(self._handle)
+        combined = self.transport.wait(self._handle)
         self.waiting_seconds += time.perf_counter() - began
-        self._resume(result)
+        self.feed(combined)
+        self._start()
 
-    def _resume(self, result: Any) -> None:
-        assert self._generator is not None
-        began = time.perf_counter()
-        try:
-            collective = self._generator.send(result)
-        except StopIteration as stop:
-            self.mean = stop.value.mean
-            self._generator = self._handle = None
-            return
-        except BaseException:
-            self._generator = self._handle = None
-            raise
-        finally:
-            self.compression_seconds += time.perf_counter() - began
-        self._handle = self.transport.start(collective, f"{self.name}.{self._round}")
-        self._round += 1
+    def _start(self) -> None:
+        if self.pending is not None:
+            self._handle = self.transport.start(self.pending, self.next_name)
+            self._round += 1
+            self.next_name = f"{self.name}.{self._round}"
 
-    @property
-    def next_name(self) -> str:
-        """The name under which the other workers would start the next collective."""
-        return f"{self.name}.{self._round}"
+    def _rewind(self) -> None:
+        self._round, self.next_name = 0, f"{self.name}.0"
 
-    def commit(self) -> Array:
-        """End the step, keep the state, and return the mean."""
-        self.state.commit()
-        if self.state.step % WATCHED == 0:
-            self._watch()
-        return self._take()
-
-    def _watch(self) -> None:
-        """Warn if what is left over grows without bound."""
-        left = self.state.local.get("residual", self.state.shared.get("error"))
-        if left is None:
-            return
-        norm = self.ops.norm(left)
-        self._doublings = self._doublings + 1 if self._left and norm >= 2 * self._left else 0
-        self._left = norm
-        if self._doublings == DOUBLINGS:
-            warnings.warn(
-                f"{self.name}: what {spec(self.compressor)} leaves over has doubled {DOUBLINGS} times in "
-                f"{DOUBLINGS * WATCHED} steps, to a norm of {norm:.3g}: what is sent does not keep up, and training "
-                f"may diverge. {self.compressor.bare.remedy}",
-                stacklevel=2,
-            )
-
-    def rollback(self) -> Array:
-        """End the step, leave the state as it was, and return the mean."""
-        self.state.rollback()
-        return self._take()
+    def _take(self) -> Any:
+        self._rewind()
+        return super()._take()
 
     def abandon(self) -> None:
         """Drop the step under way, whose collectives will not finish."""
-        self.state.rollback()
-        self._generator = self._handle = self.mean = None
-        self._round = 0
-
-    def _take(self) -> Array:
-        assert self.mean is not None, f"{self.name}: the step is not finished"
-        mean, self.mean, self._round = self.mean, None, 0
-        return mean
+        super().abandon()
+        self._rewind()
 
     def reduce(self, vector: Array) -> Array:
         """Do a whole step and return the mean; the state advances only if the mean is finite.
@@ -172,8 +228,8 @@ class Exchange:
         try:
             check_vector(self.name, vector, self.layout)
             if not self._agreed:
-                mine = describe(self.compressor, self.seed, self.layout)
-                check_agreement(self.transport.gather_object(mine, f"{self.name}.agreement"))
+                described = {"compression": spec(self.compressor), "seed": self.seed}
+                agree(self.transport, {**describe(self.layout), **described}, f"{self.name}.agreement")
                 self._agreed = True
             self.launch(vector)
             while not self.finished:
@@ -185,18 +241,17 @@ class Exchange:
         return self.commit() if self.finite else self.rollback()
 
 
-POLL_SECONDS = 5e-5
-
-
 def advance_until(finished: Callable[[], bool], exchanges: Sequence[Exchange]) -> float:
-    """Advance whichever exchanges are ready until a condition holds; return the seconds spent in waiting.
+    """Advance exchanges until a condition holds; return the seconds spent in waiting for whichever is ready next.
 
-    To wait for one of several exchanges could be to wait for a worker who waits for another of them: what one worker
-    asks for first need not be what another has started. So none is waited for alone.
+    Where collectives are matched by name, whichever exchange is ready goes on, and none is waited for alone: another
+    worker may wait for another exchange's second round first. Where they are matched by order, the exchanges take
+    turns, round after round, on every worker alike.
     """
     waited = 0.0
     while not finished():
-        ready = [exchange for exchange in exchanges if exchange.ready()]
+        under_way = [exchange for exchange in exchanges if exchange.pending is not None]
+        ready = under_way if under_way and under_way[0].transport.ordered else [e for e in under_way if e.ready()]
         for exchange in ready:
             exchange.advance()
         if not ready:
@@ -204,6 +259,15 @@ def advance_until(finished: Callable[[], bool], exchanges: Sequence[Exchange]) -
             time.sleep(POLL_SECONDS)
             waited += time.perf_counter() - began
     return waited
+
+
+def settle(exchanges: Sequence[VectorSteps]) -> tuple[bool, list[Any]]:
+    """End a step of several exchanges together: keep all states if all means are finite, else none.
+
+    The means are equal on all workers, hence so is the decision, and it needs no message. Returns it with the means.
+    """
+    finite = all(exchange.finite for exchange in exchanges)
+    return finite, [exchange.commit() if finite else exchange.rollback() for exchange in exchanges]
 
 
 def check_vector(name: str, vector: Array, layout: Layout) -> None:

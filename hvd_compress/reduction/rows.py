@@ -40,6 +40,12 @@ class Rows:
         """Return the rows themselves if they are finite, else those of NaN."""
         return self if self.finite(ops) else Rows(self.indices, self.values * float("nan"), self.height)
 
+    def with_rows(self, ops: Ops, other: Rows) -> Rows:
+        """Return these rows and others of the same matrix, in this dtype."""
+        indices = ops.concat([self.indices, other.indices])
+        values = ops.concat([ops.flatten(self.values), ops.cast(ops.flatten(other.values), _name(self.values.dtype))])
+        return Rows(indices, values.reshape(indices.shape[0], self.values.shape[1]), self.height)
+
     def finite(self, ops: Ops) -> bool:
         """Tell whether no value is NaN or infinite."""
         return ops.all_finite(ops.flatten(self.values))

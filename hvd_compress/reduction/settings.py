@@ -1,15 +1,111 @@
-"""What a user says about how gradients are to be reduced, checked once."""
+"""What a user says about how gradients are to be reduced: checked once, each default written once."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from textwrap import shorten
 from typing import Any
 
+from hvd_compress.compressors import Compressor, spec
 from hvd_compress.compressors.named import as_compressor
 from hvd_compress.reduction.buckets import Rule
+
+BUCKET_BYTES = 25 * 2**20
+DENSE_BELOW = 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How gradients are to be reduced. All workers must have the same, which they compare in the first step.
+
+    Attributes:
+        compression: what the user gave: an object of `Compression`, or a spec. Afterwards a `Compressor`.
+        rules: exceptions: `Rule` objects or tuples (pattern, compression). Afterwards `Rule` objects with compressors.
+        names: of the parameters, which each rule's pattern must match one of; None if they are not known yet.
+        op: "average" or "sum".
+        gradient_predivide_factor: with "average", divides before the sum and multiplies after the mean.
+        sparse_as_dense: exchange sparse gradients as dense ones.
+        bucket_bytes, dense_below: see `hvd_compress.reduction.buckets.make_plan`.
+        seed: of all random numbers.
+        backward_passes_per_step: passes whose gradients are accumulated before they are exchanged.
+        groups: for a parameter's name the number of the bucket that it must be in.
+
+    Raises:
+        ValueError: if a value is not allowed, or a rule matches no name.
+        TypeError: if `compression` is none, or `rules` holds anything but rules.
+    """
+
+    compression: Any
+    rules: Any = ()
+    names: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
+    op: str = "average"
+    gradient_predivide_factor: float = 1.0
+    sparse_as_dense: bool = False
+    bucket_bytes: int = BUCKET_BYTES
+    dense_below: int = DENSE_BELOW
+    seed: int = 0
+    backward_passes_per_step: int = 1
+    groups: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.gradient_predivide_factor != 1.0 and self.op != "average":
+            raise ValueError("gradient_predivide_factor not supported with op != Average")
+        if not self.gradient_predivide_factor > 0:
+            raise ValueError(f"gradient_predivide_factor must be above 0; got {self.gradient_predivide_factor}")
+        check_passes(self.backward_passes_per_step)
+        for name, least in (("bucket_bytes", 1), ("dense_below", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        object.__setattr__(self, "compression", as_compressor(self.compression))
+        object.__setattr__(self, "rules", as_rules(self.rules, self.names))
+        if self.groups and any(compressor.whole_gradient for compressor in self.compressors):
+            raise ValueError("groups cannot be used with a method that needs the whole gradient at once")
+
+    @property
+    def compressors(self) -> list[Compressor]:
+        """All that may be used."""
+        return [self.compression, *(rule.compression for rule in self.rules)]
+
+    def with_compression(self, compression: Any, rules: Any) -> Settings:
+        """Return these settings with another compression, and with its rules."""
+        return replace(self, compression=compression, rules=rules or ())
+
+    def scales(self, workers: int) -> tuple[float, float]:
+        """Return the factors on gradients before they are averaged, and on the means."""
+        if self.op == "sum":
+            return 1.0, float(workers)
+        return 1.0 / self.gradient_predivide_factor, self.gradient_predivide_factor
+
+    def check_each_tensor_alone(self, instead: str) -> None:
+        """Raise ValueError if a compressor needs the whole gradient, naming what to use instead."""
+        for compressor in self.compressors:
+            if compressor.whole_gradient:
+                raise ValueError(
+                    f"{spec(compressor)} needs the gradient of the whole model at once, and Horovod hands over one "
+                    f"tensor at a time; use {instead}"
+                )
+
+    def described(self) -> dict[str, Any]:
+        """Return what the workers compare, as JSON can hold it."""
+        return {
+            "compression": spec(self.compression),
+            "seed": self.seed,
+            "rules": [str(rule) for rule in self.rules],
+            "op and gradient_predivide_factor": [self.op, self.gradient_predivide_factor],
+            "backward_passes_per_step": self.backward_passes_per_step,
+            "groups": sorted([name, number] for name, number in self.groups.items()),
+            "sparse_as_dense": self.sparse_as_dense,
+            "bucket_bytes": self.bucket_bytes,
+            "dense_below": self.dense_below,
+        }
+
+
+def check_passes(passes: int) -> None:
+    """Raise ValueError unless there is at least one backward pass to a step."""
+    if passes < 1:
+        raise ValueError(f"backward_passes_per_step must be > 0; got {passes}")
 
 
 def as_rules(rules: Iterable[Rule | tuple[str, Any]] | None, names: Collection[str] | None) -> tuple[Rule, ...]:

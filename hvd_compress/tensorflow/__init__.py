@@ -16,13 +16,11 @@ require_horovod("tensorflow")
 from hvd_compress.compressors import Exponential, Linear
 from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Rule
+from hvd_compress.tensorflow import patches  # noqa: F401  # in place as soon as it is imported
 from hvd_compress.tensorflow.allreduce import allreduce
 from hvd_compress.tensorflow.compression import Compression
-from hvd_compress.tensorflow.guard import guard_horovods_keras
-from hvd_compress.tensorflow.reducer import compression_stats
+from hvd_compress.tensorflow.reducer import compression_stats, set_compression
 from hvd_compress.tensorflow.tape import DistributedGradientTape
-
-guard_horovods_keras()
 
 __all__ = [
     "Compression",
@@ -33,4 +31,5 @@ __all__ = [
     "WorkersDisagree",
     "allreduce",
     "compression_stats",
+    "set_compression",
 ]

@@ -13,10 +13,11 @@ import tensorflow as tf
 from hvd_compress.compressors import Compressor, ErrorFeedback
 from hvd_compress.compressors.named import as_compressor
 from hvd_compress.reduction.buckets import PLAIN, Rule
-from hvd_compress.reduction.settings import as_rules
+from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings, as_rules
+from hvd_compress.reduction.stats import added
 from hvd_compress.tensorflow.compression import TensorFlowCompression
-from hvd_compress.tensorflow.guard import refuse_conditions
-from hvd_compress.tensorflow.reducer import GradientReducer, Settings, added
+from hvd_compress.tensorflow.conditions import refuse_conditions
+from hvd_compress.tensorflow.reducer import GradientReducer, reducer_of, reduction_settings
 
 Tensor = Any
 
@@ -27,6 +28,7 @@ class _FrozenAdam:
     _warmup_steps: int
     _plain: Settings
     _compressed: Settings
+    _process_set: Any
     _trainable_variables: Any
     _momentums: Any
     _velocities: Any
@@ -43,8 +45,8 @@ class _FrozenAdam:
     def build(self, variables: Sequence[Any]) -> None:
         """Make the optimizer's variables, and the compressors' state."""
         super().build(variables)  # type: ignore[misc]
-        self._warmup_reducer = self._plain.reducer_of(list(variables))
-        self._reducer = self._compressed.reducer_of(list(variables))
+        self._warmup_reducer = reducer_of(list(variables), self._plain, self._process_set)
+        self._reducer = reducer_of(list(variables), self._compressed, self._process_set)
 
     def apply(self, grads: Sequence[Tensor], trainable_variables: Sequence[Any] | None = None) -> None:
         """Average the gradients, or the momenta that they make, and update the variables.
@@ -100,7 +102,7 @@ class _FrozenAdam:
         self.assign_sub(variable, rate * m.value / (tf.sqrt(v.value) + self.epsilon))
 
     def compression_stats(self) -> dict[str, Any]:
-        """Return what this worker sent since construction (see `GradientReducer.stats`)."""
+        """Return what this worker sent since construction (see `hvd_compress.reduction.stats.Stats`)."""
         return added(self._warmup_reducer.stats(), self._reducer.stats()) if hasattr(self, "_reducer") else {}
 
 
@@ -115,8 +117,8 @@ def CompressedAdam(
     compression: TensorFlowCompression | str = "onebit",
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
     process_set: Any = hvd.global_process_set,
-    bucket_bytes: int = 25 * 2**20,
-    dense_below: int = 1024,
+    bucket_bytes: int = BUCKET_BYTES,
+    dense_below: int = DENSE_BELOW,
     seed: int = 0,
     **settings: Any,
 ) -> Any:
@@ -163,20 +165,20 @@ def CompressedAdam(
         return PLAIN if compressor == PLAIN else ErrorFeedback(compressor.bare)
 
     own_rules = [replace(rule, compression=of_momentum(rule.compression)) for rule in as_rules(rules, None)]
-    compressed = Settings(
+    compressed = reduction_settings(
         of_momentum(as_compressor(compression)),
-        process_set=process_set,
         sparse_as_dense=True,
         bucket_bytes=bucket_bytes,
         dense_below=dense_below,
         seed=seed,
-        rules=tuple(own_rules),
+        rules=own_rules,
     )
     members = {
         "__module__": "keras.optimizers",  # what is saved names the class by it
         "_warmup_steps": warmup_steps,
         "_compressed": compressed,
-        "_plain": replace(compressed, compression=PLAIN, rules=()),
+        "_plain": compressed.with_compression(PLAIN, None),
+        "_process_set": process_set,
     }
     cls = type("AdamW", (_FrozenAdam, keras.optimizers.AdamW), members)
     return cls(learning_rate, weight_decay, beta_1, beta_2, epsilon, **settings)

@@ -9,12 +9,11 @@ import tensorflow as tf
 
 from hvd_compress.compressors.named import as_compressor
 from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.settings import Settings
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
-from hvd_compress.tensorflow.reducer import GradientReducer
+from hvd_compress.tensorflow.reducer import kept, new_reducer
 from hvd_compress.tensorflow.variables import Variable
-from hvd_compress.transports.horovod_tensorflow import check_op
-
-_reducers: dict[Any, GradientReducer] = {}
+from hvd_compress.transports.horovod import op_name
 
 
 @tf.autograph.experimental.do_not_convert
@@ -46,22 +45,19 @@ def allreduce(
         TypeError: if `compression` is none, or the tensor is not of a floating dtype.
         WorkersDisagree: in the first step of a name, if the workers differ in version, settings or the tensor's shape.
     """
-    check_op(op)
+    average_or_sum = op_name(op, hvd)
     tensor = tf.convert_to_tensor(tensor)
     if not tensor.dtype.is_floating:
         raise TypeError(f"{name}: tensors must be of a floating dtype; got {tensor.dtype.name}")
     if not tensor.shape.is_fully_defined():
         raise ValueError(f"{name}: the shape must be known when the graph is traced; got {tensor.shape}")
     compressor, this = as_compressor(compression), Variable(name, tensor)
-    key = (name, compressor, op, process_set.process_set_id, seed)
-    if key not in _reducers:
-        _reducers[key] = GradientReducer(
-            [this], compressor, [Rule(compression=compressor)], process_set, op=op, seed=seed
-        )
-    known = _reducers[key].variables[0]
+    settings = Settings(compressor, [Rule(compression=compressor)], op=average_or_sum, seed=seed)
+    reducer = kept((name, settings, process_set.process_set_id), lambda: new_reducer([this], settings, process_set))
+    known = reducer.variables[0]
     if (this.shape, this.dtype) != (known.shape, known.dtype):
         raise ValueError(
             f"{name} was a tensor of shape {known.shape} and dtype {known.dtype} before; got {this.shape} and "
             f"{this.dtype}"
         )
-    return _reducers[key].reduce([tensor])[0]
+    return reducer.reduce([tensor])[0]

@@ -3,72 +3,47 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import horovod.tensorflow as hvd
 import tensorflow as tf
 
-from hvd_compress.compressors import Compressor
-from hvd_compress.ops.layout import Layout
-from hvd_compress.reduction.agreement import check_agreement, describe
-from hvd_compress.reduction.buckets import Rule, choose
+from hvd_compress.reduction.buckets import Bucket, Gradient, Rule, one_bucket_each
+from hvd_compress.reduction.settings import Settings
+from hvd_compress.reduction.stats import Stats
 from hvd_compress.tensorflow.exchange import GraphExchange
-from hvd_compress.tensorflow.saved import SavedState
+from hvd_compress.tensorflow.reducer import GraphReducer
 from hvd_compress.tensorflow.variables import Variable
-from hvd_compress.transports.horovod_tensorflow import HorovodTransport, check_op
+from hvd_compress.transports.horovod_tensorflow import HorovodTransport
 
 Tensor = Any
 _bound = itertools.count()
+INSTEAD = "hvd_compress.tensorflow.DistributedGradientTape"
 
 
-class BoundCompression(SavedState):
+class BoundCompression(GraphReducer):
     """A compressor with its state for each of some variables, for Horovod's own tape and optimizers.
 
     Horovod calls `compress` with a gradient and no name, in the order of the variables: the gradient is that of the
     next one of its shape. If the method is one AllReduce, Horovod carries it. Otherwise its collectives are carried
-    here, and Horovod is given an empty tensor. A step's state is kept or given up when the next one begins.
+    here, and Horovod is given an empty tensor. A step's state is committed when the next step begins.
     """
 
-    def __init__(
-        self,
-        compressor: Compressor,
-        rules: Sequence[Rule],
-        variables: Sequence[Variable],
-        op: int,
-        dense_below: int,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        check_op(op)
-        self.compressor, self.rules, self.variables = compressor, rules, variables
-        self.transport = HorovodTransport()
-        self._factor = self.transport.workers if op == hvd.Sum else 1
-        prefix = f"hvd_compress.bound.{next(_bound)}"
-        layout = Layout.of((str(number), v.shape) for number, v in enumerate(variables))
-        for number, v in enumerate(variables):
-            chosen = choose(v.gradient, compressor, dense_below, rules)
-            exchange = GraphExchange(
-                chosen,
-                Layout.of([(str(number), v.shape)]),
-                self.transport,
-                dtype=v.gradient.dtype if chosen.keeps_dtype else "float32",
-                device=v.device,
-                name=f"{prefix}.{number}",
-                seed=seed,
-                raises=True,
-            )
-            self.exchanges.append(exchange)
-        self.planned = True
+    raises = True
+
+    def __init__(self, variables: Sequence[Variable], settings: Settings) -> None:
+        settings.check_each_tensor_alone(INSTEAD)
+        super().__init__(variables, settings, HorovodTransport(), f"hvd_compress.bound.{next(_bound)}")
+        self._factor = self.transport.workers if settings.op == "sum" else 1
         self._next = 0
         self._agreed = False
-        self._agreement = f"{prefix}.agreement"
-        self._description = {
-            **describe(compressor, seed, layout),
-            "rules": [str(rule) for rule in rules],
-            "op": op,
-            "dense_below": dense_below,
-        }
+        self.plan(self.gradients)
+
+    def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
+        return one_bucket_each(gradients, self.compressor, self.settings.rules, self.settings.dense_below)
+
+    def carried_here(self) -> list[GraphExchange]:
+        return [exchange for exchange in self.exchanges if not _summed_by_horovod(exchange)]
 
     def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """Return what Horovod is to sum, and a context for `decompress`.
@@ -80,12 +55,12 @@ class BoundCompression(SavedState):
         if 0 in tensor.shape:
             return tensor, None
         if not self._agreed:
-            check_agreement(self.transport.gather_object(self._description, self._agreement))
+            self.agree(self.gradients, {"dtypes": self.dtypes})
             self._agreed = True
         exchange = self.exchanges[self._find(tensor)]
         vector = tf.cast(tf.reshape(tensor, [-1]), exchange.dtype)
         [array] = exchange.begin(vector, own=False, end_last=self._end_step)
-        if len(exchange.rounds) == 1 and exchange.rounds[0].op == "mean":
+        if _summed_by_horovod(exchange):
             return array, (exchange, tensor, None)
         for number in range(len(exchange.rounds)):
             [array] = exchange.proceed(array, number)
@@ -104,28 +79,43 @@ class BoundCompression(SavedState):
         mean = tf.cast(tf.reshape(mean, gradient.shape), gradient.dtype)
         return mean * self._factor if self._factor != 1 else mean
 
-    def compression_stats(self) -> dict[str, Any]:
-        """Return what this worker sent, with some of the keys of `GradientReducer.stats`."""
-        traffic = self.transport.traffic
-        return {
-            "bytes_sent": traffic.sent,
-            "bytes_received": traffic.received,
-            "compression_seconds": sum(exchange.compression_seconds for exchange in self.exchanges),
-            "collectives": {kind: dict(entry) for kind, entry in traffic.collectives.items()},
-        }
+    def set_compression(self, compression: Any, rules: Iterable[Rule | tuple[str, Any]] | None = None) -> None:
+        """Use another compressor, with its rules, from the next step on. All workers call it alike, between two steps.
+
+        What residuals hold is added, once, to the next gradients of their variables; all else begins anew. A
+        ``tf.function`` that was traced before must be made anew.
+
+        Args:
+            compression: as the ``compression`` argument of a tape.
+            rules: as in `bind`; the former ones are forgotten.
+
+        Raises:
+            ValueError, TypeError: as in `bind`.
+        """
+        settings = self.settings.with_compression(compression, rules)
+        settings.check_each_tensor_alone(INSTEAD)
+        self._end_step()
+        self.change(settings)
+        self._agreed, self._next = False, 0
+        self.plan(self.gradients)
+
+    def compression_stats(self) -> Stats:
+        """Return what this worker sent (see `hvd_compress.reduction.stats.Stats`).
+
+        Horovod's own time for what it carries is in ``communication_seconds``.
+        """
+        return self.stats()
 
     def serialize(self) -> bytes:
-        """As of any `SavedState`, after the end of the last step."""
+        """As of any reducer, after the end of the last step."""
         self._end_step()
         return super().serialize()
 
     def _end_step(self) -> None:
         """Keep the last step's state if all its means are finite, as the optimizer saw them."""
         done = [exchange for exchange in self.exchanges if exchange.finished]
-        finite = all(exchange.finite for exchange in done)
-        for exchange in done:
-            exchange.commit() if finite else exchange.rollback()
-        self.steps += bool(done)
+        if done:
+            self.finish(done)
 
     def _find(self, tensor: Tensor) -> int:
         shape = tuple(tensor.shape)
@@ -137,3 +127,8 @@ class BoundCompression(SavedState):
         raise ValueError(
             f"a gradient of shape {shape} belongs to no bound variable: bind() those whose gradients are taken"
         )
+
+
+def _summed_by_horovod(exchange: GraphExchange) -> bool:
+    """Tell whether Horovod carries the one AllReduce of an exchange, under a name of its own."""
+    return len(exchange.rounds) == 1 and exchange.rounds[0].op == "mean"

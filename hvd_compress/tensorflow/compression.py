@@ -10,9 +10,10 @@ import horovod.tensorflow as hvd
 from hvd_compress.compressors import spec
 from hvd_compress.compressors.named import NamedCompressor, has_methods
 from hvd_compress.reduction.buckets import Rule
-from hvd_compress.reduction.settings import as_rules
+from hvd_compress.reduction.settings import DENSE_BELOW, Settings
 from hvd_compress.tensorflow.bound import BoundCompression
 from hvd_compress.tensorflow.variables import named
+from hvd_compress.transports.horovod import op_name
 
 
 class TensorFlowCompression(NamedCompressor):
@@ -26,7 +27,7 @@ class TensorFlowCompression(NamedCompressor):
         variables: Sequence[Any],
         *,
         op: int = hvd.Average,
-        dense_below: int = 1024,
+        dense_below: int = DENSE_BELOW,
         seed: int = 0,
         rules: Iterable[Rule | tuple[str, Any]] | None = None,
     ) -> BoundCompression:
@@ -47,14 +48,9 @@ class TensorFlowCompression(NamedCompressor):
             TypeError: if `rules` holds anything but rules.
         """
         found = named(variables)
-        checked = as_rules(rules, [variable.name for variable in found])
-        for compressor in (self.compressor, *(rule.compression for rule in checked)):
-            if compressor.whole_gradient:
-                raise ValueError(
-                    f"{spec(compressor)} needs the gradient of the whole model at once, and Horovod's tape hands over "
-                    "one tensor at a time; use hvd_compress.tensorflow.DistributedGradientTape"
-                )
-        return BoundCompression(self.compressor, checked, found, op, dense_below, seed)
+        names = tuple(variable.name for variable in found)
+        settings = Settings(self, rules or (), names, op=op_name(op, hvd), dense_below=dense_below, seed=seed)
+        return BoundCompression(found, settings)
 
     def compress(self, tensor: Any) -> Any:
         """Refuse: Horovod asks for this, and gives no state.

@@ -1,8 +1,9 @@
-"""One vector's step as nodes of a graph: calls of the compressor, and between them the collectives."""
+"""One vector's steps as nodes of a graph: calls of the compressor, and between them the collectives."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -11,25 +12,48 @@ import numpy as np
 import tensorflow as tf
 
 from hvd_compress.compressors import Compressor
-from hvd_compress.compressors.base import AllReduce, Collective
+from hvd_compress.compressors.base import AllReduce
 from hvd_compress.compressors.state import State
 from hvd_compress.native import default_floats
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.tensorflow import Array, TensorFlowOps
-from hvd_compress.reduction.exchange import Exchange
+from hvd_compress.reduction.exchange import VectorSteps
 from hvd_compress.reduction.rows import Rows
-from hvd_compress.tensorflow.xla import leave_xla
-from hvd_compress.transports import LENGTH_BYTES, WorkerFailed
-from hvd_compress.transports.carrier import Carrier
-from hvd_compress.transports.horovod_tensorflow import HorovodTransport, Round
+from hvd_compress.reduction.step import Step, echo
+from hvd_compress.tensorflow.patches import leave_xla
+from hvd_compress.transports import LENGTH_BYTES, WorkerFailed, incoming, outgoing
+from hvd_compress.transports.horovod_tensorflow import GraphTransport, Round
 
 Tensor = Any
 FAILED = bytes.fromhex("f2b81c5e0d974a36a94e6f13c7d2805b")  # begins a payload that tells of an error; drawn at random
 
 
-class GraphExchange(Exchange):
-    """An exchange whose vector comes from a TensorFlow graph, and whose mean goes back to it.
+class Clock:
+    """The time in which collectives of a graph are under way and no call of Python is.
+
+    Attributes:
+        waiting_seconds: that time since construction; TensorFlow may have computed gradients meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.waiting_seconds = 0.0
+        self._under_way, self._left = 0, 0.0
+
+    def enter(self, brings: int) -> None:
+        """Note that a call of Python begins, and how many collectives' results it brings."""
+        if self._under_way:
+            self.waiting_seconds += time.perf_counter() - self._left
+        self._under_way -= brings
+
+    def leave(self, takes: int) -> None:
+        """Note that a call of Python ends, and how many collectives it has asked for."""
+        self._under_way += takes
+        self._left = time.perf_counter()
+
+
+class GraphExchange(VectorSteps):
+    """The steps of a vector that comes from a TensorFlow graph, and whose mean goes back to it.
 
     The graph calls Python once before the first collective and once after each: on the CPU with NumPy's arrays in the
     tensors' own memory, elsewhere with tensors. Nobody waits in these calls.
@@ -38,11 +62,20 @@ class GraphExchange(Exchange):
     here or on another worker, the exchange goes through its collectives with NaN. Then the last call raises the
     `error`, or, unless it `raises`, leaves it to whoever ends the step.
 
-    Attributes:
+    Args:
+        compressor: what to exchange the vector with.
+        layout: the parameters in it.
+        transport: who carries the collectives.
         dtype: the vector's and the mean's.
+        device: where they lie.
+        name: of the collectives.
+        seed: of the compressor's random numbers.
+        clock: measures the time spent in waiting.
+        prepare: what is done to each vector, which it may overwrite if it is told so, before it is compressed.
+        raises: whether the last call raises an error of the step.
+
+    Attributes:
         rounds: the collectives of a step.
-        carried: arrays, by name, of what another compressor has not sent: added to the next vector until a step with it
-            is committed.
         retired: whether another compressor has taken over.
         error: what went wrong in this step.
     """
@@ -51,24 +84,27 @@ class GraphExchange(Exchange):
         self,
         compressor: Compressor,
         layout: Layout,
-        transport: HorovodTransport,
+        transport: GraphTransport,
         *,
         dtype: str,
         device: str,
         name: str,
         seed: int,
+        clock: Clock,
+        prepare: Callable[[GraphExchange, Any, bool], tuple[Any, bool]] = lambda exchange, vector, own: (vector, own),
         raises: bool = False,
     ) -> None:
         self.on_cpu = "GPU" not in device.upper()
         ops = NumpyOps() if self.on_cpu else TensorFlowOps(device)
-        self.carrier = Carrier(ops, transport.rank, transport.workers, transport.traffic)
-        super().__init__(compressor, layout, ops, self.carrier, name=name, seed=seed)
-        self.horovod, self.dtype, self.raises = transport, dtype, raises
+        super().__init__(compressor, layout, ops, transport, name=name, seed=seed)
+        self.transport, self.dtype, self.raises = transport, dtype, raises
+        self.next_name = f"{name}.0"
+        self._clock, self._prepare = clock, prepare
         self._first = self._rehearse()
         self.rounds = [step.round for step in self._first]
-        self.carried: dict[str, Any] = {}
         self.retired = False
         self.error: Exception | None = None
+        self._sent: Any = None
 
     def begin(self, vector: Tensor, own: bool, end_last: Callable[[], None] | None = None) -> list[Tensor]:
         """Return the node whose call starts the step, and which gives what the first collective is to carry.
@@ -91,30 +127,36 @@ class GraphExchange(Exchange):
             if self.retired:
                 raise RuntimeError(
                     "this graph was traced before set_compression(): model.make_train_function(force=True) or "
-                    "model.compile() lets Keras trace it anew"
+                    "model.compile() lets Keras trace it anew, and a new tf.function does so for a tape"
                 )
-            vector = self._joined(*arrays)
-            if self.carried:
-                vector = self._with_carried(vector)
-            self.launch(vector, overwrite=own or bool(self.carried))
-            return [self.carrier.array]
+            vector, overwrite = self._prepare(self, self._joined(*arrays), own)
+            self.launch(vector, overwrite=overwrite)
+            return [self._outgoing()]
 
         return self._call(launch, tensors, 0)
 
     def proceed(self, array: Tensor, number: int) -> list[Tensor]:
         """Return the nodes of a collective, counted from 0, and of the call after it: see `resume`."""
-        return self.resume(self.horovod.carry(array, self.rounds[number], f"{self.name}.{number}"), number)
+        return self.resume(self.transport.carry(array, self.rounds[number], f"{self.name}.{number}"), number)
 
     def resume(self, result: Tensor, number: int) -> list[Tensor]:
         """Return the node of the call after a collective: what the next one is to carry, or the mean."""
 
         def resume(array: Any) -> list[Any]:
+            collective = self.pending
+            assert collective is not None
             self._look_for_failures(array)
-            self.carrier.result = array
-            self.advance()
-            return [self.carrier.array] if self.mean is None else self._parts(self.mean)
+            kind = "allreduce" if isinstance(collective, AllReduce) else "allgather"
+            self.transport.traffic.count(kind, self._sent.nbytes, array.nbytes)
+            self.feed(incoming(collective, array, self.transport.workers))
+            return [self._outgoing()] if self.mean is None else self._parts(self.mean)
 
         return self._call(resume, [result], number + 1)
+
+    def _outgoing(self) -> Any:
+        assert self.pending is not None
+        self._sent = outgoing(self.ops, self.pending)
+        return self._sent
 
     def _call(self, function: Callable[..., list[Any]], tensors: Sequence[Tensor], number: int) -> list[Tensor]:
         """Return what a call gives: what collective `number` is to carry, or the mean after the last."""
@@ -122,11 +164,11 @@ class GraphExchange(Exchange):
         given = self._signature if last else [tf.TensorSpec([None], self.rounds[number].dtype)]
 
         def guarded(*arrays: Any) -> list[Any]:
-            self.horovod.enters(brings=int(number > 0))
+            self._clock.enter(brings=int(number > 0))
             try:
                 return attempted(*arrays)
             finally:
-                self.horovod.leaves(takes=int(not last))
+                self._clock.leave(takes=int(not last))
 
         def attempted(*arrays: Any) -> list[Any]:
             if number == 0:
@@ -166,16 +208,6 @@ class GraphExchange(Exchange):
         """Return the arrays that go to the graph."""
         return [mean]
 
-    def _with_carried(self, vector: Any) -> Any:
-        """Return the vector, in memory of its own, with what is carried."""
-        return self.ops.add(self.ops.copy(vector), self.carried["residual"])
-
-    @property
-    def left_over(self) -> dict[str, Any]:
-        """What was not sent, arrays by name: that of the compressor, or what is still carried."""
-        kept = self.state.local.kept
-        return {name: kept[name] for name in ("residual", "rows") if name in kept} or self.carried
-
     def _zeros(self) -> Any:
         """Return a vector of zeros, as NumPy's."""
         return np.zeros(self.layout.size, self.dtype)
@@ -189,7 +221,7 @@ class GraphExchange(Exchange):
         """Return what is carried in place of an array that there is not, because of an error."""
         step = self._first[number]
         if step.round.op == "gather":
-            text = f"rank {self.horovod.rank} failed with {type(self.error).__name__}: {self.error}".encode()
+            text = f"rank {self.transport.rank} failed with {type(self.error).__name__}: {self.error}".encode()
             data = FAILED + len(text).to_bytes(LENGTH_BYTES, "little") + text
             data += b" " * (len(data) == step.shape[0])  # the length tells that it is no payload
             return self.ops.from_numpy(np.frombuffer(data, np.uint8).copy())
@@ -203,9 +235,9 @@ class GraphExchange(Exchange):
 
         Payloads of equal length are looked at only if the sum of the lengths is wrong.
         """
-        collective: Collective = self._handle
-        whole = self.carrier.array.nbytes * self.horovod.workers
-        if isinstance(collective, AllReduce) or (not collective.varying and array.nbytes == whole):
+        collective = self.pending
+        whole = self._sent.nbytes * self.transport.workers
+        if isinstance(collective, AllReduce) or (not collective.varying and array.nbytes == whole):  # type: ignore[union-attr]
             return
         texts = []
         for part in self.ops.to_numpy(array).tobytes().split(FAILED)[1:]:
@@ -216,26 +248,16 @@ class GraphExchange(Exchange):
 
     def _rehearse(self) -> list[_Rehearsed]:
         """Return the collectives of this step, by doing it with a vector of zeros and a state that is left alone."""
-        vector, state = self._zeros(), State(self.layout, workers=self.horovod.workers)
-        compressor, ops = self.compressor.at(self.state.step), NumpyOps()
-        generator, answer = compressor.reduce(ops, vector, state), None
-        steps: list[_Rehearsed] = []
-        while True:
-            try:
-                collective = generator.send(answer)
-            except StopIteration:
-                return steps
+        workers = self.transport.workers
+        step = Step(self.compressor.at(self.state.step), NumpyOps(), self._zeros(), State(self.layout, workers=workers))
+        rehearsed: list[_Rehearsed] = []
+        while (collective := step.pending) is not None:
             if isinstance(collective, AllReduce):
-                answer = collective.array.copy()
-                steps.append(_Rehearsed(Round(collective.op, str(answer.dtype)), answer.shape))
+                rehearsed.append(_Rehearsed(Round(collective.op, str(collective.array.dtype)), collective.array.shape))
             else:
-                answer = [collective.payload] * self.horovod.workers
-                steps.append(_Rehearsed(Round("gather", "uint8"), collective.payload.shape))
-
-    def commit(self) -> Any:
-        """As of any exchange; what was carried has been sent, or is left over anew."""
-        self.carried = {}
-        return super().commit()
+                rehearsed.append(_Rehearsed(Round("gather", "uint8"), collective.payload.shape))
+            step.feed(echo(collective, workers))
+        return rehearsed
 
     def abandon(self) -> None:
         """Drop the step under way, and its error."""
@@ -244,7 +266,7 @@ class GraphExchange(Exchange):
 
 
 class RowsExchange(GraphExchange):
-    """That of a sparse gradient's rows: see `hvd_compress.reduction.rows.SparseRows`."""
+    """The steps of a sparse gradient's rows: see `hvd_compress.reduction.rows.SparseRows`."""
 
     def begin_rows(self, indices: Tensor, values: Tensor) -> list[Tensor]:
         """Return the node whose call starts the step, as `begin` does; the mean has as many parts.
@@ -271,12 +293,6 @@ class RowsExchange(GraphExchange):
 
     def _parts(self, mean: Rows) -> list[Any]:
         return [mean.indices, mean.values]
-
-    def _with_carried(self, vector: Rows) -> Rows:
-        width = vector.values.shape[1]
-        values = self.ops.concat([self.ops.flatten(vector.values), self.ops.cast(self.carried["residual"], self.dtype)])
-        indices = self.ops.concat([vector.indices, self.carried["rows"]])
-        return Rows(indices, values.reshape(indices.shape[0], width), vector.height)
 
     def _zeros(self) -> Rows:
         return Rows(np.zeros(0, np.int64), np.zeros((0, self._shape[1]), self.dtype), self._shape[0])

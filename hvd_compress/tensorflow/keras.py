@@ -6,21 +6,27 @@ Horovod's own leaves the ranks unsynchronized there: it extends methods that Ker
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
-from keras.src.trainers import trainer
 
 from hvd_compress.compressors import spec
 from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.tensorflow.adam import CompressedAdam
 from hvd_compress.tensorflow.callbacks import BroadcastAtStart, LearningRateWarmup, MetricAverage, TensorBoard
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
-from hvd_compress.tensorflow.guard import refuse_conditions
-from hvd_compress.tensorflow.reducer import GradientReducer, Settings
+from hvd_compress.tensorflow.conditions import refuse_conditions
+from hvd_compress.tensorflow.reducer import (
+    GradientReducer,
+    changed_reducer,
+    graph_transport,
+    reducer_of,
+    reduction_settings,
+)
+from hvd_compress.transports.horovod_tensorflow import GraphTransport
 
 __all__ = [
     "BroadcastAtStart",
@@ -37,12 +43,13 @@ class _Distributed:
 
     _trainable_variables: Any
     _settings: Settings
+    _where: tuple[Any, GraphTransport | None]
     _reducer: GradientReducer
 
     def build(self, variables: Sequence[Any]) -> None:
         """Make the optimizer's variables, and the compressors' state."""
         super().build(variables)  # type: ignore[misc]
-        self._reducer = self._settings.reducer_of(list(variables))
+        self._reducer = reducer_of(list(variables), self._settings, *self._where)
 
     @tf.autograph.experimental.do_not_convert
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
@@ -55,7 +62,7 @@ class _Distributed:
         refuse_conditions(self)
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
         if variables:
-            self._reducer = self._settings.reducer_of(variables)
+            self._reducer = reducer_of(variables, self._settings, *self._where)
         if isinstance(self, keras.optimizers.LossScaleOptimizer):  # decides by the gradients whether to skip the step
             grads = self._reducer.reduce(grads)
         else:
@@ -83,17 +90,16 @@ class _Distributed:
             rules: as in `DistributedOptimizer`; the former ones are forgotten.
 
         Raises:
-            RuntimeError: if a state was loaded, and no step taken since.
             ValueError, TypeError: as in `DistributedOptimizer`.
         """
-        settings = replace(self._settings, compression=compression, rules=tuple(rules or ()))
+        settings = self._settings.with_compression(compression, rules)
         _check_momentum(self, settings)
         if hasattr(self, "_reducer"):
-            self._reducer = settings.succeed(self._settings, list(self._trainable_variables))
+            self._reducer = changed_reducer(self._trainable_variables, self._settings, settings, *self._where)
         self._settings = settings
 
     def compression_stats(self) -> dict[str, Any]:
-        """Return what this worker sent since construction (see `GradientReducer.stats`)."""
+        """Return what this worker sent since construction (see `hvd_compress.reduction.stats.Stats`)."""
         return self._reducer.stats() if hasattr(self, "_reducer") else {}
 
 
@@ -105,10 +111,11 @@ def DistributedOptimizer(
     process_set: Any = hvd.global_process_set,
     sparse_as_dense: bool = False,
     *,
-    bucket_bytes: int = 25 * 2**20,
-    dense_below: int = 1024,
+    bucket_bytes: int = BUCKET_BYTES,
+    dense_below: int = DENSE_BELOW,
     seed: int = 0,
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
+    transport: GraphTransport | None = None,
 ) -> Any:
     """Wrap a Keras 3 optimizer so that its gradients are averaged over Horovod's processes, compressed.
 
@@ -130,6 +137,8 @@ def DistributedOptimizer(
         seed: of the compressors' random numbers, the same on all workers.
         rules: exceptions: tuples (pattern, compression), or `hvd_compress.tensorflow.Rule` objects; the first that
             matches a variable's path and size decides, whatever `dense_below` says.
+        transport: who carries the collectives instead of Horovod: any
+            `hvd_compress.transports.horovod_tensorflow.GraphTransport`.
 
     Raises:
         RuntimeError: if Keras runs on another backend than TensorFlow.
@@ -143,22 +152,16 @@ def DistributedOptimizer(
         )
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(f"optimizer must be a keras.optimizers.Optimizer of Keras 3; got {optimizer!r}")
-    settings = Settings(
-        compression,
-        op,
-        gradient_predivide_factor,
-        process_set,
-        sparse_as_dense,
-        bucket_bytes,
-        dense_below,
-        seed,
-        tuple(rules or ()),
+    settings = reduction_settings(
+        compression, op, gradient_predivide_factor, sparse_as_dense, bucket_bytes, dense_below, seed, rules
     )
+    where = (process_set, graph_transport(process_set, transport))
     _check_momentum(optimizer, settings)
     wrapped = type(optimizer)
     # What is saved names the class by its module.
     public = getattr(keras.optimizers, wrapped.__name__, None) is wrapped
-    members = {"__module__": "keras.optimizers" if public else wrapped.__module__, "_settings": settings}
+    module = "keras.optimizers" if public else wrapped.__module__
+    members = {"__module__": module, "_settings": settings, "_where": where}
     result: Any = object.__new__(type(wrapped.__name__, (_Distributed, wrapped), members))
     object.__setattr__(result, "__dict__", optimizer.__dict__)  # Keras has its own way of setting attributes
     return result
@@ -172,16 +175,3 @@ def _check_momentum(optimizer: Any, settings: Settings) -> None:
             f"{spec(keeps[0])} keeps the momentum itself, so that the optimizer's must be 0; it is {own}. Set it to "
             "0, or choose another feedback, such as feedback=ef"
         )
-
-
-_supports_jit = trainer.model_supports_jit
-
-
-def _supports_jit_undistributed(model: Any) -> bool:
-    """Tell Keras that XLA cannot compile the training step: neither Horovod's collectives nor calls of Python."""
-    optimizer = getattr(model, "optimizer", None)
-    exchanges = any(hasattr(o, "compression_stats") for o in (optimizer, getattr(optimizer, "inner_optimizer", None)))
-    return not exchanges and bool(_supports_jit(model))
-
-
-trainer.model_supports_jit = _supports_jit_undistributed

@@ -1,115 +1,90 @@
-"""What compressors keep, in TensorFlow's checkpoints."""
+"""What compressors keep, in TensorFlow's checkpoints: NumPy's file of arrays."""
 
 from __future__ import annotations
 
 import io
 import json
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from hvd_compress.compressors import Compressor, spec
-from hvd_compress.reduction.buckets import Rule
-from hvd_compress.tensorflow.exchange import GraphExchange
-from hvd_compress.transports.horovod_tensorflow import HorovodTransport
+from hvd_compress.ops.layout import Layout
+from hvd_compress.reduction.carry import cut
+from hvd_compress.reduction.checkpoint import Saved, SavedExchange
+from hvd_compress.reduction.rows import Rows
+from hvd_compress.reduction.settings import Settings
 
 STORES = ("shared", "local")  # of a compressor's state
 
 
-class SavedState(tf.train.experimental.PythonState):
-    """Something that has exchanges, whose states are part of a ``tf.train.Checkpoint`` that it is in.
+def written(saved: Saved) -> bytes:
+    """Return a state, whose arrays are NumPy's, as a file.
 
-    Attributes:
-        exchanges: those whose states are saved, once they are `planned`.
-        steps: the number of steps so far.
+    It has an array "about", JSON as bytes, and arrays named number/store/name for each exchange's number, and
+    carried/parameter/residual (and carried/parameter/rows) for what is carried.
     """
+    about = {
+        "compression": saved.compression,
+        "rules": saved.rules,
+        "rank": next((entry.state["rank"] for entry in saved.exchanges), saved.rank),
+        "steps": saved.steps,
+        "buckets": [
+            {"parameters": entry.parameters, "step": entry.state["step"], "rows": entry.rows}
+            for entry in saved.exchanges
+        ],
+    }
+    arrays: dict[str, Any] = {}
+    for number, entry in enumerate(saved.exchanges):
+        for store in STORES:
+            arrays |= {f"{number}/{store}/{name}": array for name, array in entry.state[store].items()}
+    for parameter, part in saved.carried.items():
+        if isinstance(part, Rows):
+            arrays[f"carried/{parameter}/rows"] = part.indices
+        arrays[f"carried/{parameter}/residual"] = (part.values if isinstance(part, Rows) else part).reshape(-1)
+    file = io.BytesIO()
+    np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
+    return file.getvalue()
 
-    compressor: Compressor
-    rules: Sequence[Rule]
-    transport: HorovodTransport
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.exchanges: list[GraphExchange] = []
-        self.planned = False
-        self.steps = 0
-        self._waiting: tuple[dict[str, Any], dict[str, Any]] | None = None  # a state that was loaded before the plan
+def read(data: bytes, settings: Settings, shapes: Mapping[str, tuple[int, ...]]) -> Saved:
+    """Return what `written` was given.
 
-    def load_what_waits(self) -> None:
-        """Load what was restored before the exchanges were planned."""
-        if self._waiting is not None:
-            self._load(*self._waiting)
-            self._waiting = None
+    Args:
+        data: the file.
+        settings: those that the state must have been saved with.
+        shapes: of the parameters.
 
-    def serialize(self) -> bytes:
-        """Return the compressors' state, as NumPy's file of arrays."""
-        about, arrays = self._waiting or self._state()
-        file = io.BytesIO()
-        np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
-        return file.getvalue()
-
-    def deserialize(self, string_value: bytes) -> None:
-        """Take over what `serialize` returned; another worker's residuals are left out, with a warning.
-
-        Raises:
-            ValueError: if it belongs to another compression or model.
-        """
-        with np.load(io.BytesIO(string_value), allow_pickle=False) as file:
-            arrays = dict(file)
-        about = json.loads(arrays.pop("about").tobytes())
-        mine = self._about()
-        for key in ("compression", "rules"):
-            if about[key] != mine[key]:
-                raise ValueError(f"the state was saved with {key} {about[key]}, and here it is {mine[key]}")
-        if self.planned:
-            self._load(about, arrays)
+    Raises:
+        ValueError: if the state belongs to another compression or other rules.
+    """
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        arrays = dict(file)
+    about = json.loads(arrays.pop("about").tobytes())
+    states: list[dict[str, Any]] = [
+        {"step": bucket["step"], "rank": about["rank"], "shared": {}, "local": {}} for bucket in about["buckets"]
+    ]
+    carried: dict[tuple[str, ...], dict[str, Any]] = {}
+    for place, array in arrays.items():
+        owner, store, *rest = place.split("/", 2)
+        if owner == "carried":
+            carried.setdefault((store,), {})[rest[0]] = array
+        elif store == "carried":  # as older checkpoints have it: of all parameters of an exchange
+            carried.setdefault(tuple(about["buckets"][int(owner)]["parameters"]), {})[rest[0]] = array
         else:
-            self._waiting = (about, arrays)
-        self.steps = about["steps"]
-
-    def _about(self) -> dict[str, Any]:
-        return {
-            "compression": spec(self.compressor),
-            "rules": [str(rule) for rule in self.rules],
-            "rank": self.transport.rank,
-            "steps": self.steps,
-            "buckets": [
-                {"parameters": [p.name for p in e.layout.parameters], "step": e.state.step} for e in self.exchanges
-            ],
-        }
-
-    def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        arrays = {}
-        for number, exchange in enumerate(self.exchanges):
-            stores = {kind: getattr(exchange.state, kind).kept for kind in STORES} | {"carried": exchange.carried}
-            for kind, kept in stores.items():
-                for name, array in kept.items():
-                    arrays[f"{number}/{kind}/{name}"] = exchange.ops.to_numpy(array)
-        return self._about(), arrays
-
-    def _load(self, about: dict[str, Any], arrays: dict[str, Any]) -> None:
-        found, here = ([b["parameters"] for b in which["buckets"]] for which in (about, self._about()))
-        if found != here and found:
-            raise ValueError(
-                f"the state was saved for the buckets {found}, and here they are {here}: the model, bucket_bytes and "
-                "dense_below must be those of the run that saved it"
-            )
-        own, mine = True, about["rank"] == self.transport.rank
-        for number, (exchange, bucket) in enumerate(zip(self.exchanges, about["buckets"], strict=False)):
-            saved = {"step": bucket["step"], "rank": about["rank"], "shared": {}, "local": {}, "carried": {}}
-            for place, array in arrays.items():
-                at, kind, name = place.split("/", 2)
-                if int(at) == number:
-                    saved[kind][name] = exchange.ops.from_numpy(array)
-            exchange.abandon()
-            own &= exchange.state.load_state_dict(saved) and (mine or not saved["carried"])
-            exchange.carried = saved["carried"] if mine else {}
-        if not own:
-            warnings.warn(
-                "the state was saved by another rank: this rank's residual begins at zero. For an exact resumption "
-                "every rank saves and loads its own state.",
-                stacklevel=2,
-            )
+            states[int(owner)][store][rest[0]] = array
+    saved = Saved(
+        compression=about["compression"],
+        rules=about["rules"],
+        rank=about["rank"],
+        steps=about["steps"],
+        exchanges=[
+            SavedExchange(bucket["parameters"], state, bucket.get("rows"))
+            for bucket, state in zip(about["buckets"], states, strict=True)
+        ],
+        carried={},
+    )
+    saved.check_settings(settings)
+    for names, kept in carried.items():
+        saved.carried.update(cut(Layout.of((name, shapes[name]) for name in names), kept))
+    return saved

@@ -9,14 +9,17 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
-from hvd_compress.tensorflow.reducer import Settings
+from hvd_compress.tensorflow.reducer import graph_transport, reducer_of, reduction_settings
+from hvd_compress.transports.horovod_tensorflow import GraphTransport
 
 
 class _Distributed:
     """What the tape's own class is extended by."""
 
     _settings: Settings
+    _where: tuple[Any, GraphTransport | None]
 
     @tf.autograph.experimental.do_not_convert
     def gradient(self, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
@@ -26,7 +29,7 @@ class _Distributed:
             WorkersDisagree: in the first step, if the workers differ in version, settings or model.
         """
         gradients = super().gradient(target, sources, *args, **kwargs)  # type: ignore[misc]
-        reducer = self._settings.reducer_of(tf.nest.flatten(sources))
+        reducer = reducer_of(tf.nest.flatten(sources), self._settings, *self._where)
         return tf.nest.pack_sequence_as(sources, reducer.reduce(tf.nest.flatten(gradients)))
 
 
@@ -38,15 +41,17 @@ def DistributedGradientTape(
     process_set: Any = hvd.global_process_set,
     sparse_as_dense: bool = False,
     *,
-    bucket_bytes: int = 25 * 2**20,
-    dense_below: int = 1024,
+    bucket_bytes: int = BUCKET_BYTES,
+    dense_below: int = DENSE_BELOW,
     seed: int = 0,
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
+    transport: GraphTransport | None = None,
 ) -> Any:
     """Wrap a tape so that `gradient` averages over Horovod's processes, compressed.
 
     The state, of residuals for instance, belongs to the variables: it is found again by each tape that is given the
-    same variables and settings. With a single process nothing is sent.
+    same variables and settings. `set_compression` changes the compressor in mid-training. With a single process nothing
+    is sent.
 
     Args:
         gradtape: any ``tf.GradientTape``.
@@ -61,23 +66,20 @@ def DistributedGradientTape(
         seed: of the compressors' random numbers, the same on all workers.
         rules: exceptions: tuples (pattern, compression), or `hvd_compress.tensorflow.Rule` objects; the first that
             matches a variable's name and size decides, whatever `dense_below` says.
+        transport: who carries the collectives instead of Horovod: any
+            `hvd_compress.transports.horovod_tensorflow.GraphTransport`.
 
     Raises:
         ValueError: if an argument's value is not allowed.
         TypeError: if `compression` is none, or `rules` holds anything but rules.
     """
-    settings = Settings(
-        compression,
-        op,
-        gradient_predivide_factor,
-        process_set,
-        sparse_as_dense,
-        bucket_bytes,
-        dense_below,
-        seed,
-        tuple(rules or ()),
+    settings = reduction_settings(
+        compression, op, gradient_predivide_factor, sparse_as_dense, bucket_bytes, dense_below, seed, rules
     )
+    where = (process_set, graph_transport(process_set, transport))
     wrapped = type(gradtape)
-    tape: Any = object.__new__(type(wrapped.__name__, (_Distributed, wrapped), {"_settings": settings}))
+    tape: Any = object.__new__(
+        type(wrapped.__name__, (_Distributed, wrapped), {"_settings": settings, "_where": where})
+    )
     tape.__dict__.update(gradtape.__dict__)
     return tape

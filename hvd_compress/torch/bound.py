@@ -3,70 +3,84 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import horovod.torch as hvd
 import torch
 from torch import Tensor
 
-from hvd_compress.compressors import Compressor, spec
+from hvd_compress.compressors import Compressor
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.reduction.agreement import check_agreement, describe
-from hvd_compress.reduction.buckets import Gradient, Rule, choose
-from hvd_compress.reduction.exchange import Exchange, advance_until
-from hvd_compress.transports.carrier import Carrier
+from hvd_compress.reduction.buckets import Bucket, Gradient, Rule, one_bucket_each
+from hvd_compress.reduction.checkpoint import Saved, SavedExchange
+from hvd_compress.reduction.exchange import VectorSteps, advance_until
+from hvd_compress.reduction.settings import Settings
+from hvd_compress.torch.reducer import TensorExchange, TensorReducer
+from hvd_compress.torch.saved import written
+from hvd_compress.transports import Peers
 from hvd_compress.transports.horovod_torch import HorovodTransport
 
 _bound = itertools.count()
+INSTEAD = "hvd_compress.torch.DistributedOptimizer"
 
 
-class BoundCompression:
+class SummedByHorovod(VectorSteps):
+    """The steps of a vector whose one AllReduce Horovod's optimizer carries, under the parameter's name."""
+
+    waiting_seconds = 0.0  # Horovod's own is not known
+
+    def __init__(self, compressor: Compressor, layout: Layout, peers: Peers, *, seed: int, device: Any) -> None:
+        self.device = torch.device(device)
+        name = layout.parameters[0].name
+        super().__init__(compressor, layout, TorchOps(self.device), peers, name=name, seed=seed)
+
+
+class BoundCompression(TensorReducer):
     """A compressor with its state for each of a model's parameters, for Horovod's own optimizer.
 
     Horovod calls `compress` with a gradient and no name: the parameter is found by identity. If the method is one
     AllReduce, Horovod carries it. Otherwise its collectives are started here, Horovod carries an empty tensor, and
-    `decompress` waits for them, advancing all that are ready: workers may ask for them in different orders.
+    `decompress` waits for them, advancing all that are ready: workers may ask for them in different orders. A step's
+    state is committed when the next step begins.
     """
 
-    def __init__(
-        self,
-        compressor: Compressor,
-        rules: Sequence[Rule],
-        parameters: dict[str, Tensor],
-        op: int,
-        dense_below: int,
-        seed: int,
-    ) -> None:
-        if op not in (hvd.Average, hvd.Sum):
-            raise ValueError(f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}); got {op}")
-        self.compressor, self.rules, self.parameters = compressor, [str(rule) for rule in rules], parameters
-        self.transport = HorovodTransport(explains=False)  # the others may wait in Horovod's optimizer
-        self._prefix = f"hvd_compress.bound.{next(_bound)}"
-        self._factor = self.transport.workers if op == hvd.Sum else 1
-        self._exchanges: dict[str, Exchange] = {}
-        for name, p in parameters.items():
-            if not p.requires_grad:
-                continue
+    def __init__(self, parameters: dict[str, Tensor], settings: Settings) -> None:
+        settings.check_each_tensor_alone(INSTEAD)
+        trained = [(name, p) for name, p in parameters.items() if p.requires_grad]
+        for name, p in trained:
             check_gradient(p, name)
-            chosen = choose(Gradient(name, tuple(p.shape), "float32"), compressor, dense_below, rules)
-            alone = chosen.collectives == ("allreduce",)
-            t = self.transport
-            carrier = Carrier(TorchOps(p.device), t.rank, t.workers, t.traffic) if alone else t
-            self._exchanges[name] = tensor_exchange(name, p, chosen, carrier, seed, prefix=self._prefix)
-        self._own = [e for e in self._exchanges.values() if e.transport is self.transport]
-        self.waiting_seconds = 0.0
-        self._names = {p: name for name, p in parameters.items()}
-        self._order = list(reversed(parameters.values()))
+        transport = HorovodTransport(explains=False)  # the others may wait in Horovod's optimizer
+        super().__init__(trained, settings, transport, f"hvd_compress.bound.{next(_bound)}")
+        self._factor = transport.workers if settings.op == "sum" else 1
+        self._names = {p: name for name, p in trained}
+        self._order = [p for _, p in reversed(trained)]
         self._next = 0
         self._agreed = False
-        self._description = {
-            **describe(compressor, seed, Layout.of((name, tuple(p.shape)) for name, p in parameters.items())),
-            "rules": self.rules,
-            "op": op,
-            "dense_below": dense_below,
-        }
+        self.plan(self.gradients)
+
+    def new_exchange(
+        self, compressor: Compressor, layout: Layout, *, name: str, dtype: str, device: str, rows: bool
+    ) -> Any:
+        if compressor.collectives == ("allreduce",):
+            return SummedByHorovod(compressor, layout, self.transport, seed=self.settings.seed, device=device)
+        return super().new_exchange(compressor, layout, name=name, dtype=dtype, device=device, rows=rows)
+
+    def plan(self, gradients: Sequence[Gradient], apart: Collection[str] = ()) -> None:
+        super().plan(gradients, apart)
+        self._exchanges = {exchange.layout.parameters[0].name: exchange for exchange in self.exchanges}
+
+    def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
+        return one_bucket_each(gradients, self.compressor, self.settings.rules, self.settings.dense_below)
+
+    def carried_here(self) -> list[Any]:
+        # Last those that Horovod carries: with groups, it has names of its own for them.
+        return sorted(self.exchanges, key=lambda exchange: isinstance(exchange, SummedByHorovod))
+
+    @property
+    def _own(self) -> list[TensorExchange]:
+        """The exchanges whose collectives are started here."""
+        return [exchange for exchange in self.exchanges if isinstance(exchange, TensorExchange)]
 
     def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """Begin the exchange of a gradient; return what Horovod is to sum, and a context.
@@ -78,18 +92,22 @@ class BoundCompression:
         """
         check_gradient(tensor)
         if not self._agreed:
-            self._agree()
+            self.agree(self.gradients, {"dtypes": self.dtypes})
+            self._agreed = True
         name = self._names[self._find(tensor)]
         exchange = self._exchanges[name]
         if exchange.finished:
             self._end_step()
         try:
-            exchange.launch(flat(tensor, exchange.compressor))
+            vector: Any = flat(tensor, exchange.compressor)
+            if name in self.carried:
+                vector = self.with_carried(exchange, vector.clone())
+            exchange.launch(vector)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             raise
-        if isinstance(exchange.transport, Carrier):
-            array = exchange.transport.array
+        if isinstance(exchange, SummedByHorovod):
+            array = exchange.pending.array  # type: ignore[union-attr]
             # Horovod sums in place, and the compressor may need its array again.
             return (array.clone() if exchange.compressor.stateful else array), (name, tensor)
         return tensor.new_empty(0), (name, tensor)
@@ -101,68 +119,83 @@ class BoundCompression:
         name, gradient = ctx
         exchange = self._exchanges[name]
         try:
-            if isinstance(exchange.transport, Carrier):
-                exchange.transport.result = tensor / self._factor if self._factor != 1 else tensor
-                exchange.advance()
+            if isinstance(exchange, SummedByHorovod):
+                self.transport.traffic.count("allreduce", tensor.nbytes, tensor.nbytes)
+                exchange.feed(tensor / self._factor if self._factor != 1 else tensor)
             self.waiting_seconds += advance_until(lambda: exchange.finished, self._own)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             raise
-        assert exchange.mean is not None
         mean = exchange.mean.view(gradient.shape).to(gradient.dtype)
         return mean * self._factor if self._factor != 1 else mean.clone()
+
+    def set_compression(self, compression: Any, rules: Iterable[Rule | tuple[str, Any]] | None = None) -> None:
+        """Use another compressor, with its rules, from the next step on. All workers call it alike, between two steps.
+
+        What residuals hold is added, once, to the next gradients of their parameters; all else begins anew.
+
+        Args:
+            compression: as an optimizer's ``compression`` argument.
+            rules: as in `bind`; the former ones are forgotten.
+
+        Raises:
+            RuntimeError: if a step is under way.
+            ValueError, TypeError: as in `bind`.
+        """
+        settings = self.settings.with_compression(compression, rules)
+        settings.check_each_tensor_alone(INSTEAD)
+        if any(exchange.launched and not exchange.finished for exchange in self.exchanges):
+            raise RuntimeError("set_compression() was called while gradients are exchanged: call it between steps")
+        self._end_step()
+        self.change(settings)
+        self._agreed = False
+        self.plan(self.gradients)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all parameters' compressors; each worker has its own."""
         self._end_step()
-        return {
-            "compression": spec(self.compressor),
-            "rules": self.rules,
-            "parameters": {name: e.state.state_dict() for name, e in self._exchanges.items()},
-        }
+        saved = self.saved()
+        state = written(saved, self.shapes, {})
+        state["parameters"] = {entry.parameters[0]: entry.state for entry in saved.exchanges}
+        return {key: value for key, value in state.items() if key not in ("buckets", "sparse")}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned.
 
         Raises:
             ValueError: if it belongs to another compression, other rules or other parameters.
         """
+        here = Saved.empty(self.settings, self.transport.rank)
         theirs = (saved["compression"], saved["rules"], sorted(saved["parameters"]))
-        ours = (spec(self.compressor), self.rules, sorted(self._exchanges))
+        ours = (here.compression, here.rules, sorted(self.parameters))
         if theirs != ours:
             raise ValueError(
                 "the state was saved with {} and rules {} for {}; here it is ".format(*theirs)
                 + "{} and rules {} for {}".format(*ours)
             )
-        for name, exchange in self._exchanges.items():
-            exchange.abandon()
-            exchange.state.load_state_dict(saved["parameters"][name])
+        self.load(
+            Saved(
+                compression=here.compression,
+                rules=here.rules,
+                rank=saved.get("rank", next((state["rank"] for state in saved["parameters"].values()), here.rank)),
+                steps=saved.get("steps", 0),
+                exchanges=[SavedExchange([name], saved["parameters"][name]) for name in self.parameters],
+                carried={name: tensor.reshape(-1) for name, tensor in saved.get("carried", {}).items()},
+            )
+        )
 
     def compression_stats(self) -> dict[str, Any]:
-        """Return what this worker sent, with some of the keys of ``DistributedOptimizer.compression_stats``.
+        """Return what this worker sent, as ``DistributedOptimizer.compression_stats``.
 
         Horovod's own time for what it carries is not in ``communication_seconds``.
         """
-        traffic = self.transport.traffic
-        return {
-            "bytes_sent": traffic.sent,
-            "bytes_received": traffic.received,
-            "compression_seconds": sum(e.compression_seconds for e in self._exchanges.values()),
-            "communication_seconds": self.waiting_seconds + sum(e.waiting_seconds for e in self._own),
-            "collectives": {kind: dict(entry) for kind, entry in traffic.collectives.items()},
-        }
-
-    def _agree(self) -> None:
-        answers = self.transport.gather_object(self._description, f"{self._prefix}.agreement")
-        check_agreement(answers)
-        self._agreed = True
+        return self.stats()
 
     def _end_step(self) -> None:
         """Keep the last step's state if all its means are finite, as the optimizer saw them."""
-        done = [exchange for exchange in self._exchanges.values() if exchange.finished]
-        finite = all(exchange.finite for exchange in done)
-        for exchange in done:
-            exchange.commit() if finite else exchange.rollback()
+        done = [exchange for exchange in self.exchanges if exchange.finished]
+        if done:
+            self.finish(done)
 
     def _find(self, tensor: Tensor) -> Tensor:
         """Return the parameter whose gradient this is, beginning with the one after the last found."""
@@ -175,21 +208,6 @@ class BoundCompression:
             f"a gradient of shape {tuple(tensor.shape)} belongs to no bound parameter: bind() the named_parameters "
             "that the optimizer has (with sparse_as_dense use hvd_compress.torch.DistributedOptimizer)"
         )
-
-    def _fail(self, error: Exception) -> None:
-        own = [e.next_name for e in self._own if not e.finished]
-        horovods = [name for name, e in self._exchanges.items() if not e.launched]
-        self.transport.fail(error, [*own, *horovods])
-        for exchange in self._exchanges.values():
-            exchange.abandon()
-
-
-def tensor_exchange(
-    name: str, tensor: Tensor, compressor: Compressor, transport: Any, seed: int, prefix: str = "unbound"
-) -> Exchange:
-    """Return the exchange of one tensor."""
-    layout = Layout.of([(name, tuple(tensor.shape))])
-    return Exchange(compressor, layout, TorchOps(tensor.device), transport, name=f"{prefix}.{name}", seed=seed)
 
 
 def flat(tensor: Tensor, compressor: Compressor) -> Tensor:

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from hvd_compress.compressors import spec
 from hvd_compress.compressors.named import NamedCompressor, has_methods
+from hvd_compress.compressors.state import State
+from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.reduction.buckets import Rule
-from hvd_compress.reduction.settings import as_rules
-from hvd_compress.torch.bound import BoundCompression, check_gradient, flat, tensor_exchange
-from hvd_compress.transports.carrier import Carrier
+from hvd_compress.reduction.settings import DENSE_BELOW, Settings
+from hvd_compress.reduction.step import Step
+from hvd_compress.torch.bound import BoundCompression, check_gradient, flat
+from hvd_compress.transports.horovod import op_name
 
 
 class TorchCompression(NamedCompressor):
@@ -29,7 +32,7 @@ class TorchCompression(NamedCompressor):
         named_parameters: Iterable[tuple[str, Tensor]],
         *,
         op: int = hvd.Average,
-        dense_below: int = 1024,
+        dense_below: int = DENSE_BELOW,
         seed: int = 0,
         rules: Iterable[Rule | tuple[str, Any]] | None = None,
     ) -> BoundCompression:
@@ -48,14 +51,10 @@ class TorchCompression(NamedCompressor):
             TypeError: if `rules` holds anything but rules.
         """
         parameters = dict(named_parameters)
-        checked = as_rules(rules, parameters)
-        for compressor in (self.compressor, *(rule.compression for rule in checked)):
-            if compressor.whole_gradient:
-                raise ValueError(
-                    f"{spec(compressor)} needs the gradient of the whole model at once, and Horovod's optimizer hands "
-                    "over one tensor at a time; use hvd_compress.torch.DistributedOptimizer"
-                )
-        return BoundCompression(self.compressor, checked, parameters, op, dense_below, seed)
+        settings = Settings(
+            self, rules or (), tuple(parameters), op=op_name(op, hvd), dense_below=dense_below, seed=seed
+        )
+        return BoundCompression(parameters, settings)
 
     def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """Compress one gradient without state, as Horovod's optimizer asks.
@@ -70,19 +69,17 @@ class TorchCompression(NamedCompressor):
                 "compression = compression.bind(model.named_parameters())"
             )
         check_gradient(tensor)
-        carrier = Carrier(TorchOps(tensor.device))
-        exchange = tensor_exchange("gradient", tensor, self.compressor, carrier, 0)
-        exchange.launch(flat(tensor, self.compressor))
-        return carrier.array.view(tensor.shape), (exchange, tensor.dtype)
+        state = State(Layout.flat(tensor.numel()))
+        step = Step(self.compressor, TorchOps(tensor.device), flat(tensor, self.compressor), state)
+        return step.pending.array.view(tensor.shape), (step, tensor.dtype)  # type: ignore[union-attr]
 
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
         """Return the mean that Horovod's sum of compressed gradients stands for."""
         if ctx is None:  # a sparse gradient, which Horovod carries without asking to compress it
             return tensor
-        exchange, dtype = ctx
-        exchange.transport.result = tensor.reshape(-1)
-        exchange.advance()
-        return exchange.commit().view(tensor.shape).to(dtype)
+        step, dtype = ctx
+        step.feed(tensor.reshape(-1))
+        return step.result.mean.view(tensor.shape).to(dtype)
 
 
 @has_methods(TorchCompression)

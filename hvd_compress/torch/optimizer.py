@@ -7,24 +7,25 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import horovod.torch as hvd
 import torch
 from torch import Tensor
 
-from hvd_compress.compressors import AdamMomentum, Compressor, spec
+from hvd_compress.compressors import AdamMomentum, spec
 from hvd_compress.compressors.feedback import AdamMomentumOfMean
-from hvd_compress.compressors.named import as_compressor
 from hvd_compress.reduction.buckets import Rule
-from hvd_compress.reduction.settings import as_rules
+from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings, check_passes
+from hvd_compress.reduction.stats import nothing_sent
 from hvd_compress.torch.bound import check_gradient
 from hvd_compress.torch.compression import Compression, TorchCompression
 from hvd_compress.torch.reducer import GradientReducer
+from hvd_compress.transports import Transport
+from hvd_compress.transports.horovod import op_name
 from hvd_compress.transports.horovod_torch import HorovodTransport
 
-_created: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+_created: defaultdict[Any, Iterator[int]] = defaultdict(itertools.count)
 
 
 class _Methods:
@@ -34,8 +35,7 @@ class _Methods:
     _reducer: GradientReducer | None
     _synchronized: bool
     _should_synchronize: bool
-    _workers: int
-    _read_compression: Callable[..., tuple[Compressor, tuple[Rule, ...]]]
+    _settings: Settings
 
     def synchronize(self) -> None:
         """Wait until the gradients are averaged, for instance to clip them before `step`.
@@ -120,10 +120,11 @@ class _Methods:
             RuntimeError: if gradients were computed that are not yet synchronized.
             ValueError, TypeError: as in `DistributedOptimizer`.
         """
-        checked = self._read_compression(compression, rules)
-        _check_momentum(self, *checked)
+        settings = self._settings.with_compression(compression, rules)
+        _check_momentum(self, settings)
         if self._reducer is not None:
-            self._reducer.set_compression(*checked)
+            self._reducer.change(settings)
+        self._settings = settings
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse: the workers have agreed on the parameters."""
@@ -152,12 +153,8 @@ class _Methods:
         """
         rest = dict(state_dict)
         compression = rest.pop("compression", None)
-        if self._reducer is not None and not self._reducer.load_state_dict(compression):
-            warnings.warn(
-                "the state was saved by another rank: this rank's residual begins at zero. "
-                "For an exact resumption every rank saves and loads its own state.",
-                stacklevel=2,
-            )
+        if self._reducer is not None:
+            self._reducer.load_state_dict(compression)
         self._synchronized = False
         self._should_synchronize = True
         self._wrapped.load_state_dict(self, rest)
@@ -172,11 +169,7 @@ class _Methods:
         the comparison of settings in the first step and after `set_compression`). All zero with a single worker, who
         sends nothing.
         """
-        if self._reducer is not None:
-            return self._reducer.stats()
-        empty = dict.fromkeys(("steps", "bytes_sent", "bytes_received", "dense_bytes"), 0)
-        seconds = {"compression_seconds": 0.0, "communication_seconds": 0.0}
-        return {**empty, "ratio": 1.0, **seconds, "residual_norm": 0.0, "collectives": {}}
+        return self._reducer.stats() if self._reducer is not None else nothing_sent()
 
 
 def DistributedOptimizer(
@@ -190,10 +183,11 @@ def DistributedOptimizer(
     sparse_as_dense: bool = False,
     process_set: Any = hvd.global_process_set,
     *,
-    bucket_bytes: int = 25 * 2**20,
-    dense_below: int = 1024,
+    bucket_bytes: int = BUCKET_BYTES,
+    dense_below: int = DENSE_BELOW,
     seed: int = 0,
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
+    transport: Transport | None = None,
 ) -> Any:
     """Wrap an optimizer so that its gradients are averaged over Horovod's processes, compressed.
 
@@ -218,6 +212,8 @@ def DistributedOptimizer(
         rules: exceptions: tuples (pattern, compression) such as ``("embed.*", "topk(ratio=0.001)")``, or
             `hvd_compress.torch.Rule` objects, which know sizes as well. The first that matches a parameter's name and
             size decides, whatever `dense_below` says.
+        transport: who carries the collectives instead of Horovod: any `hvd_compress.transports.Transport` of tensors,
+            such as ``hvd_compress.transports.mpi.MPITransport(ops=TorchOps())``; of no other optimizer.
 
     Raises:
         ValueError: if an argument's value is not allowed, or a parameter has no name, or two have the same, or a rule
@@ -225,25 +221,23 @@ def DistributedOptimizer(
         TypeError: if `compression` is none, or `rules` holds anything but rules, or a parameter is not of a real
             floating dtype.
     """
-    if op not in (hvd.Average, hvd.Sum):
-        raise ValueError(
-            f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}), got {op}: compressed gradients can "
-            "be averaged and summed; for others use horovod.torch.DistributedOptimizer"
-        )
-    if gradient_predivide_factor != 1.0 and op != hvd.Average:
-        raise ValueError("gradient_predivide_factor not supported with op != Average")
-    if not gradient_predivide_factor > 0:
-        raise ValueError(f"gradient_predivide_factor must be above 0; got {gradient_predivide_factor}")
-    check_passes(backward_passes_per_step)
-    if bucket_bytes < 1:
-        raise ValueError(f"bucket_bytes must be at least 1; got {bucket_bytes}")
-    if dense_below < 0:
-        raise ValueError(f"dense_below must be at least 0; got {dense_below}")
     parameters = _check_parameters(optimizer, named_parameters)
-    grouped = _number_groups(parameters, groups)
-    read = partial(_read_compression, names=[name for name, _ in parameters], grouped=bool(grouped))
-    compressor, checked_rules = read(compression, rules)
-    _check_momentum(optimizer, compressor, checked_rules)
+    settings = Settings(
+        compression,
+        rules or (),
+        tuple(name for name, _ in parameters),
+        op=op_name(op, hvd),
+        gradient_predivide_factor=gradient_predivide_factor,
+        sparse_as_dense=sparse_as_dense,
+        bucket_bytes=bucket_bytes,
+        dense_below=dense_below,
+        seed=seed,
+        backward_passes_per_step=backward_passes_per_step,
+        groups=_number_groups(parameters, groups),
+    )
+    _check_momentum(optimizer, settings)
+    if transport is not None and process_set is not hvd.global_process_set:
+        raise ValueError("a transport knows its workers: give either transport or process_set, not both")
 
     wrapped = type(optimizer)
     # Horovod's `broadcast_optimizer_state` tells a distributed optimizer by the module of its class.
@@ -253,48 +247,30 @@ def DistributedOptimizer(
     result: Any = object.__new__(type(wrapped.__name__, (wrapped,), members))
     result.__dict__.update(optimizer.__dict__)
     result._synchronized, result._should_synchronize = False, True
-    result._reducer, result._read_compression = None, read
-    if process_set.included() and process_set.size() > 1:
-        prefix = f"hvd_compress.{process_set.process_set_id}.{next(_created[process_set.process_set_id])}"
-        transport = HorovodTransport(process_set, prefix)
-        result._reducer = GradientReducer(
-            parameters,
-            compressor,
-            checked_rules,
-            transport,
-            scale_before=1.0 / gradient_predivide_factor,
-            scale_after=gradient_predivide_factor if op == hvd.Average else float(transport.workers),
-            passes=backward_passes_per_step,
-            groups=grouped,
-            sparse_as_dense=sparse_as_dense,
-            bucket_bytes=bucket_bytes,
-            dense_below=dense_below,
-            seed=seed,
-            prefix=prefix,
-        )
+    result._reducer, result._settings = None, settings
+    if transport is None and process_set.included() and process_set.size() > 1:
+        prefix = _prefix(process_set.process_set_id)
+        result._reducer = GradientReducer(parameters, settings, HorovodTransport(process_set, prefix), prefix)
+    elif transport is not None and transport.workers > 1:
+        result._reducer = GradientReducer(parameters, settings, transport, _prefix("transport"))
     return result
 
 
-def _read_compression(
-    compression: Any, rules: Iterable[Rule | tuple[str, Any]] | None, *, names: list[str], grouped: bool
-) -> tuple[Compressor, tuple[Rule, ...]]:
-    """Return the compressor and the rules that these arguments mean."""
-    compressor, checked = as_compressor(compression), as_rules(rules, names)
-    if grouped and any(c.whole_gradient for c in (compressor, *(rule.compression for rule in checked))):
-        raise ValueError("groups cannot be used with a method that needs the whole gradient at once")
-    return compressor, checked
+def _prefix(where: Any) -> str:
+    """Return what begins the names of an optimizer's collectives, of which each worker makes as many there."""
+    return f"hvd_compress.{where}.{next(_created[where])}"
 
 
-def _check_momentum(optimizer: Any, compressor: Compressor, rules: Iterable[Rule]) -> None:
+def _check_momentum(optimizer: Any, settings: Settings) -> None:
     """Raise ValueError if both a compressor and the optimizer would keep a momentum."""
-    every = [compressor, *(rule.compression for rule in rules)]
+    every = settings.compressors
     keeps = [c for c in every if c.has_momentum]
     for group in optimizer.param_groups:
         frozen = group.get("frozen_after")
         if frozen and not all(isinstance(c, AdamMomentum | AdamMomentumOfMean) and c.start == frozen for c in every):
             raise ValueError(
                 "CompressedAdam exchanges its momentum, and its compression is chosen when it is made; another one "
-                f"must have feedback=adam(start={frozen}); got {spec(compressor)}"
+                f"must have feedback=adam(start={frozen}); got {spec(settings.compression)}"
             )
         own = group.get("momentum") or (group.get("betas") or [0])[0]
         if keeps and own:
@@ -302,12 +278,6 @@ def _check_momentum(optimizer: Any, compressor: Compressor, rules: Iterable[Rule
                 f"{spec(keeps[0])} keeps the momentum itself, so that the optimizer's must be 0; it is {own}. Set it "
                 "to 0, or choose another feedback, such as feedback=ef"
             )
-
-
-def check_passes(passes: int) -> None:
-    """Raise ValueError unless there is at least one pass."""
-    if passes < 1:
-        raise ValueError(f"backward_passes_per_step must be > 0; got {passes}")
 
 
 def _check_parameters(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from hvd_compress.compressors.base import Collective
-from hvd_compress.ops import Array
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_compress.compressors.base import AllReduce, Collective
+from hvd_compress.ops import Array, Ops
 
 LENGTH_BYTES = 8
 
@@ -15,8 +19,8 @@ class Traffic:
     """The bytes of the buffers that this worker handed to each kind of collective, and got back from it.
 
     An AllReduce returns as many bytes as it takes; an AllGather returns the payloads of all workers, this one's
-    included. How often the buffers cross a link is the collective's affair: a ring AllReduce sends 2(W-1)/W times
-    the buffer, a ring AllGather W-1 times.
+    included. How often the buffers cross a link depends on the collective's algorithm: a ring AllReduce sends 2(W-1)/W
+    times the buffer, a ring AllGather W-1 times.
     """
 
     def __init__(self) -> None:
@@ -44,12 +48,45 @@ class WorkerFailed(RuntimeError):
     """Another worker failed in the middle of an exchange; the message names it and its error."""
 
 
-class Transport(Protocol):
-    """Carries the collectives of one worker. All workers start the same collectives under the same names."""
+class Peers(Protocol):
+    """The workers of a job, as one of them sees them: what any transport knows and can do.
+
+    Attributes:
+        rank: this worker's number, from 0.
+        workers: their number.
+        traffic: the bytes that this worker has sent and received.
+    """
 
     rank: int
     workers: int
     traffic: Traffic
+
+    def gather_object(self, item: Any, name: str) -> list[Any]:
+        """Return every worker's object (what JSON can hold), in the order of ranks.
+
+        It waits for all workers. Its bytes are counted as an "agreement".
+        """
+
+    def all_have_left(self, first: Sequence[tuple[str, str]]) -> bool:
+        """Tell whether all workers call this, with the first collectives of a plan that they give up.
+
+        It waits for all workers. If one of them starts any of these collectives instead, because it still follows the
+        plan, this returns False on those who called it, and the collective fails on the other.
+
+        Args:
+            first: names of collectives, and their kind: "allreduce" or "allgather".
+        """
+
+
+class Transport(Peers, Protocol):
+    """Carries the collectives of one worker. All workers start the same collectives under the same names.
+
+    Attributes:
+        ordered: whether collectives are matched by the order in which they are started, not by name. Several may be
+            under way all the same, but every worker must start them in the same order.
+    """
+
+    ordered: bool
 
     def start(self, collective: Collective, name: str) -> Any:
         """Begin a collective and return a handle."""
@@ -64,11 +101,37 @@ class Transport(Protocol):
             WorkerFailed: if another worker called `fail`.
         """
 
-    def gather_object(self, item: Any, name: str) -> list[Any]:
-        """Return every worker's object (what JSON can hold), in the order of ranks; counted as an agreement."""
-
     def fail(self, error: BaseException, names: Sequence[str]) -> None:
-        """Tell the other workers, who wait or will wait for collectives of these names, that this one cannot go on."""
+        """Let the other workers' collectives raise `WorkerFailed` with this worker's error.
+
+        Args:
+            error: why this worker cannot go on.
+            names: the collectives that the others wait for, or will start next.
+        """
+
+
+# --- what travels: the bytes of a collective, for transports that send buffers
+
+
+def outgoing(ops: Ops, collective: Collective) -> Array:
+    """Return the buffer to send: the array or payload, behind its length if the workers' lengths may differ."""
+    if isinstance(collective, AllReduce):
+        return collective.array
+    if not collective.varying:
+        return collective.payload
+    length = int(collective.payload.shape[0]).to_bytes(LENGTH_BYTES, "little")
+    return ops.concat([ops.from_numpy(np.frombuffer(length, np.uint8).copy()), collective.payload])
+
+
+def incoming(collective: Collective, received: Array, workers: int) -> Any:
+    """Return what a compressor is fed: the combined array, or the payloads that lie one behind the other.
+
+    Raises:
+        ValueError: if the bytes are not as many payloads as there are workers.
+    """
+    if isinstance(collective, AllReduce):
+        return received
+    return (split_varying if collective.varying else split_gathered)(received, workers)
 
 
 def split_gathered(gathered: Array, workers: int) -> list[Array]:
@@ -100,3 +163,14 @@ def split_varying(gathered: Array, workers: int) -> list[Array]:
     if len(payloads) != workers or start != gathered.shape[0]:
         raise ValueError(f"the {gathered.shape[0]} bytes that came in are not {workers} payloads with their lengths")
     return payloads
+
+
+def packed_object(item: Any) -> NDArray[np.uint8]:
+    """Return an object as JSON, behind its length."""
+    data = json.dumps(item).encode()
+    return np.frombuffer(len(data).to_bytes(LENGTH_BYTES, "little") + data, np.uint8).copy()
+
+
+def unpacked_objects(gathered: Array, workers: int) -> list[Any]:
+    """Return the objects that `packed_object` has packed, one of each worker."""
+    return [json.loads(bytes(part.tolist())) for part in split_varying(gathered, workers)]

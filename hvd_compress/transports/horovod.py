@@ -1,10 +1,17 @@
-"""Whether what a framework's package needs is there."""
+"""What the transports over Horovod share, whatever the framework."""
 
 from __future__ import annotations
 
 import importlib
+from typing import Any
+
+import numpy as np
 
 NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+
+# No compressor sends int32 of five axes. Horovod refuses, on every worker, a collective whose dtype or shape differs
+# between workers, so submitting this under a collective's name makes it fail for all who submit something else.
+MISFIT = np.zeros((1, 1, 1, 1, 1), np.int32)
 
 
 def require_horovod(framework: str) -> None:
@@ -22,3 +29,22 @@ def require_horovod(framework: str) -> None:
             f"first and then Horovod, HOROVOD_WITH_{name.upper()}=1 pip install --no-cache-dir --no-build-isolation "
             "horovod; or use `make setup` of hvd_compress, which builds Horovod for present versions of both"
         ) from error
+
+
+def op_name(op: int, hvd: Any) -> str:
+    """Return what an ``op`` argument means: "average" or "sum".
+
+    Args:
+        op: the value that the user gave.
+        hvd: Horovod's package for the framework in use.
+
+    Raises:
+        ValueError: if it is neither ``hvd.Average`` nor ``hvd.Sum``.
+    """
+    names = {hvd.Average: "average", hvd.Sum: "sum"}
+    if op not in names:
+        raise ValueError(
+            f"op must be hvd.Average ({hvd.Average}) or hvd.Sum ({hvd.Sum}), got {op}: compressed gradients can be "
+            f"averaged and summed; for others use {hvd.__name__}'s own optimizer or tape"
+        )
+    return names[op]

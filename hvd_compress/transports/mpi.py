@@ -13,7 +13,7 @@ from hvd_compress.ops import Ops
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.transports import Traffic, WorkerFailed
 
-_FAILED = np.uint64(2**64 - 1)
+_FAILED, _LEFT = np.uint64(2**64 - 1), np.uint64(2**64 - 2)  # what a worker may send in place of a length
 
 
 def _add_halves(source: Any, target: Any, _datatype: MPI.Datatype) -> None:
@@ -37,6 +37,8 @@ class MPITransport:
     with an agreement of eight bytes, the length of what is to come or the sign that a worker has failed.
     """
 
+    ordered = True
+
     def __init__(self, comm: MPI.Comm = MPI.COMM_WORLD, ops: Ops | None = None) -> None:
         self.comm = comm.Dup()
         self.rank, self.workers = comm.Get_rank(), comm.Get_size()
@@ -48,7 +50,7 @@ class MPITransport:
         """Begin a collective; it returns once the workers have agreed on the lengths.
 
         Raises:
-            WorkerFailed: if another worker called `fail`.
+            WorkerFailed: if another worker called `fail`, or follows another plan.
             ValueError: if the workers' arrays differ in length.
         """
         array = collective.array if isinstance(collective, AllReduce) else collective.payload
@@ -81,6 +83,9 @@ class MPITransport:
         self.traffic.count("agreement", length.nbytes, lengths.nbytes)
         if _FAILED in lengths:
             raise WorkerFailed(self._explain(None))
+        if _LEFT in lengths and length != _LEFT:
+            left = ", ".join(str(rank) for rank in np.flatnonzero(lengths == _LEFT))
+            raise WorkerFailed(f"rank {left} called set_compression(), and this one did not")
         return lengths
 
     def _explain(self, error: BaseException | None) -> str:
@@ -89,11 +94,9 @@ class MPITransport:
         return "; ".join(f"rank {rank} failed with {text}" for rank, text in enumerate(texts) if text is not None)
 
     def done(self, handle: Handle) -> bool:
-        """Tell whether `wait` would return at once."""
         return bool(handle.request.Test())
 
     def wait(self, handle: Handle) -> Any:
-        """Return the combined array, or the list of payloads."""
         handle.request.Wait()
         if isinstance(handle.collective, AllReduce):
             own, total = handle.buffers
@@ -106,8 +109,10 @@ class MPITransport:
         ends = np.cumsum(lengths.astype(np.int64))
         return [self.ops.from_numpy(part) for part in np.split(gathered, ends[:-1])]
 
+    def all_have_left(self, first: Sequence[tuple[str, str]]) -> bool:
+        return bool((self._agree(_LEFT) == _LEFT).all())
+
     def gather_object(self, item: Any, name: str) -> list[Any]:
-        """Return every worker's object, in the order of ranks; counted as an agreement."""
         self._agree(np.uint64(0))
         return self.comm.allgather(item)
 

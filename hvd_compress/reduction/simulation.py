@@ -12,6 +12,7 @@ from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.reduction.exchange import check_vector
+from hvd_compress.reduction.step import Step
 from hvd_compress.transports import LENGTH_BYTES, Traffic
 
 
@@ -53,29 +54,22 @@ class Simulation:
             raise ValueError(f"{len(self.states)} vectors are expected, one a worker; got {len(vectors)}")
         for rank, vector in enumerate(vectors):
             check_vector(f"worker {rank}", vector, self.layout)
-        self.payloads = []
-        compressor, ops = self.compressor.at(self.states[0].step), self.ops
-        if compressor.overwrites:
+        self.payloads, ops = [], self.ops
+        if self.compressor.overwrites:
             vectors = [ops.copy(vector) for vector in vectors]
-        generators = [
-            compressor.reduce(ops, ops.poison(vector), state)
+        steps = [
+            Step(self.compressor, ops, ops.poison(vector), state)
             for vector, state in zip(vectors, self.states, strict=True)
         ]
-        answer = None
-        while True:
-            collectives: list[Collective] = []
-            results: list[Reduced] = []
-            for generator in generators:
-                try:
-                    collectives.append(generator.send(answer))
-                except StopIteration as stop:
-                    results.append(stop.value)
-            if not collectives:
-                break
-            if results:
+        while any(step.pending for step in steps):
+            pending = [step.pending for step in steps if step.pending is not None]
+            if len(pending) < len(steps):
                 raise ValueError("some workers are done while others yield another collective")
-            answer = self._combine(collectives)
-        finite = self.ops.all_finite(results[0].mean)
+            combined = self._combine(pending)
+            for step in steps:
+                step.feed(combined)
+        results = [step.result for step in steps if step.result is not None]
+        finite = ops.all_finite(results[0].mean)
         for state in self.states:
             state.commit() if finite else state.rollback()
         return results
