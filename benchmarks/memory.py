@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from hvd_compress.bench import SPECS
+from hvd_compress.cli.compressor_bench import default_specs
 
 STEP = """
 import sys
 import torch
 from hvd_compress import Feedback, Layout, State, parse
 from hvd_compress.ops.torch import TorchOps
+from hvd_compress.reduction.step import Step, echo
 
 def resident(kind):
     with open("/proc/self/status") as status:
@@ -34,20 +35,16 @@ def run(layout):
     for _ in range(3):
         mean = None  # an optimizer has made use of it
         before = state.local.kept
-        generator, answer = compressor.reduce(ops, vector, state), None
-        while True:
-            try:
-                collective = generator.send(answer)
-            except StopIteration as stop:
-                mean = stop.value.mean
-                break
-            array = getattr(collective, "array", None)
-            answer = array if array is not None else [collective.payload]
+        step = Step(compressor, ops, vector, state)
+        while step.pending is not None:
+            step.feed(echo(step.pending))
+        mean = step.result.mean
+        del step
         state.commit()
         vector = state.local.vacated(vector, before, lambda array: array.data_ptr())
         vector = ops.zeros(layout.size) if vector is None else vector
         vector.normal_().mul_(4e-4)
-        del before, generator, answer, collective, array
+        del before
     kept = {**state.local.kept, **state.shared.kept}
     return sum(a.nbytes for a in kept.values()) + vector.nbytes + mean.nbytes
 
@@ -69,7 +66,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=25_000_000, help="coordinates of the gradient")
     parser.add_argument("--only", nargs="+", metavar="SPEC", help="the compressors (if none: all)")
     args = parser.parse_args()
-    specs = args.only or [text.format(columns=args.size // 50) for text in SPECS]
+    specs = args.only or default_specs(args.size)
     table = Table(box=box.MARKDOWN, title=f"{args.size} coordinates: peak beyond gradient, state and mean")
     for column in ("compressor", "MB", "of it payload", "beyond the payload, of the gradient"):
         table.add_column(column, justify="left" if column == "compressor" else "right")

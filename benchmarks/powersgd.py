@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hvd_compress import Layout, State, parse
 from hvd_compress.ops.torch import TorchOps
+from hvd_compress.reduction.step import Step, echo
 
 
 def resnet50() -> list[tuple[int, ...]]:
@@ -87,13 +88,9 @@ def ours(shapes: list[tuple[int, ...]], rank: int, steps: int) -> list[float]:
         vector.copy_(gradient)
         before = state.local.get("residual")
         began = time.perf_counter()
-        generator = compressor.reduce(ops, vector, state)
-        answer = None
-        while True:
-            try:
-                answer = generator.send(answer).array
-            except StopIteration:
-                break
+        step = Step(compressor, ops, vector, state)
+        while step.pending is not None:
+            step.feed(echo(step.pending))
         seconds.append(time.perf_counter() - began)
         state.commit()
         vector = ops.copy(gradient) if before is None else before  # the residual took the vector's place

@@ -1,4 +1,4 @@
-"""How large a sketch must be, and what it sends against other methods."""
+"""How large a sketch must be, and what it sends compared with other methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hvd_compress.compressors.sketching import SketchedSGD
 from hvd_compress.compressors.sparsify import TopK
 from hvd_compress.ops.layout import Layout
 
-RANK = 4
+RANK = 4  # of the PowerSGD that is shown beside the sketches
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Size:
 
     Attributes:
         name: of the method.
-        rows, columns: of its sketch; 0 without.
-        sent, received: bytes of all rounds.
-        second: bytes sent in the second round; 0 without.
+        rows, columns: of its sketch; 0 if it has none.
+        sent, received: bytes of all rounds together.
+        second: bytes sent in the second round; 0 if there is none.
     """
 
     name: str
@@ -33,20 +33,20 @@ class Size:
 
 
 def theory(parameters: int, k: int, steps: int, delta: float) -> tuple[int, int]:
-    """Return rows and columns for all of k heavy coordinates in all steps, with probability 1 - delta.
+    """Return the rows and columns that find all k heavy coordinates in every step, with probability 1 - delta.
 
-    The number of sums is k ln(dT/delta) (Ivkin et al. 2019, theorem 1, with a constant of 1): k columns, in as many
-    rows as make the median right for each of d coordinates in each of T steps, an odd number. It may exceed the rows
-    that `CountSketch` has.
+    The number of sums is k ln(dT/delta) (Ivkin et al. 2019, theorem 1, with a constant of 1): k columns, and an odd
+    number of rows, large enough for the median to be right for each of d coordinates in each of T steps. That may be
+    more rows than `CountSketch` allows.
     """
     rows = math.ceil(math.log(parameters * steps / delta))
     return rows + 1 - rows % 2, k
 
 
 def sizes(parameters: int, k: int, steps: int, delta: float, workers: int) -> list[Size]:
-    """Return what each method sends: theory's sketch, the measured rule's, top-k, PowerSGD and the dense gradient.
+    """Return what each method sends: theory's sketch, the measured rule's, top-k, PowerSGD, and no compression last.
 
-    PowerSGD's bytes are those of a single square matrix: of many smaller ones they are more.
+    PowerSGD's bytes are those of a single square matrix; many smaller matrices take more.
 
     Raises:
         ValueError: if an argument is outside its allowed range.
@@ -76,7 +76,7 @@ def sizes(parameters: int, k: int, steps: int, delta: float, workers: int) -> li
 
 
 def verdicts(found: list[Size]) -> list[str]:
-    """Return what is to be said of the sketches: for each whether it pays."""
+    """Return for each of the two sketches in what `sizes` returned a sentence that says whether it pays."""
     dense, topk = found[-1], found[2]
     lines = []
     for size in found[:2]:
