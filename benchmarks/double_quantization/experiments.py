@@ -16,7 +16,7 @@ QUANTIZED = ("asylpg", "accelerated", "model-only", "gradient-only")
 
 
 def seeded(jobs: Iterable[Job], seeds: int) -> list[Job]:
-    """Return the jobs for so many seeds, seed by seed."""
+    """Return the jobs with each of `seeds` seeds, all of one seed before the next."""
     jobs = list(jobs)
     return [replace(job, seed=seed) for seed in range(seeds) for job in jobs]
 
@@ -33,7 +33,7 @@ def mnist(task: str, variant: str, bits: int = 8, **more: Any) -> Job:
 
 
 def target_jobs() -> list[Job]:
-    """Return the jobs to a target, each variant with its default step; then some with a larger one."""
+    """Return the jobs to a target, each variant with its default step, then some with a larger one."""
     jobs = [rt_polarity("full-precision"), *(rt_polarity(name, bits) for name in QUANTIZED for bits in BITS)]
     jobs += [rt_polarity("sparse", bits, budget=0.02) for bits in BITS]
     jobs += [rt_polarity("asylpg", bits, model="grid") for bits in (4, 8)]
@@ -44,7 +44,7 @@ def target_jobs() -> list[Job]:
 
 
 def several_seeds(jobs: list[Job], slow: set[str]) -> list[Job]:
-    """Return the jobs for all seeds; slow variants at other bits than 4, which tell little more, for one."""
+    """Return the jobs for all seeds; slow variants for one, except at 4 bits: more would tell little."""
     return list(dict.fromkeys([*jobs, *seeded((j for j in jobs if j.variant not in slow or j.bits == 4), SEEDS)]))
 
 
@@ -58,7 +58,7 @@ def softmax_jobs() -> list[Job]:
 
 
 def scaling_jobs() -> list[Job]:
-    """Return the jobs with more and more workers: with one server, then with as many."""
+    """Return the jobs with 1 to 8 workers: first with one server, then with as many servers as workers."""
     settings = {"hidden": 200, "batch": 16, "step": 0.05, "epoch_steps": 400, "epochs": 3, "target": 1.2}
     one = [
         mnist("mlp", variant, workers=workers, **settings)

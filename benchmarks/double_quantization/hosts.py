@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PREFIX = "hvdc"  # of all namespaces and devices, so that a later process finds what one that was killed left behind
+PREFIX = "hvdc"  # of all namespaces and devices: a later process removes by it what a killed one left behind
 NETWORK = "10.77.0"  # host i is .i+1, the machine itself, where mpirun runs, .254
 LARGEST = 250
 LOCK, AGENT = Path(f"/run/{PREFIX}.lock"), Path(f"/run/{PREFIX}.agent")
 
-# What mpirun calls in place of ssh: sh AGENT [-OPTION ...] ADDRESS COMMAND. Each host has a name of its own, for Open
-# MPI takes those of one name for one host.
+# What mpirun calls in place of ssh: sh AGENT [-OPTION ...] ADDRESS COMMAND. It gives each host a name of its own, since
+# Open MPI takes hosts of the same name for one host.
 SCRIPT = f"""while [ "${{1#-}}" != "$1" ]; do shift; done
 host={PREFIX}$((${{1##*.}} - 1))
 shift
@@ -26,20 +26,20 @@ exec ip netns exec $host unshare --uts sh -c 'echo $1 > /proc/sys/kernel/hostnam
 
 
 class Unavailable(RuntimeError):
-    """Hosts cannot be had on this machine, or not now."""
+    """Hosts cannot be made on this machine, or not now."""
 
 
 @contextmanager
 def hosts(count: int, mbits: int, ulfm: bool = False, ranks_each: int = 1) -> Iterator[list[str]]:
-    """Divide the machine into hosts, and give the start of an `mpirun` command that has rank i on host i % count.
+    """Divide the machine into hosts, and give the beginning of an `mpirun` command that puts rank i on host i % count.
 
-    They are gone at the end, with all that runs on them. The environment reaches the ranks as it is.
+    At the end the hosts are removed, with all that runs on them. The ranks inherit the environment.
 
     Args:
         count: of hosts.
-        mbits: speed of each host's link in Mbit/s, in each direction; headers are some 4 % of it.
-        ulfm: whether the other ranks go on after one has died. They had better end with `os._exit`, for sometimes
-            MPI_Finalize does not return; `mpirun` may then end the slower ones, and with 1, so write results before.
+        mbits: rate of each host's link in Mbit/s, in each direction; headers take some 4 % of it.
+        ulfm: whether the other ranks go on after one has died. They should then end with `os._exit`, since
+            MPI_Finalize may not return; write results before, for `mpirun` may end the slower ranks and return 1.
         ranks_each: ranks on each host. What they send each other does not go over its link.
 
     Raises:
@@ -68,8 +68,8 @@ def hosts(count: int, mbits: int, ulfm: bool = False, ranks_each: int = 1) -> It
 
 
 def _make(count: int, mbits: int) -> None:
-    # At once goes what the link carries in 1 ms, and at least a packet; less, and the cores cut packets all the time.
-    # Half a second's worth may wait, for several ranks send to one at a time.
+    # A burst is what the link carries in 1 ms, and at least a packet: smaller ones would keep the cores segmenting
+    # packets. The queue holds half a second's worth, since several ranks may send to one at a time.
     limit = f"root tbf rate {mbits}mbit burst {max(2, mbits // 8)}kb latency 500ms"
     AGENT.write_text(SCRIPT)
     _call(f"ip link add {PREFIX} type bridge")
@@ -94,10 +94,10 @@ def _mpirun(count: int, ulfm: bool, ranks_each: int) -> list[str]:
         "oob_tcp_if_include": network,
         "btl": "tcp,self",
         "btl_tcp_if_include": network,
-        "btl_tcp_flags": "send,inplace",  # with "put", two ranks that exchange large messages send one after the other
-        "mpi_yield_when_idle": "1",  # for there are more ranks than cores, which Open MPI cannot know
+        "btl_tcp_flags": "send,inplace",  # with "put", an exchange of large messages is one after the other
+        "mpi_yield_when_idle": "1",  # there are more ranks than cores, which Open MPI cannot know
     }
-    if ulfm:  # with several hosts, who asks for the address of a dead rank waits for ever, and so does MPI_Finalize
+    if ulfm:  # otherwise asking for a dead rank's address, and MPI_Finalize, never return
         parameters |= {"mpi_add_procs_cutoff": "1024", "async_mpi_finalize": "1"}
     places = ",".join(f"{NETWORK}.{host + 1}:{ranks_each}" for host in range(count))
     command = ["mpirun", "--bind-to", "none", "--map-by", "node", "--host", places]
@@ -106,7 +106,7 @@ def _mpirun(count: int, ulfm: bool, ranks_each: int) -> list[str]:
 
 
 def _remove() -> None:
-    """End what runs on hosts, be they of an earlier process, and remove them."""
+    """Remove all hosts, those of an earlier process as well, and kill what runs on them."""
     names = [line.split()[0] for line in _call("ip netns list").splitlines() if line.startswith(PREFIX)]
     for name in names:
         for process in _call(f"ip netns pids {name}").split():
@@ -122,7 +122,7 @@ def _remove() -> None:
 
 
 def _call(command: str) -> str:
-    # In a session of its own, out of reach of a Ctrl-C that would stop it halfway.
+    # In a session of its own, so that Ctrl-C does not stop it halfway.
     done = subprocess.run(command.split(), capture_output=True, text=True, start_new_session=True)
     if done.returncode:
         raise Unavailable(f"{command!r} failed: {done.stderr.strip()}")

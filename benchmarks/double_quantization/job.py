@@ -14,8 +14,8 @@ class Job:
         data: file or folder in the data's folder.
         task, variant, bits, workers, servers, epochs, seed, l2, batch, model, model_bits, budget, step, epoch_steps,
             hidden, target: as mpi/asylpg.py takes them; None for its default.
-        mbits: speed of a host's link in Mbit/s; 0 for all ranks on this machine, without links.
-        together: whether a server and a worker share a host; else each rank has its own.
+        mbits: rate of a host's link in Mbit/s; 0 for all ranks on this machine, without links.
+        together: whether a server and a worker share a host; otherwise each rank has its own.
     """
 
     data: str

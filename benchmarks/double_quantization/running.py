@@ -1,4 +1,4 @@
-"""Doing a job: on hosts behind links of their own where that is possible, with what it uses of cores and links."""
+"""Runs a job, on hosts behind limited links where that is possible, and measures how busy cores and links are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMEOUT = 900  # seconds until a job is given up
 
 
 class Use(NamedTuple):
-    """What was used until now: seconds of all cores, those of them that were busy, and bytes of each link's ways."""
+    """The system's counters: ticks of all cores, the busy ones among them, and bytes of each link in each direction."""
 
     cores: float
     busy: float
@@ -40,18 +40,18 @@ def run(job: Job, data: str) -> dict[str, Any]:
     """Do a job.
 
     Returns:
-        How it ended ("target", "epochs" or "failed"), its steps and largest delay, which parts of the cores' and of
-        the busiest link's time were used from the first epoch's beginning on, and the curve.
+        How it ended ("target", "epochs" or "failed"), its steps and largest delay, the share of the cores' time that
+        was used and the Mbit/s of the busiest link, both from the beginning of the first epoch on, and the curve.
 
     Raises:
-        Unavailable: if there cannot be hosts, though this is root.
+        Unavailable: if hosts cannot be made, although this is root.
         RuntimeError: if the job refuses its arguments or data.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the job is ended, and its hosts are removed
     try:
         return _run(job, data)
     except KeyboardInterrupt:
-        os._exit(130)  # else the pool's process begins the next job
+        os._exit(130)  # otherwise the pool's process would begin the next job
 
 
 def _run(job: Job, data: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _run(job: Job, data: str) -> dict[str, Any]:
 
 @contextmanager
 def _mpirun(job: Job) -> Iterator[tuple[list[str], bool]]:
-    """Give the start of a command, and whether links are limited."""
+    """Give the beginning of a command, and whether the links are limited."""
     if job.mbits and os.geteuid() == 0:
         count = job.workers if job.together else job.workers + job.servers
         with hosts(count, job.mbits, ulfm=True, ranks_each=2 if job.together else 1) as command:
@@ -103,7 +103,7 @@ def _environment() -> dict[str, str]:
 
 
 def _watch(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
-    """Wait for a job; tell what it used between the first and the last line of its log."""
+    """Wait for a job; return how busy cores and links were between the first and the last line of its log."""
     marks: list[tuple[float, Use]] = []
     size, until = 0, time.monotonic() + TIMEOUT
     while process.poll() is None and time.monotonic() < until:
@@ -121,7 +121,7 @@ def _watch(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
 
 
 def _point(row: dict[str, Any]) -> list[Any]:
-    """Return a line of a curve."""
+    """Return a point of the curve; `sections` names its columns."""
     point = [row["epoch"], row["objective"], row["suboptimality"], row["accuracy"]]
     point += [row["bits_up"] / 1e6, row["bits_down"] / 1e6, row["seconds"]]
     return [value if value is None or isinstance(value, int) else float(f"{value:.6g}") for value in point]

@@ -33,29 +33,29 @@ def deviation(values: list[float]) -> float:
 
 
 def at_end(own: list[dict[str, Any]], column: int) -> list[float]:
-    """Return what the curves end with."""
+    """Return the last value of a column of each curve."""
     return [result["curve"][-1][column] for result in own]
 
 
 def megabits(own: list[dict[str, Any]]) -> float:
-    """Return the mean of the bits up and down, in millions."""
+    """Return the mean of all bits sent, up and down, in millions."""
     return statistics.mean(at_end(own, UP)) + statistics.mean(at_end(own, DOWN))
 
 
 def named(job: Job) -> str:
-    """Return what a table calls a job."""
+    """Return a job's label in tables."""
     return f"`{job.variant}`" + (", model on a grid" if job.model == "grid" else "")
 
 
 def bits_of(job: Job) -> str:
-    """Return the bits of a coordinate of the gradient, and of the model if it has others."""
+    """Return the bits per coordinate of the gradient, and of the model if they differ."""
     if job.variant == "full-precision":
         return ""
     return str(job.bits) if job.model_bits is None else f"{job.bits} / {job.model_bits}"
 
 
 def complete(found: Results[Job]) -> dict[Job, list[dict[str, Any]]]:
-    """Return the settings of which all seeds came to their end: the target, or the epochs where there is none."""
+    """Return the settings of which all seeds reached the target, or where there is none, did all epochs."""
 
     def ended(job: Job) -> str:
         return "epochs" if job.target is None else "target"
@@ -64,18 +64,20 @@ def complete(found: Results[Job]) -> dict[Job, list[dict[str, Any]]]:
 
 
 def remarks(found: Results[Job]) -> str:
-    """Return paragraphs about links without limits and about other settings, if there are some."""
-    texts = []
+    """Return paragraphs about links without limits and about seeds that did not reach the end, if there are any."""
+    incomplete = []
     for job, own in over_seeds(found).items():
         if job in complete(found):
             continue
         column = OBJECTIVE if job.task == "mlp" else GAP
         ends = ", ".join("failed" if one["ended"] == "failed" else f"{one['curve'][-1][column]:.3g}" for one in own)
-        texts.append(f"{named(job)} with {job.bits} bits and {job.workers} workers ({ends})")
-    unlimited = "" if all(result["limited"] for result in found.values()) else f"\n\n{text.UNLIMITED}"
-    return unlimited + (
-        f"\n\nNot all seeds came to the end; in brackets where they ended: {'; '.join(texts)}." if texts else ""
-    )
+        incomplete.append(f"{named(job)} with {job.bits} bits and {job.workers} workers ({ends})")
+    paragraphs = []
+    if not all(result["limited"] for result in found.values()):
+        paragraphs.append(text.UNLIMITED)
+    if incomplete:
+        paragraphs.append(text.INCOMPLETE.format("; ".join(incomplete)))
+    return "".join(f"\n\n{paragraph}" for paragraph in paragraphs)
 
 
 def table_of(found: Results[Job]) -> str:
@@ -95,7 +97,7 @@ def ways(own: list[dict[str, Any]]) -> list[str]:
 
 
 def draw_curves(found: Results[Job], column: int, title: str, path: Path) -> None:
-    """Draw a column of the curves of seed 0 over bits and over seconds."""
+    """Draw a column of the curves of seed 0, over bits and over seconds."""
     labels = {GAP: "P(x) - P*", ACCURACY: "accuracy on the test set, %"}
     with picture(path, 2) as both:
         for job, result in found.items():
@@ -113,7 +115,7 @@ def draw_curves(found: Results[Job], column: int, title: str, path: Path) -> Non
 
 
 def drawn(found: Results[Job]) -> Results[Job]:
-    """Return what a picture shows of many variants."""
+    """Return those of many variants that a picture shows."""
     return {
         job: result
         for job, result in found.items()
@@ -153,14 +155,14 @@ def show_target(found: Results[Job], folder: Path) -> str:
 
 
 def fewer_bits(found: Results[Job]) -> dict[Job, float]:
-    """Return for each setting how many times fewer bits it sends than full precision does."""
+    """Return for each setting by what factor it sends fewer bits than full precision."""
     groups = complete(found)
     full = next(own for job, own in groups.items() if job.variant == "full-precision")
     return {job: megabits(full) / megabits(own) for job, own in groups.items()}
 
 
 def best_of(factors: dict[Job, float], variant: str) -> str:
-    """Return the largest of a variant's factors, and at which bits."""
+    """Return the largest of a variant's factors, and with which bits it is reached."""
     job = max((job for job in factors if job.variant == variant), key=lambda job: factors[job])
     return f"{factors[job]:.1f} times fewer bits (with {bits_of(job)})"
 
@@ -209,7 +211,7 @@ SCALING_HEAD = "variant | workers | epochs | seconds | median | gain | objective
 
 
 def limits(job: Job, own: list[dict[str, Any]]) -> list[str]:
-    """Return which parts of the cores' and the busiest link's time were used, and what is the limit."""
+    """Return the shares of the cores' and of the busiest link's time that were used, and which is the limit."""
     cores = statistics.median(result["cores"] for result in own)
     used = [result["link"] for result in own if result["link"] is not None]
     link = statistics.median(used) / job.mbits if used else 0.0

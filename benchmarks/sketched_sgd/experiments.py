@@ -17,7 +17,7 @@ def mnist(compression: str, seed: int = 0, **more: Any) -> Run:
 
 
 def divided(sums: float, rows: int, p1: float, p2: float) -> str:
-    """Return the spec of a count sketch with so many sums for each of k coordinates, all within the budget."""
+    """Return the spec of a count sketch that fits the budget with `sums` sums for each of its k coordinates."""
     numbers = BUDGET * COORDINATES
     k = int(numbers / (sums + p2))
     columns = int((numbers - p2 * k) / rows)
@@ -48,7 +48,7 @@ def cifar10(compression: str, seed: int = 0, **more: Any) -> Run:
 
 
 def cifar10_split_runs() -> list[Run]:
-    """Return the trainings that tell a division of the bytes that is good for a perceptron from one that always is."""
+    """Return trainings that show whether a division that is good for a perceptron is good for a ResNet."""
     splits = [(428, 3, 571, 1, 2), (514, 5, 411, 1, 1), (857, 3, 571, 1, 1), (857, 5, 342, 0.5, 1)]
     splits += [(857, 5, 342, 0.25, 1), (857, 5, 342, 0.06, 1), (1285, 1, 1285, 1, 1)]
     splits += [(1285, 5, 257, 0.5, 1), (1928, 3, 214, 0.5, 1)]
@@ -59,16 +59,16 @@ def cifar10_split_runs() -> list[Run]:
 
 
 def sketched(factor: float) -> str:
-    """Return the spec of the sketch that sends so many times fewer bytes."""
+    """Return the spec of the sketch that sends `factor` times fewer bytes."""
     return f"sketched_sgd(budget={1 / factor:g})"
 
 
 def selected(factor: float) -> str:
-    """Return the spec of the top-k that sends about so many times fewer bytes."""
+    """Return the spec of the top-k that sends about `factor` times fewer bytes."""
     return f"topk(ratio={0.5 / factor:g}, scope=model)"
 
 
-FORTY = "sketched_sgd(budget=0.0115)"  # and small parameters as they are
+FORTY = "sketched_sgd(budget=0.0115)"  # 40 times fewer bytes, with small parameters uncompressed
 PUBLISHED = "sketched_sgd(budget=0.0115, p1=2, p2=4, momentum=0.9)"
 
 
@@ -81,7 +81,7 @@ def cifar10_runs() -> list[Run]:
 
 
 def stability_runs() -> list[Run]:
-    """Return trainings with splits that are not stable, with what may help them, and the same with those that are."""
+    """Return trainings with divisions that diverge and others that do not, each with remedies and without."""
     warmed = "exponential(0.25, 0.01, steps=234)"
     found: list[tuple[str, float]] = []
     for p1 in (", p1=0", ", p1=0.5", ", p1=0.0625", ""):
@@ -96,7 +96,7 @@ WORKERS = (2, 4, 16, 64, 256)
 
 
 def workers_runs() -> list[Run]:
-    """Return trainings in which the same batches are divided among more and more workers.
+    """Return trainings in which the same batches are divided among 2 to 256 workers.
 
     Every simulated worker decodes every payload of a top-k; those of 256 would take hours.
     """
@@ -106,20 +106,20 @@ def workers_runs() -> list[Run]:
 
 
 RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-MASKED = {  # what selects
+MASKED = {  # specs by what selects the coordinates
     "top-k": "topk(ratio={:g}, scope=model, feedback=momentum(masking={}))",
     "sketch": "sketched_sgd(ratio={:g}, momentum=0.9, masking={})",
 }
 
 
 def masking_runs() -> list[Run]:
-    """Return trainings with exact selections of more and more coordinates, and with sketches that find them."""
+    """Return trainings with and without masking, by top-k and by sketches, for each of `RATIOS`."""
     specs = [text.format(r, masking) for text in MASKED.values() for r in RATIOS for masking in (True, False)]
     return [mnist(spec, seed) for seed in range(2) for spec in ["none", *specs]]
 
 
 def translation_runs() -> list[Run]:
-    """Return trainings of the Transformer: by Adam, by sketched Adam in both ways, and by SGD."""
+    """Return trainings of the Transformer: Adam, Adam with sketches (in one phase and in two), and SGD."""
 
     def multi30k(compression: str, optimizer: str, lr: float) -> Run:
         settings = {"workers": 4, "batch": 128, "epochs": 6, "lr": lr, "warmup": 0.1, "width": 128}

@@ -15,7 +15,7 @@ from examples.torch import models
 
 
 class Images:
-    """A network that tells images apart, its training data and its test.
+    """An image classifier with its training and test data.
 
     Attributes:
         model: the network.
@@ -51,7 +51,7 @@ class Images:
         )
 
     def score(self) -> float:
-        """Return the part of the test images that are told right."""
+        """Return the accuracy on the test images."""
         with torch.no_grad():
             right = sum(
                 int((self.model(batch).argmax(dim=1) == answers).sum())
@@ -65,7 +65,7 @@ class Images:
 
 
 def augmented(images: Tensor, random: torch.Generator) -> Tensor:
-    """Return images, some of them flipped, shifted by up to 4 pixels together."""
+    """Return images, some of them flipped, all shifted by the same up to 4 pixels."""
     flip = torch.rand(len(images), 1, 1, 1, generator=random) < 0.5
     images = torch.where(flip, images.flip(3), images)
     dy, dx = torch.randint(0, 9, (2,), generator=random).tolist()

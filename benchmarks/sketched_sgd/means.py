@@ -15,7 +15,7 @@ Key = TypeVar("Key")
 
 
 class Mean(NamedTuple):
-    """What came of several seeds: accuracies in percent, and how many times fewer bytes than uncompressed."""
+    """The mean over seeds: accuracy in percent, and by what factor fewer bytes than uncompressed."""
 
     accuracy: float
     deviation: float

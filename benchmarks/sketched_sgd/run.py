@@ -23,7 +23,7 @@ class Run:
         seed: of weights, data and compressor.
         width: channels of the first layer of resnet9, 64 in the published network; of a Transformer's vectors.
         limit: training examples, 0 for all.
-        warmup: the part of the steps in which the learning rate rises.
+        warmup: the share of the steps in which the learning rate rises.
         decay: weight decay.
         augment: whether images are flipped and shifted at random.
         optimizer: "sgd", with a momentum of 0.9 unless the compressor keeps it, or "adam".

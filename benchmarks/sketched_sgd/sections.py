@@ -34,7 +34,7 @@ def show_cifar10_split(found: Results[Run], folder: Path) -> str:
 
 
 def show_cifar10(found: Results[Run], folder: Path) -> str:
-    """Return the section about how far the sketch goes, and draw it."""
+    """Return the section about how few bytes the sketch needs, and draw it."""
     by_epochs = means_of(found, lambda run: (run.epochs, run.compression))
     rows = []
     for (epochs, spec), mean in by_epochs.items():

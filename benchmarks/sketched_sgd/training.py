@@ -1,4 +1,4 @@
-"""A training with any number of simulated workers in one process, the bytes counted as on a real transport."""
+"""Training with any number of simulated workers in one process; bytes are counted as on a real transport."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ BETA2, EPSILON = 0.98, 1e-9  # of Adam, as in Vaswani et al. 2017
 
 
 class Task(Protocol):
-    """What is trained; see `Images` and `Translation`."""
+    """A model with its data: `Images` or `Translation`.
+
+    Attributes:
+        measure: the name of what `score` returns.
+    """
 
     model: nn.Module
     measure: str
@@ -36,14 +40,14 @@ class Task(Protocol):
         """Return the mean loss of some examples."""
 
     def score(self) -> float:
-        """Return how good the model is by now."""
+        """Return the model's measure on data that it is not trained with."""
 
     def final(self) -> dict[str, Any]:
-        """Return further results of the trained model."""
+        """Return further results, of the trained model."""
 
 
 class Workers:
-    """The exchange of the gradients of all workers, planned as `DistributedOptimizer` plans it."""
+    """Exchanges the gradients of all workers, in the buckets that `DistributedOptimizer` would use."""
 
     def __init__(self, parameters: dict[str, Tensor], run: Run) -> None:
         gradients = [Gradient(name, tuple(p.shape), "float32") for name, p in parameters.items()]
@@ -59,7 +63,7 @@ class Workers:
         self.masked: list[float] = []
 
     def collect(self) -> None:
-        """Take the gradients of one worker from the parameters."""
+        """Take one worker's gradients from the parameters."""
         for bucket, own in zip(self.buckets, self.gradients, strict=True):
             parts = [self.parameters[p.name].grad.reshape(-1) for p in bucket.layout.parameters]  # type: ignore[union-attr]
             own.append(torch.cat(parts))
@@ -67,7 +71,7 @@ class Workers:
             parameter.grad = None
 
     def reduce(self) -> None:
-        """Exchange what was collected, and set the parameters' gradients to the mean."""
+        """Exchange the collected gradients, and set the parameters' gradients to the mean."""
         for bucket, simulation, own in zip(self.buckets, self.simulations, self.gradients, strict=True):
             before = simulation.states[0].local.get("momentum")
             mean = simulation.reduce(own)[0].mean
@@ -94,8 +98,8 @@ class Workers:
     def norms(self) -> dict[str, float]:
         """Return the norms of the first worker's arrays, such as its residual and momentum, over all buckets.
 
-        With momentum correction, "masked" is the norm of its momentum after masking as a part of that before, in the
-        mean of all steps since this was called last.
+        With momentum correction, "masked" is the norm of its momentum after masking relative to that before, in the
+        mean of all steps since the last call.
         """
         squares: dict[str, float] = {}
         for simulation in self.simulations:
@@ -119,19 +123,19 @@ def load(run: Run, folder: str) -> Task:
 
 
 def optimizer_of(run: Run, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Return the optimizer: with the momentum, unless the compressor keeps it."""
+    """Return the optimizer; it has the momentum unless the compressor keeps it."""
     compressor = parse(run.compression)
     if isinstance(compressor, AdamMomentum):
         return FrozenAdam(parameters, run.lr, compressor.momentum, BETA2, EPSILON, run.decay, compressor.start)
     if run.optimizer == "adam":
         return torch.optim.AdamW(parameters, run.lr, (MOMENTUM, BETA2), EPSILON, run.decay)
-    if compressor.has_momentum:  # the decay does not pass through it, and is made as large as if it did
+    if compressor.has_momentum:  # scales the decay as the momentum would
         return torch.optim.SGD(parameters, run.lr, weight_decay=run.decay / (1 - MOMENTUM))
     return torch.optim.SGD(parameters, run.lr, MOMENTUM, weight_decay=run.decay)
 
 
 def train(run: Run, folder: str) -> dict[str, Any]:
-    """Train; return the score after each epoch, the bytes, the norms of what workers keep, and the seconds."""
+    """Train; return the score after each epoch, the bytes, the norms of the first worker's state, and the seconds."""
     torch.set_num_threads(1)
     torch.manual_seed(run.seed)
     task = load(run, folder)

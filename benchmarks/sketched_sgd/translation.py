@@ -19,20 +19,20 @@ from benchmarks.sketched_sgd.run import Run
 
 PAD, BEGIN, END, UNKNOWN = range(4)
 VOCABULARY = 4000
-LONGEST = 64  # pieces of a sentence, the rest is cut off
+LONGEST = 64  # tokens of a sentence; the rest is cut off
 
 
 class Transformer(nn.Module):
-    """Encoder and decoder of two layers each (Vaswani et al. 2017), normalized before each part.
+    """Encoder and decoder of two layers each (Vaswani et al. 2017), normalized before each sublayer.
 
-    One matrix serves both languages' embeddings and the output.
+    The embeddings of both languages and the output share one matrix.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, width, padding_idx=PAD)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
-        with warnings.catch_warnings():  # of nested tensors, which it could use if it were normalized afterwards
+        with warnings.catch_warnings():  # that normalizing first rules out nested tensors
             warnings.filterwarnings("ignore", "enable_nested_tensor")
             self.layers = nn.Transformer(
                 width, 4, 2, 2, dim_feedforward=2 * width, dropout=0.1, batch_first=True, norm_first=True
@@ -41,15 +41,15 @@ class Transformer(nn.Module):
         self.register_buffer("positions", torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1))
 
     def embed(self, pieces: Tensor) -> Tensor:
-        """Return pieces of shape (n, length) as vectors."""
+        """Return the vectors of tokens, shape (n, length, width), given their numbers, shape (n, length)."""
         return self.embedding(pieces) * self.embedding.embedding_dim**0.5 + self.positions[: pieces.shape[1]]
 
     def encode(self, source: Tensor) -> Tensor:
-        """Return what the decoder reads."""
+        """Return the encoder's output."""
         return self.layers.encoder(self.embed(source), src_key_padding_mask=source == PAD)
 
     def decode(self, memory: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Return for each piece of the target the logits of the next one, shape (n, length, VOCABULARY)."""
+        """Return for each token of the target the logits of the next one, shape (n, length, VOCABULARY)."""
         later = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool).triu(1)
         decoded = self.layers.decoder(
             self.embed(target), memory, tgt_mask=later, memory_key_padding_mask=source == PAD, tgt_is_causal=True
@@ -58,7 +58,7 @@ class Transformer(nn.Module):
 
 
 class Translation:
-    """A network that translates, its training data and its test.
+    """A translation model with its training, validation and test data.
 
     Attributes:
         model: the network.
@@ -92,7 +92,7 @@ class Translation:
         return torch.tensor([BEGIN, *self.pieces.encode(line)[:LONGEST], END])
 
     def order(self, batch: int, random: torch.Generator) -> Tensor:
-        """Return the examples in the order of an epoch: sentences of a batch are about equally long."""
+        """Return the examples in the order of an epoch; sentences of a batch are about equally long."""
         order = torch.randperm(len(self.source), generator=random)
         lengths = torch.tensor([len(sentence) for sentence in self.target])
         near = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(32 * batch)]
@@ -100,7 +100,7 @@ class Translation:
         return torch.cat([batches[i] for i in torch.randperm(len(batches), generator=random)])
 
     def loss(self, chosen: Tensor, random: torch.Generator) -> Tensor:
-        """Return the mean loss of the pieces of some sentences, labels smoothed by 0.1."""
+        """Return the mean loss per token of some sentences, with labels smoothed by 0.1."""
         numbers = chosen.tolist()
         return self._loss([self.source[i] for i in numbers], [self.target[i] for i in numbers], 0.1)
 
@@ -112,7 +112,7 @@ class Translation:
         )
 
     def score(self) -> float:
-        """Return the perplexity of a piece of the validation sentences."""
+        """Return the perplexity per token on the validation set."""
         with torch.no_grad():
             total, pieces = 0.0, 0
             for at in range(0, len(self.valid[0]), 100):
@@ -123,7 +123,7 @@ class Translation:
         return math.exp(min(total / pieces, 100.0))
 
     def final(self) -> dict[str, Any]:
-        """Return the BLEU of the test sentences, translated piece by piece, always the likeliest."""
+        """Return the BLEU of greedy translations of the test set, and the first of these."""
         translated: list[str] = []
         with torch.no_grad():
             for at in range(0, len(self.test[0]), 100):
