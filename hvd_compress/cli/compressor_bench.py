@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hvd_compress.cli.clock import Clock
-from hvd_compress.cli.compressor_report import KINDS, plot, table
+from hvd_compress.cli.compressor_report import ENDINGS, plot, table
 from hvd_compress.compressors import AllGather, Compressor, ErrorFeedback, GatherCompressor, parse
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
@@ -96,12 +96,11 @@ class CompressorBench:
             del clock.seconds[:1]
 
         result: dict[str, Any] = {"spec": text}
-        for kind, of in zip(KINDS, ("least", "median"), strict=True):
-            encode, decode = (getattr(clocks[name], of) for name in ("encode", "decode"))
-            result |= {f"encode{kind}_s": encode, f"decode{kind}_s": decode}
-            result[f"decode4{kind}_s"] = getattr(clocks["decode4"], of) if clocks["decode4"].seconds else None
-            added = getattr(clocks["whole"], of) - getattr(clocks["bare"], of) if clocks["whole"].seconds else None
-            result[f"feedback{kind}_s"] = added
+        for ending, which in zip(ENDINGS, ("least", "median"), strict=True):
+            seconds = {name: getattr(clock, which) if clock.seconds else None for name, clock in clocks.items()}
+            result |= {f"{name}{ending}_s": seconds[name] for name in ("encode", "decode", "decode4")}
+            whole = seconds["whole"]
+            result[f"feedback{ending}_s"] = None if whole is None else whole - seconds["bare"]
         return {**result, "payload_bytes": sent}
 
     @property
@@ -190,7 +189,16 @@ def _with_feedback(compressor: Compressor) -> Compressor | None:
         return None
 
 
-def main(specs: Sequence[str], *, framework: str, json_path: Path | None, plot_path: Path | None, **of: Any) -> None:
+def main(
+    specs: Sequence[str],
+    *,
+    framework: str,
+    size: int,
+    threads: int | None,
+    repetitions: int,
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
     """Run the benchmark, print its table, and write the files asked for; after Ctrl-C, with the results until then."""
     from rich.console import Console
     from rich.progress import track
@@ -202,7 +210,7 @@ def main(specs: Sequence[str], *, framework: str, json_path: Path | None, plot_p
         from hvd_compress.cli.graph_bench import GraphBench
 
         bench_type = GraphBench
-    bench = bench_type(framework, **of)
+    bench = bench_type(framework, size, threads, repetitions)
     results: list[dict[str, Any]] = []
     console = Console(stderr=True)
     try:

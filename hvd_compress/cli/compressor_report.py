@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-KINDS = ("", "_median")  # ends of the names of least and median times
+ENDINGS = ("", "_median")  # of the names of least and median times in a report
 
 
 def table(report: dict[str, Any]) -> Any:
@@ -23,7 +23,7 @@ def table(report: dict[str, Any]) -> Any:
     for column in ("encode", "decode", "both", "decode and sum 4", "feedback adds", "bytes", "times fewer"):
         shown.add_column(column, justify="right")
     for result in report["results"]:
-        both = {f"both{kind}_s": result[f"encode{kind}_s"] + result[f"decode{kind}_s"] for kind in KINDS}
+        both = {f"both{ending}_s": result[f"encode{ending}_s"] + result[f"decode{ending}_s"] for ending in ENDINGS}
         times = result | both
         cells = [
             "-"
