@@ -29,7 +29,7 @@ Tensor = Any
 FAILED = bytes.fromhex("f2b81c5e0d974a36a94e6f13c7d2805b")  # begins a payload that tells of an error; drawn at random
 
 
-class Clock:
+class CollectiveTimer:
     """The time in which collectives of a graph are under way and no call of Python is.
 
     Attributes:
@@ -70,7 +70,7 @@ class GraphExchange(VectorSteps):
         device: where they lie.
         name: of the collectives.
         seed: of the compressor's random numbers.
-        clock: measures the time spent in waiting.
+        timer: measures the time spent in waiting.
         prepare: what is done to each vector, which it may overwrite if it is told so, before it is compressed.
         raises: whether the last call raises an error of the step.
 
@@ -90,7 +90,7 @@ class GraphExchange(VectorSteps):
         device: str,
         name: str,
         seed: int,
-        clock: Clock,
+        timer: CollectiveTimer,
         prepare: Callable[[GraphExchange, Any, bool], tuple[Any, bool]] = lambda exchange, vector, own: (vector, own),
         raises: bool = False,
     ) -> None:
@@ -99,7 +99,7 @@ class GraphExchange(VectorSteps):
         super().__init__(compressor, layout, ops, transport, name=name, seed=seed)
         self.transport, self.dtype, self.raises = transport, dtype, raises
         self.next_name = f"{name}.0"
-        self._clock, self._prepare = clock, prepare
+        self._timer, self._prepare = timer, prepare
         self._first = self._rehearse()
         self.rounds = [step.round for step in self._first]
         self.retired = False
@@ -164,11 +164,11 @@ class GraphExchange(VectorSteps):
         given = self._signature if last else [tf.TensorSpec([None], self.rounds[number].dtype)]
 
         def guarded(*arrays: Any) -> list[Any]:
-            self._clock.enter(brings=int(number > 0))
+            self._timer.enter(brings=int(number > 0))
             try:
                 return attempted(*arrays)
             finally:
-                self._clock.leave(takes=int(not last))
+                self._timer.leave(takes=int(not last))
 
         def attempted(*arrays: Any) -> list[Any]:
             if number == 0:

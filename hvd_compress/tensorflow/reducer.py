@@ -20,7 +20,7 @@ from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.reduction.buckets import Gradient, Rule
 from hvd_compress.reduction.reducer import Reducer
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
-from hvd_compress.tensorflow.exchange import Clock, GraphExchange, RowsExchange
+from hvd_compress.tensorflow.exchange import CollectiveTimer, GraphExchange, RowsExchange
 from hvd_compress.tensorflow.saved import read, written
 from hvd_compress.tensorflow.variables import Variable, named
 from hvd_compress.transports import WorkerFailed
@@ -53,7 +53,7 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
         super().__init__(settings, transport, prefix)
         self.variables = variables
         self.positions = [str(number) for number in range(len(variables))]
-        self._clock = Clock()
+        self._timer = CollectiveTimer()
 
     def new_exchange(
         self, compressor: Compressor, layout: Layout, *, name: str, dtype: str, device: str, rows: bool
@@ -66,7 +66,7 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
             device=device,
             name=name,
             seed=self.settings.seed,
-            clock=self._clock,
+            timer=self._timer,
             prepare=self._prepared,
             raises=self.raises,
         )
@@ -101,7 +101,7 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
 
     @property
     def communication_seconds(self) -> float:
-        return self._clock.waiting_seconds
+        return self._timer.waiting_seconds
 
     def change(self, settings: Settings) -> None:
         """As of any reducer; a graph that was traced with the exchanges so far is refused from now on."""
