@@ -24,7 +24,7 @@ class PowerSGD(Compressor):
     Attributes:
         rank: columns of the factors.
         warm_start: begin from the last step's right factors, as the paper does, rather than from new random ones.
-        start: steps at the beginning in which everything is sent dense, in one AllReduce.
+        start: number of first steps in which everything is sent dense, in one AllReduce.
     """
 
     name: ClassVar[str] = "powersgd"
@@ -82,7 +82,6 @@ class PowerSGD(Compressor):
         return list(groups.values()), [p for p in layout.parameters if not self._pays(p)]
 
     def _start(self, ops: Ops, shapes: Sequence[tuple[int, ...]], state: State) -> Array:
-        """Return the right factors to begin with."""
         size = sum(b * m * r for b, m, r in shapes)
         last = state.shared.get("q")
         if self.warm_start and last is not None and last.shape[0] == size:
