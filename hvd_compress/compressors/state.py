@@ -66,7 +66,7 @@ class State:
 
     Attributes:
         layout: the parameters in the vector.
-        rank, workers: who this worker is, and of how many.
+        rank, workers: which worker this is, of how many: number `rank` of the payloads of an AllGather is its own.
         step: number of committed steps; with the seed and the parameters' names it determines every random number.
         shared: arrays that are equal on all workers (PowerSGD's warm start, say).
         local: this worker's own arrays (its residual, say): another worker must not load them.
