@@ -23,9 +23,11 @@ from hvd_compress import (
     parse,
     spec,
 )
+from hvd_compress.compressors.state import State
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.tensorflow import TensorFlowOps
 from hvd_compress.ops.torch import TorchOps
+from hvd_compress.reduction.step import Step
 
 NUMPY, TORCH = NumpyOps(kernels=False), TorchOps(kernels=False)
 OPS = {"numpy": NUMPY, "torch": TORCH, "numpy with kernels": NumpyOps(), "torch with kernels": TorchOps()}
@@ -95,7 +97,7 @@ def gaussian(*seed: int, size: int = LAYOUT.size) -> np.ndarray:
 
 def sent(result, ops=NUMPY) -> np.ndarray:
     """What the result's worker contributed."""
-    return ops.to_numpy(result.add_sent(ops.zeros(result.mean.shape[0]), 1.0))
+    return ops.to_numpy(result.sent.add_to(ops.zeros(result.mean.shape[0])))
 
 
 def kept(compressor: Compressor, payload: np.ndarray) -> int | None:
@@ -121,7 +123,7 @@ def test_spec_and_object_are_the_same(compressor):
 @every
 @pytest.mark.parametrize("workers", [1, 2, 4, 64])
 def test_every_worker_ends_up_with_the_mean_of_what_was_sent(compressor, workers):
-    """Or, if the method votes, with the sign of its sum."""
+    """Or, if the method is a majority vote, with the sign of its sum."""
     simulation = Simulation(compressor, LAYOUT, workers)
     for step in range(2):
         method = inner(compressor, step)
@@ -131,14 +133,14 @@ def test_every_worker_ends_up_with_the_mean_of_what_was_sent(compressor, workers
         assert results[0].mean.shape == (LAYOUT.size,)
         if method.estimates:
             continue
-        if results[0].add_sent is not None:
+        if results[0].sent is not None:
             contributions = [sent(result) for result in results]
         elif isinstance(method, GatherCompressor) and not isinstance(compressor, EF21):
             contributions = [method.decode(NUMPY, payload, LAYOUT) for payload in simulation.payloads[0]]
         else:
             continue  # see the tests of feedback
         mean = np.mean(np.asarray(contributions, np.float64), axis=0)
-        assert close(compressor, results[0].mean, np.sign(mean) if method.votes else mean)
+        assert close(compressor, results[0].mean, np.sign(mean) if method.majority_vote else mean)
 
 
 shapes = st.lists(st.lists(st.integers(0, 9), min_size=0, max_size=3).map(tuple), min_size=1, max_size=4)
@@ -154,6 +156,25 @@ def test_bytes_are_exactly_those_promised(compressor, shapes, seed):
     simulation.reduce([gaussian(seed, rank, size=layout.size) for rank in range(2)])
     number = kept(compressor, simulation.payloads[0][0])
     assert 8 * simulation.traffic.sent == compressor.at(0).payload_bits(layout, number)
+
+
+@every
+def test_a_payload_may_be_taken_and_its_step_dropped(compressor):
+    """A payload, and all of the state, are those of a whole step as soon as the payload is there."""
+    if not isinstance(compressor.bare, GatherCompressor) or isinstance(compressor, EF21):
+        pytest.skip("its state depends on what the others send")
+    whole, dropped = Simulation(compressor, LAYOUT, 1), State(LAYOUT)
+    for number in range(4):
+        vector = gaussian(number)
+        whole.reduce([vector])
+        step = Step(compressor, whole.ops, vector.copy(), dropped)
+        assert np.array_equal(step.pending.payload, whole.payloads[0][0])
+        dropped.commit()
+        expected, got = whole.states[0].state_dict(), dropped.state_dict()
+        assert got["step"] == expected["step"]
+        for store in ("shared", "local"):
+            assert got[store].keys() == expected[store].keys()
+            assert all(np.array_equal(got[store][name], expected[store][name]) for name in got[store])
 
 
 @every
@@ -238,7 +259,7 @@ def test_zeros_and_extreme_values(compressor):
     ):
         result = Simulation(compressor, LAYOUT, 2).reduce([vector, vector])[0]
         assert np.isfinite(result.mean).all()
-        if not vector.any() and not inner(compressor).votes:
+        if not vector.any() and not inner(compressor).majority_vote:
             assert not result.mean.any()
     if inner(compressor).name != "fp16":
         vector = np.full(LAYOUT.size, 1e30, np.float32)

@@ -141,9 +141,10 @@ class CompressorBench:
     def _gather(self, compressor: GatherCompressor, clock: Clock) -> None:
         """Time decoding and summing the payloads of `GATHERED` workers."""
         states = [State(self.layout, rank=rank) for rank in range(GATHERED)]
-        payloads = [compressor.encode(self.ops, self.vector, state) for state in states]
+        payloads = [compressor.encode(self.ops, self.vector, state)[0] for state in states]
+        read = functools.partial(compressor.read, self.ops, layout=self.layout)
         for _ in range(self.repetitions + 1):
-            clock.time(lambda: compressor.combine(self.ops, payloads, self.layout))
+            clock.time(lambda: compressor.combine(self.ops, map(read, payloads), GATHERED, self.layout))
 
     def _feedback(self, compressor: Compressor, clock: Clock) -> None:
         """Time whole steps with feedback; its memory is zeroed before each, so that all send the same."""

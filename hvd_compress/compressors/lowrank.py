@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
+from hvd_compress.compressors.base import AllReduce, Compressor, Contribution, Exchanging, Reduced, setting
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.layout import Layout, Parameter
@@ -24,7 +25,7 @@ class PowerSGD(Compressor):
     Attributes:
         rank: columns of the factors.
         warm_start: begin from the last step's right factors, as the paper does, rather than from new random ones.
-        start: steps at the beginning in which everything is sent dense, in one AllReduce.
+        start: number of first steps in which everything is sent dense, in one AllReduce.
     """
 
     name: ClassVar[str] = "powersgd"
@@ -41,7 +42,7 @@ class PowerSGD(Compressor):
         """Average P = M Q, orthogonalize it, average Q = M^T P; the update is P Q^T."""
         if state.step < self.start:
             mean = yield AllReduce(vector)
-            return Reduced(mean, lambda total, factor: ops.add(total, vector, factor))
+            return Reduced(mean, Contribution(ops, lambda: vector))
         groups, dense = self._groups(state.layout)
         shapes = [group[0].matrix for group in groups]
         places = [[p.slice for p in group] for group in groups]
@@ -58,17 +59,16 @@ class PowerSGD(Compressor):
         second = (yield AllReduce(ops.concat(list(map(ops.flatten, own_qs))))) if groups else vector[:0]
         state.shared["q"] = second
 
-        def add(total: Array, qs: Sequence[Array], plain: Sequence[Array], factor: float) -> Array:
+        def add(qs: Sequence[Array], plain: Sequence[Array], total: Array, factor: float = 1.0) -> Array:
             for at, p, q in zip(places, ps, qs, strict=True):
                 total = ops.add_product(total, at, p, q, factor)
             for parameter, values in zip(dense, plain, strict=True):
                 total = ops.add_at(total, parameter.slice, values, factor)
             return total
 
-        return Reduced(
-            mean=add(ops.zeros(state.layout.size), split(second, rights), split(rest, [(p.size,) for p in dense]), 1.0),
-            add_sent=lambda total, factor: add(total, own_qs, [vector[p.slice] for p in dense], factor),
-        )
+        mean = add(split(second, rights), split(rest, [(p.size,) for p in dense]), ops.zeros(state.layout.size))
+        own = functools.partial(add, own_qs, [vector[p.slice] for p in dense])
+        return Reduced(mean, _Approximation(ops, own, state.layout.size))
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 r(n + m) for each matrix, 32 a coordinate for what is dense (and in the first `start` steps for all)."""
@@ -87,12 +87,22 @@ class PowerSGD(Compressor):
         return list(groups.values()), [p for p in layout.parameters if not self._pays(p)]
 
     def _start(self, ops: Ops, shapes: Sequence[tuple[int, ...]], state: State) -> Array:
-        """Return the right factors to begin with."""
         size = sum(b * m * r for b, m, r in shapes)
         last = state.shared.get("q")
         if self.warm_start and last is not None and last.shape[0] == size:
             return last
         return ops.uniform(size, state.common_stream()) - 0.5
+
+
+class _Approximation(Contribution):
+    """P Q^T and what is sent dense, added one parameter at a time: ``add(total, factor)``."""
+
+    def __init__(self, ops: Ops, add: Callable[..., Array], size: int) -> None:
+        super().__init__(ops, lambda: add(ops.zeros(size)))
+        self._add = add
+
+    def add_to(self, total: Array, factor: float = 1.0) -> Array:
+        return self._add(total, factor)
 
 
 def split(vector: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:

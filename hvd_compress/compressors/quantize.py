@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hvd_compress.compressors.base import GatherCompressor, check_length, setting
+from hvd_compress.compressors.base import Contribution, GatherCompressor, check_length, setting
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops, packed_bytes
 from hvd_compress.ops.layout import Layout
 
-BY_TENSOR, WHOLE = 0, -1  # values of `Quantizer.block` other than a number of coordinates
-SMALLEST = 2.0**-100  # a group whose scale is below it is sent as zeros: its reciprocal may overflow
+BY_TENSOR, WHOLE = 0, -1  # special values of `Quantizer.block`: a group per tensor, or one group
+SMALLEST_SCALE = 2.0**-100  # groups of smaller scale are sent as zeros, for the reciprocal could overflow
+
+
+class Coded(Contribution):
+    """A quantizer's payload, which a kernel decodes while it adds it."""
+
+    def __init__(self, quantizer: Quantizer, ops: Ops, payload: Array, layout: Layout) -> None:
+        super().__init__(ops, lambda: quantizer.decode(ops, payload, layout))
+        self.quantizer, self.payload, self.layout = quantizer, payload, layout
+
+    def add_to(self, total: Array, factor: float = 1.0) -> Array:
+        if self.quantizer.has_kernel(self.ops) and "values" not in vars(self):
+            return self.quantizer.decode_by_kernel(self.ops, [self.payload], self.layout, factor, total=total)
+        return super().add_to(total, factor)
 
 
 class Quantizer(GatherCompressor):
-    """A method that has a scale or two for each group of coordinates, and a code of some bits for each coordinate.
+    """A method that sends a code of `bits` bits for each coordinate, and up to two scales for each group of them.
 
     The groups are blocks of `block` coordinates, or the layout's tensors (`BY_TENSOR`), or there is one (`WHOLE`). They
     are handed to the three formulas as the rows of matrices. A payload is the scales (fp32) and the codes, packed.
@@ -27,8 +40,8 @@ class Quantizer(GatherCompressor):
     block: ClassVar[int] = BY_TENSOR
     scales_each: ClassVar[int] = 1
     random: ClassVar[bool] = False
-    kind: ClassVar[str | None] = None  # of the compiled kernel that has the same formulas
-    norm: ClassVar[str] = "max"  # the scale that the kernel computes for blocks
+    kind: ClassVar[str | None] = None  # name of the compiled kernel with the same formulas, if there is one
+    norm: ClassVar[str] = "max"  # the scale that the kernel computes for blocks: "max" or "l2"
 
     @property
     def levels_from(self) -> tuple[float, int, int]:
@@ -44,14 +57,14 @@ class Quantizer(GatherCompressor):
         raise NotImplementedError
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return what the codes stand for, float32; any code of `bits` bits must be decoded or refused."""
+        """Return the values that codes stand for, float32; any code of `bits` bits must be decoded or refused."""
         raise NotImplementedError
 
-    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
-        """Compute scales and codes, and pack them."""
-        if ops.kernels and self.kind:
-            return self._encode_by_kernel(ops, vector, None, False, state)
+    def encode(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Contribution]:
         size, layout = state.layout.size, state.layout
+        if self.has_kernel(ops):
+            payload = self._encode_by_kernel(ops, vector, None, False, state)
+            return payload, self.read(ops, payload, layout)
         rows = self._rows(ops, vector, layout)
         noise = [None] * len(rows)
         if self.random:
@@ -59,13 +72,26 @@ class Quantizer(GatherCompressor):
         scales = [self.scales(ops, r) for r in rows] if self.scales_each else []
         codes = [ops.flatten(self.codes(ops, r, scales[i] if scales else r, noise[i])) for i, r in enumerate(rows)]
         packed = ops.pack(ops.concat(codes)[:size], self.bits)
-        return ops.concat([*(ops.to_bytes(ops.flatten(s)) for s in scales), packed])
+        payload = ops.concat([*(ops.to_bytes(ops.flatten(s)) for s in scales), packed])
+        return payload, self.read(ops, payload, layout)
+
+    def encode_rest(
+        self, ops: Ops, vector: Array, residual: Array | None, state: State
+    ) -> tuple[Array, Contribution, Array]:
+        """Encode vector + residual, in one pass with the rest if there is a kernel."""
+        if not self.has_kernel(ops):
+            return super().encode_rest(ops, vector, residual, state)
+        payload = self._encode_by_kernel(ops, vector, residual, True, state)
+        return payload, self.read(ops, payload, state.layout), vector
+
+    def read(self, ops: Ops, payload: Array, layout: Layout) -> Coded:
+        check_length(self.name, payload, self.payload_bits(layout) // 8)
+        return Coded(self, ops, payload, layout)
 
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
-        """Unpack the codes and return what they stand for."""
-        if ops.kernels and self.kind:
-            return self._decode_by_kernel(ops, [payload], layout)
         check_length(self.name, payload, self.payload_bits(layout) // 8)
+        if self.has_kernel(ops):
+            return self.decode_by_kernel(ops, [payload], layout)
         cut = 4 * self.scales_each * self._groups(layout)
         scales = ops.from_bytes(payload[:cut], "float32")
         codes = self._rows(ops, ops.unpack(payload[cut:], self.bits, layout.size), layout)
@@ -77,24 +103,17 @@ class Quantizer(GatherCompressor):
             start = end
         return ops.concat(values)[: layout.size]
 
-    def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
-        """Add `factor` times the decoded payload to `total`."""
-        if ops.kernels and self.kind:
-            return self._decode_by_kernel(ops, [payload], layout, factor=factor, total=total)
-        return super().accumulate(ops, total, payload, layout, factor)
+    def combine(self, ops: Ops, sent: Iterable[Contribution], workers: int, layout: Layout) -> Array:
+        """Return the mean of the decoded payloads, or for a majority vote its sign."""
+        if self.has_kernel(ops):
+            payloads = [own.payload for own in sent if isinstance(own, Coded)]
+            return self.decode_by_kernel(ops, payloads, layout, 1 / workers, vote=self.majority_vote)
+        mean = super().combine(ops, sent, workers, layout)
+        return ops.sign(mean) if self.majority_vote else mean
 
-    def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
-        """Return the mean of the decoded payloads, or the sign of it if the method votes."""
-        if ops.kernels and self.kind:
-            return self._decode_by_kernel(ops, payloads, layout, factor=1 / len(payloads), vote=self.votes)
-        mean = super().combine(ops, payloads, layout)
-        return ops.sign(mean) if self.votes else mean
-
-    def encode_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State) -> tuple[Array, Array]:
-        """Return the payload of vector + residual, and what it does not carry, in one pass if there is a kernel."""
-        if ops.kernels and self.kind:
-            return self._encode_by_kernel(ops, vector, residual, True, state), vector
-        return super().encode_rest(ops, vector, residual, state)
+    def has_kernel(self, ops: Ops) -> bool:
+        """Tell whether compiled kernels have this quantizer's formulas, for these arrays."""
+        return bool(ops.kernels and self.kind)
 
     def _encode_by_kernel(self, ops: Ops, vector: Array, residual: Array | None, rest: bool, state: State) -> Array:
         layout, scales = state.layout, self.norm if self.scales_each else None
@@ -105,20 +124,20 @@ class Quantizer(GatherCompressor):
         words = state.own_stream(self.name).words()
         return ops.kernels.quantize(vector, residual, rest, self._code, self._division(layout), scales, words)
 
-    def _decode_by_kernel(
+    def decode_by_kernel(
         self,
         ops: Ops,
         payloads: Sequence[Array],
         layout: Layout,
-        *,
         factor: float = 1.0,
+        *,
         vote: bool = False,
         total: Array | None = None,
     ) -> Array:
-        expected, division = self.payload_bits(layout) // 8, self._division(layout)
-        for payload in payloads:
-            check_length(self.name, payload, expected)
-        return ops.kernels.dequantize(list(payloads), self._code, division, layout.size, factor, vote, total)
+        """Return `total` (zeros if None) plus `factor` times what payloads decode to, or with `vote` the sign of it."""
+        return ops.kernels.dequantize(
+            list(payloads), self._code, self._division(layout), layout.size, factor, vote, total
+        )
 
     @property
     def _code(self) -> tuple[str | None, int, float, int, int, int]:
@@ -149,8 +168,8 @@ class Quantizer(GatherCompressor):
 
 
 def reciprocal(ops: Ops, scales: Array, numerator: float = 1.0) -> Array:
-    """Return numerator / scale, and 0 where the scale is below `SMALLEST`."""
-    sound = scales >= SMALLEST
+    """Return numerator / scale, and 0 where the scale is below `SMALLEST_SCALE`."""
+    sound = scales >= SMALLEST_SCALE
     return ops.where(sound, numerator / ops.where(sound, scales, ops.ones_like(scales)), ops.zeros_like(scales))
 
 
@@ -207,19 +226,15 @@ class QSGD(Quantizer):
 
     @property
     def levels_from(self) -> tuple[float, int, int]:
-        """s, -s and s."""
         return self.levels, -self.levels, self.levels
 
     def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
-        """Return the norms."""
         return ops.column(ops.row_max_abs(rows, plus) if self.norm == "max" else ops.row_norm(rows))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
-        """Return the levels, plus s."""
         return stochastic_levels(ops, rows, scales, noise, self.levels_from)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return norm * level / s."""
         return ops.cast(codes - self.levels, "float32") * (scales / self.levels)
 
 
@@ -246,12 +261,10 @@ class TernGrad(Quantizer):
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
-        """True without clipping."""
         return self.clip == 0
 
     @property
     def levels_from(self) -> tuple[float, int, int]:
-        """1, -1 and 1."""
         return 1, -1, 1
 
     def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
@@ -263,11 +276,9 @@ class TernGrad(Quantizer):
         return ops.column(ops.where(largest > bound, bound, largest))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
-        """Return the levels, plus 1."""
         return stochastic_levels(ops, rows, scales, noise, self.levels_from)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return scale * level."""
         return ops.cast(codes - 1, "float32") * scales
 
 
@@ -298,12 +309,10 @@ class LowPrecision(Quantizer):
 
     @property
     def levels_from(self) -> tuple[float, int, int]:
-        """1, and the ends of the grid."""
         half = 1 << self.bits - 1
         return 1, -half, half - 1
 
     def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
-        """Return delta."""
         return ops.column(ops.row_max_abs(rows, plus) / ((1 << self.bits - 1) - 1))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
@@ -311,7 +320,6 @@ class LowPrecision(Quantizer):
         return stochastic_levels(ops, rows, scales, noise, self.levels_from)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return delta * grid point."""
         return ops.cast(codes - (1 << self.bits - 1), "float32") * scales
 
 
@@ -345,7 +353,6 @@ class Natural(Quantizer):
         return exponent | (words >> 31 & 1) << 8
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Put the exponents and signs where they belong."""
         return ops.float_of((codes & 255) << 23 | codes >> 8 << 31)
 
 
@@ -386,7 +393,6 @@ class Int8(Quantizer):
         return code + 128 * ops.cast(rows < 0, "int32")
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return the cells' centres, times the largest magnitude."""
         cell = ops.cast(codes & 127, "float32")
         centre = cell * 0
         for i, (_, slope, offset) in enumerate(_DECADES):
@@ -429,5 +435,4 @@ class BFloat16(Quantizer):
         return ops.where(rows == rows, nearest & 0xFFFF, ops.ones_like(words) * 0x7FC0)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Fill the lower half with zeros."""
         return ops.float_of(codes << 16)

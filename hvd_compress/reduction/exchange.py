@@ -87,6 +87,9 @@ class VectorSteps:
             vector = self.ops.copy(vector)
         try:
             step = Step(self.compressor, self.ops, vector, self.state)
+        except Exception:
+            self.state.rollback()
+            raise
         finally:
             self.compression_seconds += time.perf_counter() - began
         self._keep(step)
@@ -98,6 +101,9 @@ class VectorSteps:
         began = time.perf_counter()
         try:
             step.feed(combined)
+        except Exception:  # a residual may be written before the payloads turn out to be broken
+            self.state.rollback()
+            raise
         finally:
             self.compression_seconds += time.perf_counter() - began
         self._keep(step)

@@ -8,6 +8,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -181,18 +182,19 @@ class GradientReducer(GraphReducer):
 
     def _nodes(self, gradients: list[Tensor]) -> list[Tensor]:
         given = dict(zip(self.positions, gradients, strict=True))
+        exchanges = self.all  # this graph's, also when others have replaced them
         arrays = [
             self._begin_rows(exchange, given) if isinstance(exchange, RowsExchange) else self._begin(exchange, given)
-            for exchange in self.all
+            for exchange in exchanges
         ]
-        for number in range(max((len(exchange.rounds) for exchange in self.all), default=0)):
-            for i, exchange in enumerate(self.all):
+        for number in range(max((len(exchange.rounds) for exchange in exchanges), default=0)):
+            for i, exchange in enumerate(exchanges):
                 if number < len(exchange.rounds):
                     arrays[i] = exchange.proceed(arrays[i][0], number)
         with tf.control_dependencies([part for parts in arrays for part in parts]):
-            settled = tf.numpy_function(self._settle, [], tf.bool)
+            settled = tf.numpy_function(partial(self._settle, exchanges), [], tf.bool)
         with tf.control_dependencies([settled]):
-            for exchange, parts in zip(self.all, arrays, strict=True):
+            for exchange, parts in zip(exchanges, arrays, strict=True):
                 if isinstance(exchange, RowsExchange):
                     position = exchange.layout.parameters[0].name
                     given[position] = self._slices(parts, self.variables[int(position)], given[position])
@@ -244,13 +246,13 @@ class GradientReducer(GraphReducer):
             return tf.zeros(size, dtype)
         return tf.cast(tf.reshape(tf.convert_to_tensor(gradient), [-1]), dtype)
 
-    def _settle(self) -> np.bool_:
-        errors = [exchange.error for exchange in self.all if exchange.error is not None]
+    def _settle(self, exchanges: Sequence[GraphExchange]) -> np.bool_:
+        errors = [exchange.error for exchange in exchanges if exchange.error is not None]
         if errors:
-            for exchange in self.all:
+            for exchange in exchanges:
                 exchange.abandon()
             raise min(errors, key=lambda error: isinstance(error, WorkerFailed))  # one's own first
-        self.finish()
+        self.finish(exchanges)
         return np.bool_(True)
 
 
