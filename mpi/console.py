@@ -38,6 +38,7 @@ from hvd_compress.parameter_server import (
     run,
     survives,
 )
+from hvd_compress.parameter_server.checkpoints import write_whole
 from hvd_compress.parameter_server.job import Algorithm
 
 COLUMNS = ("epoch", "objective", "suboptimality", "accuracy", "bits_up", "bits_down", "seconds", "max_delay", "workers")
@@ -69,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch: int, l2: float) -> 
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds until a silent worker is dropped")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder for checkpoints (if none: none)")
-    parser.add_argument("--every", type=int, default=1, help="epochs from one checkpoint to the next")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        help="epochs between checkpoints that are flushed to disk and kept; of all others the last two are kept",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--log", type=Path, metavar="FILE", help="write each epoch there: .csv, or .json lines")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the job there at its end (PNG, PDF or SVG)")
@@ -153,10 +159,8 @@ def optimum(args: argparse.Namespace, objective: Objective) -> float | None:
     if not args.quiet:
         print("computing the optimum by a long run (once)", file=sys.stderr, flush=True)
     found, _ = minimum(objective)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"objective": found, "of": description}))
-    part.replace(path)
+    written = json.dumps({"objective": found, "of": description}).encode()
+    write_whole(path, lambda file: file.write(written))
     return found
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import sys
 import time
 import traceback
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +19,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hvd_compress.ops.layout import Layout
-from hvd_compress.parameter_server.checkpoints import Checkpoints
+from hvd_compress.parameter_server.checkpoints import Checkpoints, Unsound, begin_run
 from hvd_compress.parameter_server.codecs import Vector
 from hvd_compress.parameter_server.messages import Endpoint, survives
 from hvd_compress.parameter_server.methods import Method
@@ -105,7 +106,8 @@ class Settings:
         seed: of everything random.
         timeout: seconds of silence after which a worker is dropped.
         checkpoint: folder for checkpoints, or None.
-        every: epochs from one checkpoint to the next.
+        every: epochs from one checkpoint that is kept and flushed to disk to the next. In between, the last two
+            epochs are kept, so that a job that is killed can always go on; a power failure may take these.
         resume: whether to go on from the last checkpoint.
         slow: seconds that the last worker sleeps in each step.
     """
@@ -150,8 +152,9 @@ def run(
     """Run a job on all ranks of a communicator; return its result on rank 0, None on others.
 
     Bad settings or data end the process with exit status 2 and a message, as argparse does; a lost server or all
-    workers lost with 1; Ctrl-C with 130, after a checkpoint. A rank in which something unexpected is raised shows it
-    and kills itself, so that the others go on or end as when any rank dies.
+    workers lost with 1; Ctrl-C with 130. Where there is a checkpoint folder, the last epoch that was shown can be
+    resumed, however the job ends. A rank in which something unexpected is raised shows it and kills itself, so that
+    the others go on or end as when any rank dies.
 
     Args:
         algorithm: what to run.
@@ -198,9 +201,8 @@ class _Job:
     def __init__(self, algorithm: Algorithm, settings: Settings, console: Console, comm: MPI.Comm) -> None:
         self.algorithm, self.settings, self.console, self.comm = algorithm, settings, console, comm
         self.rank = comm.Get_rank()
-        self.recent: deque[tuple[int, Mapping[str, Any]]] = deque(maxlen=2)
-        self.records: dict[int, Epoch] = {}
         self.checkpoints: Checkpoints | None = None
+        self.resumed = self.saved = -1  # the epoch from which it goes on, and the last that the whole job has saved
         self.name = ""
         self.processes: list[tuple[str, int]] = []
 
@@ -209,24 +211,25 @@ class _Job:
         objective, plan, start = self._agree(load, optimum)
         roles, own = plan.roles, shards(plan.layout, plan.roles.servers)
         self.name = f"server-{self.rank}" if roles.is_server(self.rank) else f"worker-{self.rank}"
-        first, before = 0, None
+        first, before, kept = 0, None, None
         if settings.checkpoint is not None:
             names = [f"server-{rank}" for rank in roles.server_ranks]
             if self.algorithm.workers_keep:
                 names += [f"worker-{rank}" for rank in roles.worker_ranks]
-            self.checkpoints = Checkpoints(settings.checkpoint, names)
+            self.checkpoints = Checkpoints(
+                settings.checkpoint, names, settings.every, self._begin_run(settings.checkpoint)
+            )
             if settings.resume:
-                first, before = self._resume()
+                first, before, kept = self._resume(own)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
         endpoint = Endpoint(self.comm)
         if not roles.is_server(self.rank):
-            self._work(endpoint, plan, own, objective, first)
+            self._work(endpoint, plan, own, objective, kept)
             return None
         method = self.algorithm.method(plan, own[self.rank], start[own[self.rank].slice].copy(), self.rank)
-        if before is not None:
-            assert self.checkpoints is not None
-            method.load(self.checkpoints.load(first, self.name))
+        if kept is not None:
+            method.load(kept)
         args = (endpoint, roles, method, plan.regularizer, self.algorithm.schedule(plan), plan.rows, settings.timeout)
         if self.rank:
             Server(*args, self._saved).run()
@@ -235,9 +238,8 @@ class _Job:
 
         def finished(epoch: Epoch) -> bool:
             last[:] = [epoch]
-            self.records[epoch.epoch] = epoch
+            self._save_job(epoch)
             self.console.epoch(epoch, plan.optimum)
-            self._write(epoch.epoch)
             return settings.target is not None and epoch.objective - (plan.optimum or 0.0) <= settings.target
 
         coordinator = Coordinator(
@@ -261,13 +263,19 @@ class _Job:
         if node == MPI.Get_processor_name():
             os.kill(process, signal.SIGKILL)
 
-    def _work(self, endpoint: Endpoint, plan: Plan, own: list[Shard], objective: Objective | None, first: int) -> None:
+    def _work(
+        self,
+        endpoint: Endpoint,
+        plan: Plan,
+        own: list[Shard],
+        objective: Objective | None,
+        kept: Mapping[str, Any] | None,
+    ) -> None:
         assert objective is not None
         settings = self.settings
         answer = self.algorithm.answer(plan, own, self.rank)
-        if first and self.algorithm.workers_keep:
-            assert self.checkpoints is not None
-            answer.load(self.checkpoints.load(first, self.name))
+        if kept is not None:
+            answer.load(kept)
         worker = Worker(
             endpoint,
             plan.roles,
@@ -353,47 +361,74 @@ class _Job:
 
     # --- checkpoints
 
-    def _saved(self, epoch: int, state: Mapping[str, Any]) -> None:
-        self.recent.append((epoch, state))
-        if self.rank:
-            self._write(epoch)
-
-    def _write(self, epoch: int, force: bool = False) -> None:
-        """Write this rank's part of a checkpoint, if one is due."""
-        if self.checkpoints is None or (epoch % self.settings.every and not force):
-            return
-        for number, state in self.recent:
-            if number == epoch:
-                self.checkpoints.save(epoch, self.name, state)
+    def _begin_run(self, folder: Path) -> str:
+        """Return the name of this run, which no other run that saves there has."""
+        run, error = "", None
         if self.rank == 0:
-            record = dataclasses.asdict(self.records[epoch]) | {"delays": dict(self.records[epoch].delays)}
-            self.checkpoints.save_job(epoch, {"algorithm": repr(self.algorithm), "epoch": record})
+            try:
+                run = begin_run(folder)
+            except OSError as problem:
+                error = str(problem)
+        run, error = self.comm.bcast((run, error))
+        self._refuse({} if error is None else {0: error})
+        return run
 
-    def _resume(self) -> tuple[int, Epoch]:
-        """Return the epoch to go on from, and what was reached by then."""
-        problems: dict[int, str] = {}
+    def _saved(self, epoch: int, state: Mapping[str, Any]) -> None:
+        """Write this rank's part of a checkpoint, unless the job goes on from that very one."""
+        if self.checkpoints is not None and epoch != self.resumed:
+            with _writing(self.checkpoints):
+                self.checkpoints.save(epoch, self.name, state)
+
+    def _save_job(self, epoch: Epoch) -> None:
+        """Complete a checkpoint: all ranks have saved their parts, or else the epoch would not be over."""
+        if self.checkpoints is not None and epoch.epoch != self.resumed:
+            record = dataclasses.asdict(epoch) | {"delays": {str(delay): n for delay, n in epoch.delays.items()}}
+            with _writing(self.checkpoints):
+                self.checkpoints.save_job(epoch.epoch, {"algorithm": repr(self.algorithm), "epoch": record})
+        self.saved = epoch.epoch
+
+    def _resume(self, own: list[Shard]) -> tuple[int, Epoch, dict[str, Any] | None]:
+        """Return the epoch to go on from, what was reached by then, and what this rank has kept, if it keeps anything.
+
+        Rank 0 chooses the epoch.
+        """
         assert self.checkpoints is not None
-        try:
-            epoch, job = self.checkpoints.latest()
-            if job["algorithm"] != repr(self.algorithm):
-                raise ValueError(f"the checkpoint is of {job['algorithm']}, the job of {self.algorithm!r}")
-        except (OSError, ValueError) as error:
-            problems = {self.rank: str(error)}
-        everyone = self.comm.allgather(problems)
-        self._refuse({rank: text for found in everyone for rank, text in found.items()})
-        record = job["epoch"]
-        record["delays"] = Counter({int(delay): count for delay, count in record["delays"].items()})
-        return epoch, Epoch(**record)
+        found, before, error = None, None, None
+        if self.rank == 0:
+            try:
+                found = self.checkpoints.latest()
+                if found.job["algorithm"] != repr(self.algorithm):
+                    raise ValueError(f"the checkpoint is of {found.job['algorithm']}, the job of {self.algorithm!r}")
+                before = _epoch_of(found.job["epoch"])
+                if found.skipped:
+                    self.console.say(f"--resume goes on from epoch {found.epoch}, without {found.skipped}")
+            except (OSError, ValueError) as problem:
+                error = str(problem)
+        found, before, error = self.comm.bcast((found, before, error))
+        self._refuse({} if error is None else {0: error})
+        kept = None
+        if self.name in self.checkpoints.names:
+            try:
+                kept = self.checkpoints.load(found.epoch, self.name)
+                if self.rank < len(own) and kept["snapshot"].shape != (own[self.rank].layout.size,):
+                    raise Unsound(
+                        f"{self.name}.npz holds {kept['snapshot'].size} coordinates of the model, and the job's "
+                        f"{self.name} owns {own[self.rank].layout.size}"
+                    )
+            except Unsound as problem:
+                error = f"epoch-{found.epoch}: {problem}"
+        problems = self.comm.allgather(error)
+        self._refuse({rank: text for rank, text in enumerate(problems) if text is not None})
+        self.resumed = found.epoch
+        return found.epoch, before, kept
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """End this rank. There may be no time for anything else, and nothing is left to be saved."""
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
-        saved = [epoch for epoch, _ in self.recent if self.rank or epoch in self.records]
-        if self.checkpoints is None or not saved:
+        if self.checkpoints is None or self.saved < 0:
             raise Interrupted("interrupted")
-        for epoch in reversed(saved):  # there may be time for one only
-            self._write(epoch, force=True)
-        raise Interrupted(f"interrupted; {self.settings.checkpoint} has epoch {saved[-1]}, go on with --resume")
+        raise Interrupted(f"interrupted; {self.settings.checkpoint} has epoch {self.saved}, go on with --resume")
 
     def _record(self, epoch: Epoch, plan: Plan) -> dict[str, Any]:
         roles = plan.roles
@@ -414,3 +449,25 @@ class _Job:
             "delays": {str(delay): count for delay, count in sorted(epoch.delays.items())},
             "seed": self.settings.seed,
         }
+
+
+@contextlib.contextmanager
+def _writing(checkpoints: Checkpoints) -> Iterator[None]:
+    """Say what went wrong if a checkpoint cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise JobFailed(f"the checkpoint cannot be written to {checkpoints.folder}: {error}") from error
+
+
+def _epoch_of(record: Mapping[str, Any]) -> Epoch:
+    """Return the epoch that a job.json describes.
+
+    Raises:
+        ValueError: if it describes none.
+    """
+    try:
+        delays = Counter({int(delay): count for delay, count in record["delays"].items()})
+        return Epoch(**{**record, "delays": delays})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"job.json describes no epoch: {error}") from error
