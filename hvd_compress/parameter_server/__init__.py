@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from hvd_compress.parameter_server.objectives import Regularizer as Regularizer
     from hvd_compress.parameter_server.objectives import Softmax as Softmax
     from hvd_compress.parameter_server.objectives import minimum as minimum
+    from hvd_compress.parameter_server.objectives.torch_objective import TorchObjective as TorchObjective
     from hvd_compress.parameter_server.server import Epoch as Epoch
     from hvd_compress.parameter_server.sgd import DOWNLINKS as DOWNLINKS
     from hvd_compress.parameter_server.sgd import SGD as SGD
     from hvd_compress.parameter_server.sketched_sgd import SketchedSGDServer as SketchedSGDServer
-    from hvd_compress.parameter_server.torch_objective import TorchObjective as TorchObjective
 
 _HOME = {
     **dict.fromkeys(("DoubleQuantization", "MODELS", "VARIANTS"), "double_quantization"),
@@ -35,7 +35,7 @@ _HOME = {
     **dict.fromkeys(("DOWNLINKS", "SGD"), "sgd"),
     "survives": "messages",
     "SketchedSGDServer": "sketched_sgd",
-    "TorchObjective": "torch_objective",
+    "TorchObjective": "objectives.torch_objective",
 }
 __all__ = sorted(_HOME)
 
