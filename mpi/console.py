@@ -28,6 +28,7 @@ from mpi4py import MPI
 from tqdm import tqdm
 
 from hvd_compress.parameter_server import (
+    Algorithm,
     Epoch,
     Objective,
     Regularizer,
@@ -38,8 +39,7 @@ from hvd_compress.parameter_server import (
     run,
     survives,
 )
-from hvd_compress.parameter_server.checkpoints import write_whole
-from hvd_compress.parameter_server.job import Algorithm
+from hvd_compress.parameter_server.runtime.checkpoints import write_whole
 
 COLUMNS = ("epoch", "objective", "suboptimality", "accuracy", "bits_up", "bits_down", "seconds", "max_delay", "workers")
 

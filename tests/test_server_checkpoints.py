@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvd_compress.parameter_server.checkpoints import Checkpoints, begin_run
+from hvd_compress.parameter_server.runtime.checkpoints import Checkpoints, begin_run
 
 NAMES = ["server-0", "server-1", "worker-2"]
 

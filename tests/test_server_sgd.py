@@ -14,10 +14,10 @@ from mnist_files import write_mnist
 
 from hvd_compress import Simulation, methods, parse
 from hvd_compress.ops.random import make_key
-from hvd_compress.parameter_server.checkpoints import Checkpoints, begin_run
 from hvd_compress.parameter_server.codecs import Changes, one_payload
-from hvd_compress.parameter_server.messages import Malformed
-from hvd_compress.parameter_server.roles import rows_of
+from hvd_compress.parameter_server.runtime.checkpoints import Checkpoints, begin_run
+from hvd_compress.parameter_server.runtime.messages import Malformed
+from hvd_compress.parameter_server.runtime.roles import rows_of
 
 sys.path.insert(0, str(LEAST_SQUARES.parent))
 from least_squares import problem

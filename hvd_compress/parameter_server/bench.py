@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from hvd_compress.bench import Clock
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.parameter_server.algorithms.asylpg import DoubleQuantization, VarianceReduced
 from hvd_compress.parameter_server.codecs import Vector
-from hvd_compress.parameter_server.double_quantization import DoubleQuantization
-from hvd_compress.parameter_server.job import Plan, Settings, leave, run
-from hvd_compress.parameter_server.messages import HEADER, Bytes
 from hvd_compress.parameter_server.objectives import Regularizer
-from hvd_compress.parameter_server.roles import Roles, Shard
-from hvd_compress.parameter_server.schedules import BoundedDelay, Ticket
-from hvd_compress.parameter_server.worker import VarianceReduced
+from hvd_compress.parameter_server.protocols import JobPlan
+from hvd_compress.parameter_server.runtime.job import Settings, leave, run
+from hvd_compress.parameter_server.runtime.messages import HEADER, Bytes
+from hvd_compress.parameter_server.runtime.roles import Roles, Shard
+from hvd_compress.parameter_server.runtime.schedules import BoundedDelay, Ticket
 
 WORKERS = (1, 2, 4, 8)
 DENSE = (1_000_000, 25_000_000)
@@ -167,12 +167,12 @@ class Resending(DoubleQuantization):
         """Return what a worker sends."""
         return self._up(shard, (self.seed, rank)).encode(self.vectors.gradient(rank))
 
-    def answer(self, plan: Plan, shards: list[Shard], rank: int) -> Resent:
+    def worker_part(self, plan: JobPlan, shards: list[Shard], rank: int) -> Resent:
         """Return a worker's part."""
-        of = super().answer(plan, shards, rank)
+        of = super().worker_part(plan, shards, rank)
         return Resent(of, self.payload(shards[0], rank), np.zeros(plan.layout.size, np.float32))
 
-    def schedule(self, plan: Plan) -> Callable[[], Timed]:
+    def schedule(self, plan: JobPlan) -> Callable[[], Timed]:
         """Return what makes schedules, and keeps them."""
 
         def new() -> Timed:
@@ -227,9 +227,9 @@ def alone(algorithm: Resending, repetitions: int) -> dict[str, Any]:
     """Return the least seconds of a server's work on one push, on one model, and of copying the coordinates once."""
     objective, ops = Prepared(algorithm.vectors), NumpyOps()
     size = objective.layout.size
-    plan = Plan(objective.layout, objective.rows, REGULARIZER, None, None, Roles(1, 2))
+    plan = JobPlan(objective.layout, objective.rows, REGULARIZER, None, None, Roles(1, 2))
     shard = Shard(0, size, objective.layout)
-    method = algorithm.method(plan, shard, objective.initial(0), 0)
+    method = algorithm.server_part(plan, shard, objective.initial(0), 0)
     method.begin(0, objective.gradient(method.snapshot)[1])
     payload, copied, source = algorithm.payload(shard, 1), ops.zeros(size), ops.zeros(size)
     timed: dict[str, Callable[[], Any]] = {

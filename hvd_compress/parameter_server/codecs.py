@@ -1,4 +1,4 @@
-"""Vectors as bytes: gradients on their way up, models on their way down."""
+"""Vectors as bytes: gradients from workers to servers (up), models from servers to workers (down)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from hvd_compress.ops import Array, Ops, packed_bytes
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.random import make_key
-from hvd_compress.parameter_server.messages import Bytes, Malformed
 
 Vector = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 
 OPS = NumpyOps()
 LEAST = float(np.finfo(np.float32).tiny)  # what is smaller counts as zero
+
+
+class Malformed(ValueError):
+    """A payload or a message is not one that the sender can have meant; nothing was changed by it."""
 
 
 @dataclass(frozen=True)
@@ -318,11 +322,16 @@ class FloatModel:
 
     def decode(self, payload: Bytes, snapshot: Vector) -> Vector:
         """Return the model in a payload; Malformed if there is none."""
-        if payload.nbytes != snapshot.nbytes:
-            raise Malformed(f"a model of {payload.nbytes} bytes came in; expected {snapshot.nbytes}")
-        x = payload.view(np.float32)
-        _check_finite("the model", x)
-        return x
+        return read_floats(payload, snapshot.size)
+
+
+def read_floats(payload: Bytes, size: int) -> Vector:
+    """Return the model in a payload of `size` floats, without a copy; Malformed if there is none."""
+    if payload.nbytes != 4 * size:
+        raise Malformed(f"a model of {payload.nbytes} bytes came in; expected {4 * size}")
+    x = payload.view(np.float32)
+    _check_finite("the model", x)
+    return x
 
 
 class Changes:
@@ -364,7 +373,7 @@ class Changes:
         return indices
 
 
-Model = GridModel | DifferenceModel | FloatModel
+ModelCodec = GridModel | DifferenceModel | FloatModel
 
 
 def affine(x: Vector, a: float, y: Vector, b: float, out: Vector | None = None) -> Vector:

@@ -19,37 +19,16 @@ import numpy as np
 from mpi4py import MPI
 
 from hvd_compress.ops.layout import Layout
-from hvd_compress.parameter_server.checkpoints import Checkpoints, Unsound, begin_run
 from hvd_compress.parameter_server.codecs import Vector
-from hvd_compress.parameter_server.messages import Endpoint, survives
-from hvd_compress.parameter_server.methods import Method
-from hvd_compress.parameter_server.objectives import Objective, Regularizer
-from hvd_compress.parameter_server.roles import Roles, Shard, shards
-from hvd_compress.parameter_server.schedules import Schedule
-from hvd_compress.parameter_server.server import Coordinator, Epoch, JobFailed, Server
-from hvd_compress.parameter_server.worker import Answer, Dropped, Worker
+from hvd_compress.parameter_server.objectives import Objective
+from hvd_compress.parameter_server.protocols import Algorithm, JobPlan
+from hvd_compress.parameter_server.runtime.checkpoints import Checkpoints, Unsound, begin_run
+from hvd_compress.parameter_server.runtime.messages import Endpoint, survives
+from hvd_compress.parameter_server.runtime.roles import Roles, Shard, shards
+from hvd_compress.parameter_server.runtime.server import Coordinator, Epoch, JobFailed, Server
+from hvd_compress.parameter_server.runtime.worker import Dropped, Worker
 from hvd_compress.reduction.agreement import WorkersDisagree, check_agreement
 from hvd_compress.version import __version__
-
-
-class Plan(NamedTuple):
-    """What all ranks know once the workers have agreed.
-
-    Attributes:
-        layout: of the model.
-        rows: of all workers together.
-        regularizer: h.
-        smoothness: of f on a mean of `batch` rows, or None.
-        optimum: P*, or None.
-        roles: of the ranks.
-    """
-
-    layout: Layout
-    rows: int
-    regularizer: Regularizer
-    smoothness: float | None
-    optimum: float | None
-    roles: Roles
 
 
 class Result(NamedTuple):
@@ -64,34 +43,6 @@ class Result(NamedTuple):
     record: dict[str, Any]
     layout: Layout
     model: Vector
-
-
-class Algorithm(Protocol):
-    """What a job runs."""
-
-    @property
-    def name(self) -> str:
-        """What results call it."""
-
-    @property
-    def ahead(self) -> bool:
-        """Whether a worker asks for its next model before it has answered the last one."""
-
-    @property
-    def workers_keep(self) -> bool:
-        """Whether workers have something to keep from epoch to epoch, without which the job cannot go on."""
-
-    def check(self, plan: Plan) -> None:
-        """Raise ValueError if the settings do not go with the plan."""
-
-    def method(self, plan: Plan, shard: Shard, start: Vector, rank: int) -> Method:
-        """Return a server's part."""
-
-    def answer(self, plan: Plan, shards: list[Shard], rank: int) -> Answer:
-        """Return a worker's part."""
-
-    def schedule(self, plan: Plan) -> Callable[[], Schedule]:
-        """Return what makes the schedule of an epoch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +178,7 @@ class _Job:
         if not roles.is_server(self.rank):
             self._work(endpoint, plan, own, objective, kept)
             return None
-        method = self.algorithm.method(plan, own[self.rank], start[own[self.rank].slice].copy(), self.rank)
+        method = self.algorithm.server_part(plan, own[self.rank], start[own[self.rank].slice].copy(), self.rank)
         if kept is not None:
             method.load(kept)
         args = (endpoint, roles, method, plan.regularizer, self.algorithm.schedule(plan), plan.rows, settings.timeout)
@@ -266,14 +217,14 @@ class _Job:
     def _work(
         self,
         endpoint: Endpoint,
-        plan: Plan,
+        plan: JobPlan,
         own: list[Shard],
         objective: Objective | None,
         kept: Mapping[str, Any] | None,
     ) -> None:
         assert objective is not None
         settings = self.settings
-        answer = self.algorithm.answer(plan, own, self.rank)
+        answer = self.algorithm.worker_part(plan, own, self.rank)
         if kept is not None:
             answer.load(kept)
         worker = Worker(
@@ -295,7 +246,7 @@ class _Job:
 
     def _agree(
         self, load: Callable[[], Objective], optimum: Callable[[Objective], float | None]
-    ) -> tuple[Objective | None, Plan, Vector]:
+    ) -> tuple[Objective | None, JobPlan, Vector]:
         """Let the workers load their data, and all ranks compare what they mean."""
         settings, comm = self.settings, self.comm
         objective: Objective | None = None
@@ -330,7 +281,7 @@ class _Job:
             try:
                 smoothness = objective.smoothness(settings.batch)
                 known = (objective.layout, objective.rows, objective.regularizer, smoothness)
-                plan = Plan(*known, optimum(objective), roles)
+                plan = JobPlan(*known, optimum(objective), roles)
                 shards(plan.layout, roles.servers)
                 self.algorithm.check(plan)
             except (OSError, ValueError) as problem:
@@ -430,7 +381,7 @@ class _Job:
             raise Interrupted("interrupted")
         raise Interrupted(f"interrupted; {self.settings.checkpoint} has epoch {self.saved}, go on with --resume")
 
-    def _record(self, epoch: Epoch, plan: Plan) -> dict[str, Any]:
+    def _record(self, epoch: Epoch, plan: JobPlan) -> dict[str, Any]:
         roles = plan.roles
         return {
             "algorithm": self.algorithm.name,

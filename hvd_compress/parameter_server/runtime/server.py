@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hvd_compress.parameter_server.codecs import OPS, Vector, affine
-from hvd_compress.parameter_server.messages import Bytes, Endpoint, Kind, Malformed, Message
-from hvd_compress.parameter_server.methods import Method
 from hvd_compress.parameter_server.objectives import Regularizer
-from hvd_compress.parameter_server.roles import Roles
-from hvd_compress.parameter_server.schedules import Schedule, Ticket
+from hvd_compress.parameter_server.protocols import ServerPart, StepSchedule, Ticket
+from hvd_compress.parameter_server.runtime.messages import Bytes, Endpoint, Kind, Malformed, Message
+from hvd_compress.parameter_server.runtime.roles import Roles
 
 PART = struct.Struct("<dqq")  # sum of losses, test rows classified right, test rows
 TICK = 0.25  # seconds between two looks at who has been silent for too long
@@ -78,9 +77,9 @@ class Server:
         self,
         endpoint: Endpoint,
         roles: Roles,
-        method: Method,
+        method: ServerPart,
         regularizer: Regularizer,
-        schedule: Callable[[], Schedule],
+        schedule: Callable[[], StepSchedule],
         rows: int,
         timeout: float,
         saved: Callable[[int, Mapping[str, Any]], None],

@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
-from numpy.typing import NDArray
 
 from hvd_compress import native
-
-Bytes = NDArray[np.uint8]
+from hvd_compress.parameter_server.codecs import Bytes, Malformed
 
 HEADER = struct.Struct("<IIQ")  # round, number, and bytes of the payload
 SMALL = 1 << 12  # bytes of a payload that goes with its header; a larger one follows it
@@ -52,10 +50,6 @@ def survives() -> bool:
 
 
 KINDS = frozenset(Kind)
-
-
-class Malformed(ValueError):
-    """A message is not one that the other side can have meant; nothing was changed by it."""
 
 
 class Message(NamedTuple):

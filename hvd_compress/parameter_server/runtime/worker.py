@@ -4,115 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hvd_compress.ops.random import make_key
-from hvd_compress.parameter_server.codecs import Codec, FloatModel, Model, Vector, affine
-from hvd_compress.parameter_server.messages import Bytes, Endpoint, Kind, Malformed, Message
 from hvd_compress.parameter_server.objectives import Objective
-from hvd_compress.parameter_server.roles import Roles, Shard, rows_of
-from hvd_compress.parameter_server.server import PART, TICK, JobFailed
+from hvd_compress.parameter_server.protocols import WorkerPart
+from hvd_compress.parameter_server.runtime.messages import Endpoint, Kind, Malformed, Message
+from hvd_compress.parameter_server.runtime.roles import Roles, Shard, rows_of
+from hvd_compress.parameter_server.runtime.server import PART, TICK, JobFailed
 
 
 class Dropped(RuntimeError):
     """A worker does not belong to its job any more."""
-
-
-class Answer(Protocol):
-    """A worker's part of an algorithm.
-
-    Attributes:
-        wants_gradient: whether the full gradient at the snapshot is computed.
-        rounds: answers to each server in a step: the first, and replies to what it asks for then.
-    """
-
-    wants_gradient: bool
-    rounds: int
-
-    def begin(self, epoch: int, snapshot: Vector) -> None:
-        """Begin an epoch."""
-
-    def state(self) -> dict[str, Any] | None:
-        """Return what `load` needs to go on from the last `begin`; None if nothing is kept from epoch to epoch."""
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-
-    def start(self, shard: int, payload: Bytes) -> Vector:
-        """Return a shard of the snapshot that came in; Malformed if it is none."""
-
-    def reply(self, shard: int, payload: Bytes) -> Bytes:
-        """Return what a server has asked for."""
-
-    def model(self, shard: int, payload: Bytes) -> Vector:
-        """Return a shard of the model that came in; Malformed if it is none."""
-
-    def answer(self, x: Vector, part: Objective, rows: NDArray[np.int64]) -> list[Bytes]:
-        """Return what goes to each server for a batch: `rows` of a part, at x."""
-
-
-class OneRound:
-    """What is common to workers' parts that answer once in a step, and are sent the snapshot's floats.
-
-    Args:
-        shards: of the model.
-    """
-
-    rounds = 1
-
-    def __init__(self, shards: list[Shard]) -> None:
-        self.shards = shards
-
-    def start(self, shard: int, payload: Bytes) -> Vector:
-        """Return the snapshot."""
-        return FloatModel().decode(payload, np.empty(self.shards[shard].layout.size, np.float32))
-
-    def reply(self, shard: int, payload: Bytes) -> Bytes:
-        """Is never asked."""
-        raise Malformed("a server asks for more, and there is nothing more")
-
-
-class VarianceReduced(OneRound):
-    """The worker's part of AsyLPG and its kin: a = grad f_B(Q_x(x)) - grad f_B(x~), sent as Q(a) (see `AsyLPG`).
-
-    Args:
-        shards: of the model.
-        up: makes the codec of a shard's gradient, of (shard, epoch).
-        down: how a shard's model comes in.
-    """
-
-    wants_gradient = True
-
-    def __init__(self, shards: list[Shard], up: Callable[[int, int], Codec], down: list[Model]) -> None:
-        super().__init__(shards)
-        self._new, self.down = up, down
-        self.up: list[Codec] = []
-        self.snapshot: Vector = np.zeros(0, np.float32)
-
-    def begin(self, epoch: int, snapshot: Vector) -> None:
-        """Keep x~, and begin new random numbers."""
-        self.snapshot = snapshot
-        self.up = [self._new(i, epoch) for i in range(len(self.shards))]
-
-    def state(self) -> None:
-        """Return None."""
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def model(self, shard: int, payload: Bytes) -> Vector:
-        """Return Q_x(x)."""
-        return self.down[shard].decode(payload, self.snapshot[self.shards[shard].slice])
-
-    def answer(self, x: Vector, part: Objective, rows: NDArray[np.int64]) -> list[Bytes]:
-        """Return Q(a)."""
-        _, here = part.gradient(x, rows)
-        _, there = part.gradient(self.snapshot, rows)
-        a = affine(here, 1 / len(rows), there, -1 / len(rows), here)
-        return [up.encode(a[shard.slice]) for up, shard in zip(self.up, self.shards, strict=True)]
 
 
 class Worker:
@@ -137,7 +42,7 @@ class Worker:
         roles: Roles,
         shards: list[Shard],
         objective: Objective,
-        method: Answer,
+        method: WorkerPart,
         *,
         batch: int,
         seed: int,

@@ -15,18 +15,25 @@ from hvd_compress.compressors.quantize import LowPrecision
 from hvd_compress.compressors.state import State
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.parameter_server.codecs import Changes, Codec, Decoded, Vector, affine, one_payload
-from hvd_compress.parameter_server.job import Plan
-from hvd_compress.parameter_server.messages import Bytes
+from hvd_compress.parameter_server.codecs import (
+    Bytes,
+    Changes,
+    Codec,
+    Decoded,
+    Vector,
+    affine,
+    one_payload,
+    read_floats,
+)
 from hvd_compress.parameter_server.objectives import Objective, Regularizer
-from hvd_compress.parameter_server.roles import Shard
-from hvd_compress.parameter_server.schedules import BoundedDelay, Schedule, Synchronous
-from hvd_compress.parameter_server.worker import OneRound
+from hvd_compress.parameter_server.protocols import JobPlan, ServerPart, StepSchedule, WorkerPart
+from hvd_compress.parameter_server.runtime.roles import Shard
+from hvd_compress.parameter_server.runtime.schedules import BoundedDelay, Synchronous
 
 DOWNLINKS = ("changes", "difference")
 
 
-class Down:
+class Downlink:
     """What a worker has of a shard, as the server knows it: exact, but for what has changed since.
 
     With "changes" a worker is sent the coordinates that have changed since its last model, exactly. With "difference"
@@ -116,7 +123,7 @@ def load_states(states: Sequence[State], saved: Mapping[str, Any]) -> None:
             store.commit()
 
 
-class ServerSGD:
+class ServerSGD(ServerPart):
     """x <- prox_(eta h)(x - eta mean of the answers), of one worker or of all; the server's part.
 
     Args:
@@ -137,7 +144,7 @@ class ServerSGD:
         rate: Callable[[int], float],
         compressor: Compressor,
         layout: Layout,
-        down: Down,
+        down: Downlink,
     ) -> None:
         self.snapshot = start
         self.regularizer, self.rate, self.down = regularizer, rate, down
@@ -170,9 +177,6 @@ class ServerSGD:
         decoded = codec.decode(payload)
         self._answers[worker] = count + 1
         return decoded
-
-    def ask(self, answers: Sequence[Decoded]) -> None:
-        """Nothing else."""
 
     def step(self, answers: Sequence[Decoded]) -> None:
         """Step x."""
@@ -210,7 +214,7 @@ class ServerSGD:
         self._answers = {int(worker): int(count) for worker, count in state["answers"]}
 
 
-class WorkerSGD(OneRound):
+class WorkerSGD(WorkerPart):
     """A worker's part: the mean gradient of a batch through a compressor, with what feedback keeps.
 
     Args:
@@ -224,10 +228,9 @@ class WorkerSGD(OneRound):
     wants_gradient = False
 
     def __init__(
-        self, compressor: Compressor, shards: list[Shard], down: list[Down], rank: int, workers: int, seed: int
+        self, compressor: Compressor, shards: list[Shard], down: list[Downlink], rank: int, workers: int, seed: int
     ) -> None:
-        super().__init__(shards)
-        self.compressor, self.down = one_payload(compressor), down
+        self.shards, self.compressor, self.down = shards, one_payload(compressor), down
         self.ops = NumpyOps()
         self.states = [State(s.layout, rank=rank, workers=workers, seed=seed) for s in shards]
         self.copies: list[Vector] = []
@@ -245,6 +248,9 @@ class WorkerSGD(OneRound):
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with what the compressor has kept."""
         load_states(self.states, state)
+
+    def start(self, shard: int, payload: Bytes) -> Vector:
+        return read_floats(payload, self.shards[shard].layout.size)
 
     def model(self, shard: int, payload: Bytes) -> Vector:
         """Return this worker's copy of the model, brought up to date."""
@@ -332,35 +338,35 @@ class SGD:
         """True: what feedback keeps."""
         return True
 
-    def check(self, plan: Plan) -> None:
+    def check(self, plan: JobPlan) -> None:
         """Raise ValueError if the settings do not go with the plan."""
         if self.asynchronous:
             BoundedDelay.check(self._most(plan), plan.roles)
 
-    def method(self, plan: Plan, shard: Shard, start: Vector, rank: int) -> ServerSGD:
+    def server_part(self, plan: JobPlan, shard: Shard, start: Vector, rank: int) -> ServerSGD:
         """Return the server's part."""
         rate = learning_rate(self.lr, self.epochs * self._steps(plan) if self.decay else 0)
         down = self._down(shard, rank)
         return ServerSGD(start, plan.regularizer, rate, parse(self.compression), shard.layout, down)
 
-    def answer(self, plan: Plan, shards: list[Shard], rank: int) -> WorkerSGD:
+    def worker_part(self, plan: JobPlan, shards: list[Shard], rank: int) -> WorkerSGD:
         """Return a worker's part."""
         workers = len(plan.roles.worker_ranks)
         down = [self._down(shard, rank) for shard in shards]
         return WorkerSGD(parse(self.compression), shards, down, rank, workers, self.seed)
 
-    def schedule(self, plan: Plan) -> Callable[[], Schedule]:
+    def schedule(self, plan: JobPlan) -> Callable[[], StepSchedule]:
         """Return what makes the schedule of an epoch."""
         steps = self._steps(plan)
         return lambda: BoundedDelay(steps, self._most(plan)) if self.asynchronous else Synchronous(steps)
 
-    def _steps(self, plan: Plan) -> int:
+    def _steps(self, plan: JobPlan) -> int:
         rows = self.batch if self.asynchronous else self.batch * len(plan.roles.worker_ranks)
         return self.epoch_steps or max(1, round(plan.rows / rows))
 
-    def _most(self, plan: Plan) -> int:
+    def _most(self, plan: JobPlan) -> int:
         return 4 * len(plan.roles.worker_ranks) if self.max_delay is None else self.max_delay
 
-    def _down(self, shard: Shard, rank: int) -> Down:
+    def _down(self, shard: Shard, rank: int) -> Downlink:
         bits = self.model_bits if self.downlink == "difference" else 0
-        return Down(shard.layout, bits, ("model", self.seed, rank))
+        return Downlink(shard.layout, bits, ("model", self.seed, rank))

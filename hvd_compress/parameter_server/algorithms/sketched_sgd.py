@@ -18,13 +18,12 @@ from hvd_compress.compressors.sketching import SketchedSGD
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.parameter_server.codecs import Changes, Vector
-from hvd_compress.parameter_server.job import Plan
-from hvd_compress.parameter_server.messages import Bytes, Malformed
+from hvd_compress.parameter_server.algorithms.sgd import learning_rate, load_states, saved_states
+from hvd_compress.parameter_server.codecs import Bytes, Changes, Malformed, Vector
 from hvd_compress.parameter_server.objectives import Objective, Regularizer
-from hvd_compress.parameter_server.roles import Shard
-from hvd_compress.parameter_server.schedules import Schedule, Synchronous
-from hvd_compress.parameter_server.sgd import learning_rate, load_states, saved_states
+from hvd_compress.parameter_server.protocols import JobPlan, ServerPart, StepSchedule, WorkerPart
+from hvd_compress.parameter_server.runtime.roles import Shard
+from hvd_compress.parameter_server.runtime.schedules import Synchronous
 
 PART_BYTES = 4
 
@@ -58,7 +57,7 @@ class Served(SketchedSGD):
         )
 
 
-class ServerSketch:
+class ServerSketch(ServerPart):
     """The server's part, for one shard.
 
     In each step:
@@ -160,7 +159,7 @@ class ServerSketch:
         return now
 
 
-class WorkerSketch:
+class WorkerSketch(WorkerPart):
     """The worker's part: the gradient of a batch, and of h's squared norm, in a sketch, with feedback.
 
     Args:
@@ -295,30 +294,30 @@ class SketchedSGDServer:
         """True: what feedback keeps."""
         return True
 
-    def check(self, plan: Plan) -> None:
+    def check(self, plan: JobPlan) -> None:
         """Raise ValueError if the settings do not go with the plan."""
         if plan.regularizer.l1:
             raise ValueError(f"l1 must be 0, for its proximal step changes all coordinates; got {plan.regularizer.l1}")
 
-    def method(self, plan: Plan, shard: Shard, start: Vector, rank: int) -> ServerSketch:
+    def server_part(self, plan: JobPlan, shard: Shard, start: Vector, rank: int) -> ServerSketch:
         """Return the server's part."""
         rate = learning_rate(self.lr, self.epochs * self._steps(plan) if self.decay else 0)
         bare = parse(self.compression).bare
         assert isinstance(bare, SketchedSGD)
         return ServerSketch(start, rate, bare, self._state(plan, shard, rank))
 
-    def answer(self, plan: Plan, shards: list[Shard], rank: int) -> WorkerSketch:
+    def worker_part(self, plan: JobPlan, shards: list[Shard], rank: int) -> WorkerSketch:
         """Return a worker's part."""
         states = [self._state(plan, shard, rank) for shard in shards]
         return WorkerSketch(parse(self.compression), plan.regularizer, shards, states)
 
-    def schedule(self, plan: Plan) -> Callable[[], Schedule]:
+    def schedule(self, plan: JobPlan) -> Callable[[], StepSchedule]:
         """Return what makes the schedule of an epoch."""
         steps = self._steps(plan)
         return lambda: Synchronous(steps)
 
-    def _steps(self, plan: Plan) -> int:
+    def _steps(self, plan: JobPlan) -> int:
         return self.epoch_steps or max(1, round(plan.rows / (self.batch * len(plan.roles.worker_ranks))))
 
-    def _state(self, plan: Plan, shard: Shard, rank: int) -> State:
+    def _state(self, plan: JobPlan, shard: Shard, rank: int) -> State:
         return State(shard.layout, rank=rank, workers=len(plan.roles.worker_ranks), seed=self.seed)

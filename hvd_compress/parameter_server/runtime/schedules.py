@@ -1,72 +1,14 @@
-"""When a server gives out its model, and when it applies what comes back."""
+"""The two schedules of steps: asynchronous with a bound on the delay, and synchronous."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
 
-from hvd_compress.parameter_server.roles import Roles
-
-
-class Ticket(NamedTuple):
-    """A model that a worker was given: its number, the worker, and the steps that had been done by then."""
-
-    number: int
-    worker: int
-    version: int
+from hvd_compress.parameter_server.protocols import StepSchedule, Ticket
+from hvd_compress.parameter_server.runtime.roles import Roles
 
 
-class Schedule:
-    """The steps of one epoch on one server.
-
-    Attributes:
-        steps: of the epoch.
-        version: steps that are done.
-        given: models that were given out, by number, and neither answered nor withdrawn.
-        delays: how often a step was done so many steps after its model was given out.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.version = 0
-        self.given: dict[int, Ticket] = {}
-        self.delays: Counter[int] = Counter()
-        self._tickets = 0
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether enough models were given out for all steps."""
-        raise NotImplementedError
-
-    def may_give(self, worker: int) -> bool:
-        """Tell whether a worker may be given the model now; if not, it waits."""
-        raise NotImplementedError
-
-    def give(self, worker: int) -> Ticket:
-        """Give out the model."""
-        ticket = Ticket(self._tickets, worker, self.version)
-        self._tickets += 1
-        self.given[ticket.number] = ticket
-        return ticket
-
-    def next_step(self, answered: Mapping[int, object], workers: set[int]) -> list[Ticket]:
-        """Return the tickets, of those that are answered, that make up the next step: none if it must wait."""
-        raise NotImplementedError
-
-    def step(self, tickets: list[Ticket]) -> None:
-        """Do a step with the answers to these tickets."""
-        for ticket in tickets:
-            del self.given[ticket.number]
-            self.delays[self.version - ticket.version] += 1
-        self.version += 1
-
-    def withdraw(self, ticket: Ticket) -> None:
-        """Take a ticket back that will not be answered."""
-        del self.given[ticket.number]
-
-
-class BoundedDelay(Schedule):
+class BoundedDelay(StepSchedule):
     """Every answer is a step, done as it comes, at most `most` steps after its model was given out.
 
     An answer that came early waits if, were it applied, one that is still out could not keep the bound. An epoch has
@@ -89,7 +31,6 @@ class BoundedDelay(Schedule):
 
     @property
     def exhausted(self) -> bool:
-        """Whether as many models were given out as there are steps."""
         return self.version + len(self.given) >= self.steps
 
     def may_give(self, worker: int) -> bool:
@@ -106,12 +47,11 @@ class BoundedDelay(Schedule):
         return []
 
 
-class Synchronous(Schedule):
+class Synchronous(StepSchedule):
     """A step takes one answer of every worker, in the order of ranks."""
 
     @property
     def exhausted(self) -> bool:
-        """Whether all steps are done."""
         return self.version >= self.steps
 
     def may_give(self, worker: int) -> bool:
@@ -119,6 +59,5 @@ class Synchronous(Schedule):
         return all(ticket.worker != worker for ticket in self.given.values())
 
     def next_step(self, answered: Mapping[int, object], workers: set[int]) -> list[Ticket]:
-        """Return all tickets once every worker has answered."""
         tickets = sorted((self.given[number] for number in answered), key=lambda ticket: ticket.worker)
         return tickets if {ticket.worker for ticket in tickets} >= workers else []
