@@ -30,10 +30,10 @@ from tqdm import tqdm
 from hvd_compress.parameter_server import (
     Algorithm,
     Epoch,
+    JobSettings,
     Objective,
     Regularizer,
     Result,
-    Settings,
     leave,
     minimum,
     run,
@@ -121,9 +121,9 @@ def refuse(parser: argparse.ArgumentParser, text: str) -> NoReturn:
     os._exit(2)
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> JobSettings:
     """Return the settings that all jobs have."""
-    return Settings(
+    return JobSettings(
         servers=args.servers,
         batch=args.batch,
         epochs=args.max_epochs,

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from hvd_compress.parameter_server.objectives import minimum as minimum
     from hvd_compress.parameter_server.objectives.torch_objective import TorchObjective as TorchObjective
     from hvd_compress.parameter_server.protocols import Algorithm as Algorithm
+    from hvd_compress.parameter_server.runtime.coordinator import Epoch as Epoch
     from hvd_compress.parameter_server.runtime.job import Result as Result
-    from hvd_compress.parameter_server.runtime.job import Settings as Settings
     from hvd_compress.parameter_server.runtime.job import leave as leave
     from hvd_compress.parameter_server.runtime.job import run as run
     from hvd_compress.parameter_server.runtime.messages import survives as survives
-    from hvd_compress.parameter_server.runtime.server import Epoch as Epoch
+    from hvd_compress.parameter_server.runtime.settings import JobSettings as JobSettings
+
+    Settings = JobSettings
 
 _HOME = {
     **dict.fromkeys(("DoubleQuantization", "MODELS", "VARIANTS"), "algorithms.asylpg"),
@@ -35,15 +37,18 @@ _HOME = {
     "minimum": "objectives",
     "TorchObjective": "objectives.torch_objective",
     "Algorithm": "protocols",
-    **dict.fromkeys(("Result", "Settings", "leave", "run"), "runtime.job"),
+    **dict.fromkeys(("Result", "leave", "run"), "runtime.job"),
+    "JobSettings": "runtime.settings",
     "survives": "runtime.messages",
-    "Epoch": "runtime.server",
+    "Epoch": "runtime.coordinator",
 }
-__all__ = sorted(_HOME)
+_ALIASES = {"Settings": "JobSettings"}  # what it was called before
+__all__ = sorted([*_HOME, *_ALIASES])
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for: objectives need no MPI, and the adapter of modules alone needs PyTorch."""
+    name = _ALIASES.get(name, name)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

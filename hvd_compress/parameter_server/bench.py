@@ -28,10 +28,11 @@ from hvd_compress.parameter_server.algorithms.asylpg import DoubleQuantization, 
 from hvd_compress.parameter_server.codecs import Vector
 from hvd_compress.parameter_server.objectives import Regularizer
 from hvd_compress.parameter_server.protocols import JobPlan
-from hvd_compress.parameter_server.runtime.job import Settings, leave, run
+from hvd_compress.parameter_server.runtime.job import leave, run
 from hvd_compress.parameter_server.runtime.messages import HEADER, Bytes
 from hvd_compress.parameter_server.runtime.roles import Roles, Shard
 from hvd_compress.parameter_server.runtime.schedules import BoundedDelay, Ticket
+from hvd_compress.parameter_server.runtime.settings import JobSettings
 
 WORKERS = (1, 2, 4, 8)
 DENSE = (1_000_000, 25_000_000)
@@ -201,7 +202,7 @@ class Quiet:
 
 def pushes(algorithm: Resending) -> float | None:
     """Run a job; return the pushes a second on rank 0, and None on others."""
-    if run(algorithm, lambda: Prepared(algorithm.vectors), Settings(batch=1, epochs=1, timeout=60), Quiet()) is None:
+    if run(algorithm, lambda: Prepared(algorithm.vectors), JobSettings(batch=1, epochs=1, timeout=60), Quiet()) is None:
         return None
     return max(schedule.rate for schedule in algorithm.schedules)
 

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
 import signal
 import sys
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from mpi4py import MPI
 
 from hvd_compress.ops.layout import Layout
 from hvd_compress.parameter_server.codecs import Vector
 from hvd_compress.parameter_server.objectives import Objective
 from hvd_compress.parameter_server.protocols import Algorithm, JobPlan
-from hvd_compress.parameter_server.runtime.checkpoints import Checkpoints, Unsound, begin_run
+from hvd_compress.parameter_server.runtime.coordinator import Coordinator, Epoch
 from hvd_compress.parameter_server.runtime.messages import Endpoint, survives
-from hvd_compress.parameter_server.runtime.roles import Roles, Shard, shards
-from hvd_compress.parameter_server.runtime.server import Coordinator, Epoch, JobFailed, Server
+from hvd_compress.parameter_server.runtime.roles import shards
+from hvd_compress.parameter_server.runtime.rounds import JobFailed
+from hvd_compress.parameter_server.runtime.saving import Resumed, Saving
+from hvd_compress.parameter_server.runtime.server import Coordination, RemoteCoordinator, Server
+from hvd_compress.parameter_server.runtime.settings import JobSettings
+from hvd_compress.parameter_server.runtime.start import agree
 from hvd_compress.parameter_server.runtime.worker import Dropped, Worker
-from hvd_compress.reduction.agreement import WorkersDisagree, check_agreement
-from hvd_compress.version import __version__
 
 
 class Result(NamedTuple):
@@ -45,41 +42,11 @@ class Result(NamedTuple):
     model: Vector
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What every job needs to know.
-
-    Attributes:
-        servers: their number; all other ranks are workers.
-        batch: rows of a worker's batch.
-        epochs: most epochs.
-        target: suboptimality at which the job is done, or None; without an optimum, the objective itself.
-        seed: of everything random.
-        timeout: seconds of silence after which a worker is dropped.
-        checkpoint: folder for checkpoints, or None.
-        every: epochs from one checkpoint that is kept and flushed to disk to the next. In between, the last two
-            epochs are kept, so that a job that is killed can always go on; a power failure may take these.
-        resume: whether to go on from the last checkpoint.
-        slow: seconds that the last worker sleeps in each step.
-    """
-
-    servers: int = 1
-    batch: int = 64
-    epochs: int = 50
-    target: float | None = None
-    seed: int = 0
-    timeout: float = 120.0
-    checkpoint: Path | None = None
-    every: int = 1
-    resume: bool = False
-    slow: float = 0.0
-
-
-class Console(Protocol):
+class Reporter(Protocol):
     """Who shows what happens, on the coordinator's rank."""
 
     def epoch(self, epoch: Epoch, optimum: float | None) -> None:
-        """Show an epoch."""
+        """Show an epoch; it can be resumed by now."""
 
     def progress(self, done: int, steps: int) -> None:
         """Show the steps done in an epoch."""
@@ -95,8 +62,8 @@ class Interrupted(BaseException):
 def run(
     algorithm: Algorithm,
     load: Callable[[], Objective],
-    settings: Settings,
-    console: Console,
+    settings: JobSettings,
+    console: Reporter,
     optimum: Callable[[Objective], float | None] = lambda objective: None,
     comm: MPI.Comm = MPI.COMM_WORLD,
 ) -> Result | None:
@@ -117,7 +84,7 @@ def run(
     """
     comm.Set_errhandler(MPI.ERRORS_RETURN)
     try:
-        return _Job(algorithm, settings, console, comm).run(load, optimum)
+        return _Job(algorithm, load, settings, console, optimum, comm).run()
     except (JobFailed, MPI.Exception) as error:
         text = f"another rank is gone ({error})" if isinstance(error, MPI.Exception) else str(error)
         if comm.Get_rank():  # the coordinator speaks first, if it is there
@@ -149,276 +116,136 @@ def leave(status: int = 0) -> None:
 
 
 class _Job:
-    def __init__(self, algorithm: Algorithm, settings: Settings, console: Console, comm: MPI.Comm) -> None:
-        self.algorithm, self.settings, self.console, self.comm = algorithm, settings, console, comm
-        self.rank = comm.Get_rank()
-        self.checkpoints: Checkpoints | None = None
-        self.resumed = self.saved = -1  # the epoch from which it goes on, and the last that the whole job has saved
-        self.name = ""
-        self.processes: list[tuple[str, int]] = []
+    """One rank of a job: all ranks make one together, and end it together if they do not agree."""
 
-    def run(self, load: Callable[[], Objective], optimum: Callable[[Objective], float | None]) -> Result | None:
-        settings = self.settings
-        objective, plan, start = self._agree(load, optimum)
-        roles, own = plan.roles, shards(plan.layout, plan.roles.servers)
-        self.name = f"server-{self.rank}" if roles.is_server(self.rank) else f"worker-{self.rank}"
-        first, before, kept = 0, None, None
-        if settings.checkpoint is not None:
-            names = [f"server-{rank}" for rank in roles.server_ranks]
-            if self.algorithm.workers_keep:
-                names += [f"worker-{rank}" for rank in roles.worker_ranks]
-            self.checkpoints = Checkpoints(
-                settings.checkpoint, names, settings.every, self._begin_run(settings.checkpoint)
-            )
-            if settings.resume:
-                first, before, kept = self._resume(own)
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        load: Callable[[], Objective],
+        settings: JobSettings,
+        console: Reporter,
+        optimum: Callable[[Objective], float | None],
+        comm: MPI.Comm,
+    ) -> None:
+        self.algorithm, self.settings, self.console = algorithm, settings, console
+        self.rank = comm.Get_rank()
+        self.plan, self.start, self.objective, self.processes = agree(algorithm, settings, load, optimum, comm)
+        self.roles = self.plan.roles
+        self.shards = shards(self.plan.layout, self.roles.servers)
+        self.saving = Saving(settings, algorithm, self.roles, comm)
+        self.resumed = Resumed(None, None)
+        if settings.resume:
+            owned = self.shards[self.rank].layout.size if self.roles.is_server(self.rank) else None
+            self.resumed = self.saving.resume(owned, console.say)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
-        endpoint = Endpoint(self.comm)
-        if not roles.is_server(self.rank):
-            self._work(endpoint, plan, own, objective, kept)
+        self.endpoint = Endpoint(comm)
+
+    def run(self) -> Result | None:
+        if not self.roles.is_server(self.rank):
+            self._work()
             return None
-        method = self.algorithm.server_part(plan, own[self.rank], start[own[self.rank].slice].copy(), self.rank)
-        if kept is not None:
-            method.load(kept)
-        args = (endpoint, roles, method, plan.regularizer, self.algorithm.schedule(plan), plan.rows, settings.timeout)
         if self.rank:
-            Server(*args, self._saved).run()
+            self._serve(RemoteCoordinator())
             return None
-        last: list[Epoch] = []
+        return self._coordinate()
 
-        def finished(epoch: Epoch) -> bool:
-            last[:] = [epoch]
-            self._save_job(epoch)
-            self.console.epoch(epoch, plan.optimum)
-            return settings.target is not None and epoch.objective - (plan.optimum or 0.0) <= settings.target
-
-        coordinator = Coordinator(
-            *args,
-            self._saved,
-            epochs=settings.epochs,
-            finished=finished,
-            log=self.console.say,
-            kill=self._kill,
-            progress=self.console.progress,
-            first=first,
-            before=before,
-        )
-        coordinator.run()
-        assert coordinator.model is not None
-        return Result(self._record(last[0], plan), plan.layout, coordinator.model)
-
-    def _kill(self, worker: int) -> None:
-        """End the process of a silent worker on this machine, for which the job would be waited for at its end."""
-        node, process = self.processes[worker]
-        if node == MPI.Get_processor_name():
-            os.kill(process, signal.SIGKILL)
-
-    def _work(
-        self,
-        endpoint: Endpoint,
-        plan: JobPlan,
-        own: list[Shard],
-        objective: Objective | None,
-        kept: Mapping[str, Any] | None,
-    ) -> None:
-        assert objective is not None
-        settings = self.settings
-        answer = self.algorithm.worker_part(plan, own, self.rank)
-        if kept is not None:
-            answer.load(kept)
+    def _work(self) -> None:
+        assert self.objective is not None
+        part = self.algorithm.worker_part(self.plan, self.shards, self.rank)
+        if self.resumed.state is not None:
+            part.load(self.resumed.state)
         worker = Worker(
-            endpoint,
-            plan.roles,
-            own,
-            objective,
-            answer,
-            batch=settings.batch,
-            seed=settings.seed,
+            self.endpoint,
+            self.roles,
+            self.shards,
+            self.objective,
+            part,
+            batch=self.settings.batch,
+            seed=self.settings.seed,
             ahead=self.algorithm.ahead,
-            delay=settings.slow if self.rank == plan.roles.size - 1 else 0.0,
-            saved=self._saved,
+            delay=self.settings.slow if self.rank == self.roles.size - 1 else 0.0,
+            saved=self.saving.save,
         )
         try:
             worker.run()
         except Dropped as error:
             print(f"rank {self.rank}: {error}", file=sys.stderr, flush=True)
 
-    def _agree(
-        self, load: Callable[[], Objective], optimum: Callable[[Objective], float | None]
-    ) -> tuple[Objective | None, JobPlan, Vector]:
-        """Let the workers load their data, and all ranks compare what they mean."""
-        settings, comm = self.settings, self.comm
-        objective: Objective | None = None
-        error: str | None = None
-        mine: dict[str, Any] = {}
-        roles: Roles | None = None
-        try:
-            roles = Roles(settings.servers, comm.Get_size())
-            if not roles.is_server(self.rank):
-                objective = load()
-                mine = {
-                    "version": __version__,
-                    "algorithm": repr(self.algorithm),
-                    "settings": repr(dataclasses.replace(settings, slow=0.0)),
-                    "parameters": [f"{p.name} {p.shape}" for p in objective.layout.parameters],
-                    **objective.description(),
-                }
-        except (OSError, TypeError, ValueError) as problem:
-            error = str(problem)
-        everyone = comm.allgather((mine, error, (MPI.Get_processor_name(), os.getpid())))
-        problems = {rank: text for rank, (_, text, _) in enumerate(everyone) if text is not None}
-        self.processes = [place for _, _, place in everyone]
-        if not problems and roles is not None:
-            try:
-                check_agreement([everyone[rank][0] for rank in roles.worker_ranks], list(roles.worker_ranks))
-            except WorkersDisagree as problem:
-                problems[0] = str(problem)
-        self._refuse(problems)
-        assert roles is not None
-        plan = None
-        if objective is not None and self.rank == roles.servers:
-            try:
-                smoothness = objective.smoothness(settings.batch)
-                known = (objective.layout, objective.rows, objective.regularizer, smoothness)
-                plan = JobPlan(*known, optimum(objective), roles)
-                shards(plan.layout, roles.servers)
-                self.algorithm.check(plan)
-            except (OSError, ValueError) as problem:
-                error = str(problem)
-        plan, error = comm.bcast((plan, error), root=roles.servers)
-        self._refuse({} if error is None else {0: error})
-        assert plan is not None
-        start = np.empty(plan.layout.size, np.float32)
-        if objective is not None and self.rank == roles.servers:
-            start[:] = objective.initial(settings.seed)
-        comm.Bcast(start, root=roles.servers)
-        return objective, plan, start
+    def _serve(self, coordination: Coordination) -> None:
+        plan, shard = self.plan, self.shards[self.rank]
+        part = self.algorithm.server_part(plan, shard, self.start[shard.slice].copy(), self.rank)
+        if self.resumed.state is not None:
+            part.load(self.resumed.state)
+        server = Server(
+            self.endpoint,
+            self.roles,
+            part,
+            plan.regularizer,
+            self.algorithm.schedule(plan),
+            plan.rows,
+            self.settings.timeout,
+            self.saving.save,
+            coordination,
+        )
+        server.run()
 
-    def _refuse(self, problems: Mapping[int, str]) -> None:
-        """End the job if there is a problem; all ranks call this with the same ones."""
-        if not problems:
-            return
-        if self.rank == 0:
-            texts: dict[str, list[str]] = {}
-            for rank, text in problems.items():
-                texts.setdefault(text, []).append(str(rank))
-            for text, ranks in texts.items():
-                where = f" (ranks {', '.join(ranks)})" if len(ranks) < self.comm.Get_size() and ranks != ["0"] else ""
-                print(f"{Path(sys.argv[0]).name}: error: {text}{where}", file=sys.stderr, flush=True)
-        sys.stderr.flush()
-        self.comm.Barrier()  # nobody ends the job before the message is out
-        os._exit(2)
+    def _coordinate(self) -> Result:
+        """Serve beside the coordinator; return what came of the job."""
+        coordinator = Coordinator(
+            self.roles,
+            self.plan.rows,
+            epochs=self.settings.epochs,
+            finished=self._finished,
+            log=self.console.say,
+            kill=self._kill,
+            progress=self.console.progress,
+            before=self.resumed.before,
+        )
+        self._serve(coordinator)
+        assert coordinator.model is not None
+        assert coordinator.last is not None
+        record = _record(coordinator.last, self.plan, self.algorithm.name, self.settings.seed)
+        return Result(record, self.plan.layout, coordinator.model)
 
-    # --- checkpoints
+    def _finished(self, epoch: Epoch) -> bool:
+        """Complete an epoch's checkpoint, show it, and tell whether the target is reached."""
+        target, optimum = self.settings.target, self.plan.optimum
+        self.saving.complete(epoch)
+        self.console.epoch(epoch, optimum)
+        return target is not None and epoch.objective - (optimum or 0.0) <= target
 
-    def _begin_run(self, folder: Path) -> str:
-        """Return the name of this run, which no other run that saves there has."""
-        run, error = "", None
-        if self.rank == 0:
-            try:
-                run = begin_run(folder)
-            except OSError as problem:
-                error = str(problem)
-        run, error = self.comm.bcast((run, error))
-        self._refuse({} if error is None else {0: error})
-        return run
-
-    def _saved(self, epoch: int, state: Mapping[str, Any]) -> None:
-        """Write this rank's part of a checkpoint, unless the job goes on from that very one."""
-        if self.checkpoints is not None and epoch != self.resumed:
-            with _writing(self.checkpoints):
-                self.checkpoints.save(epoch, self.name, state)
-
-    def _save_job(self, epoch: Epoch) -> None:
-        """Complete a checkpoint: all ranks have saved their parts, or else the epoch would not be over."""
-        if self.checkpoints is not None and epoch.epoch != self.resumed:
-            record = dataclasses.asdict(epoch) | {"delays": {str(delay): n for delay, n in epoch.delays.items()}}
-            with _writing(self.checkpoints):
-                self.checkpoints.save_job(epoch.epoch, {"algorithm": repr(self.algorithm), "epoch": record})
-        self.saved = epoch.epoch
-
-    def _resume(self, own: list[Shard]) -> tuple[int, Epoch, dict[str, Any] | None]:
-        """Return the epoch to go on from, what was reached by then, and what this rank has kept, if it keeps anything.
-
-        Rank 0 chooses the epoch.
-        """
-        assert self.checkpoints is not None
-        found, before, error = None, None, None
-        if self.rank == 0:
-            try:
-                found = self.checkpoints.latest()
-                if found.job["algorithm"] != repr(self.algorithm):
-                    raise ValueError(f"the checkpoint is of {found.job['algorithm']}, the job of {self.algorithm!r}")
-                before = _epoch_of(found.job["epoch"])
-                if found.skipped:
-                    self.console.say(f"--resume goes on from epoch {found.epoch}, without {found.skipped}")
-            except (OSError, ValueError) as problem:
-                error = str(problem)
-        found, before, error = self.comm.bcast((found, before, error))
-        self._refuse({} if error is None else {0: error})
-        kept = None
-        if self.name in self.checkpoints.names:
-            try:
-                kept = self.checkpoints.load(found.epoch, self.name)
-                if self.rank < len(own) and kept["snapshot"].shape != (own[self.rank].layout.size,):
-                    raise Unsound(
-                        f"{self.name}.npz holds {kept['snapshot'].size} coordinates of the model, and the job's "
-                        f"{self.name} owns {own[self.rank].layout.size}"
-                    )
-            except Unsound as problem:
-                error = f"epoch-{found.epoch}: {problem}"
-        problems = self.comm.allgather(error)
-        self._refuse({rank: text for rank, text in enumerate(problems) if text is not None})
-        self.resumed = found.epoch
-        return found.epoch, before, kept
+    def _kill(self, worker: int) -> None:
+        """End a silent worker's process if it is on this machine: the launcher would wait for it at the job's end."""
+        node, process = self.processes[worker]
+        if node == MPI.Get_processor_name():
+            os.kill(process, signal.SIGKILL)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """End this rank. There may be no time for anything else, and nothing is left to be saved."""
+        """End this rank at once: the launcher may leave no time, and nothing is left to be saved."""
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
-        if self.checkpoints is None or self.saved < 0:
+        if self.saving.saved < 0:
             raise Interrupted("interrupted")
-        raise Interrupted(f"interrupted; {self.settings.checkpoint} has epoch {self.saved}, go on with --resume")
-
-    def _record(self, epoch: Epoch, plan: JobPlan) -> dict[str, Any]:
-        roles = plan.roles
-        return {
-            "algorithm": self.algorithm.name,
-            "objective": epoch.objective,
-            "suboptimality": None if plan.optimum is None else epoch.objective - plan.optimum,
-            "accuracy": epoch.right / epoch.tested if epoch.tested else None,
-            "bits_up": epoch.bits_up,
-            "bits_down": epoch.bits_down,
-            "seconds": epoch.seconds,
-            "epochs": epoch.epoch,
-            "steps": epoch.steps,
-            "workers": len(roles.worker_ranks),
-            "workers_left": epoch.workers,
-            "servers": roles.servers,
-            "max_delay": max(epoch.delays, default=0),
-            "delays": {str(delay): count for delay, count in sorted(epoch.delays.items())},
-            "seed": self.settings.seed,
-        }
+        raise Interrupted(f"interrupted; {self.settings.checkpoint} has epoch {self.saving.saved}, go on with --resume")
 
 
-@contextlib.contextmanager
-def _writing(checkpoints: Checkpoints) -> Iterator[None]:
-    """Say what went wrong if a checkpoint cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise JobFailed(f"the checkpoint cannot be written to {checkpoints.folder}: {error}") from error
-
-
-def _epoch_of(record: Mapping[str, Any]) -> Epoch:
-    """Return the epoch that a job.json describes.
-
-    Raises:
-        ValueError: if it describes none.
-    """
-    try:
-        delays = Counter({int(delay): count for delay, count in record["delays"].items()})
-        return Epoch(**{**record, "delays": delays})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"job.json describes no epoch: {error}") from error
+def _record(epoch: Epoch, plan: JobPlan, name: str, seed: int) -> dict[str, Any]:
+    """Return a job's result for JSON."""
+    return {
+        "algorithm": name,
+        "objective": epoch.objective,
+        "suboptimality": None if plan.optimum is None else epoch.objective - plan.optimum,
+        "accuracy": epoch.right / epoch.tested if epoch.tested else None,
+        "bits_up": epoch.bits_up,
+        "bits_down": epoch.bits_down,
+        "seconds": epoch.seconds,
+        "epochs": epoch.epoch,
+        "steps": epoch.steps,
+        "workers": len(plan.roles.worker_ranks),
+        "workers_left": epoch.workers,
+        "servers": plan.roles.servers,
+        "max_delay": max(epoch.delays, default=0),
+        "delays": {str(delay): count for delay, count in sorted(epoch.delays.items())},
+        "seed": seed,
+    }

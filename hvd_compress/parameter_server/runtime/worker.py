@@ -13,7 +13,7 @@ from hvd_compress.parameter_server.objectives import Objective
 from hvd_compress.parameter_server.protocols import WorkerPart
 from hvd_compress.parameter_server.runtime.messages import Endpoint, Kind, Malformed, Message
 from hvd_compress.parameter_server.runtime.roles import Roles, Shard, rows_of
-from hvd_compress.parameter_server.runtime.server import PART, TICK, JobFailed
+from hvd_compress.parameter_server.runtime.rounds import TICK, GradientPart, JobFailed, Round
 
 
 class Dropped(RuntimeError):
@@ -28,12 +28,12 @@ class Worker:
         roles: of all ranks.
         shards: of the model, one a server.
         objective: P, of all rows.
-        method: the worker's part of the algorithm.
+        part: the worker's part of the algorithm.
         batch: rows of a batch, drawn from this worker's own with replacement.
         seed: of the division of the rows and the batches.
         ahead: whether the next model is asked for before the last one is answered.
         delay: seconds that it sleeps in each step, for tests of slow workers.
-        saved: told of each epoch's number and the state of the method at its beginning, if there is any.
+        saved: told of each epoch's number and the state of the part at its beginning, if there is any.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Worker:
         roles: Roles,
         shards: list[Shard],
         objective: Objective,
-        method: WorkerPart,
+        part: WorkerPart,
         *,
         batch: int,
         seed: int,
@@ -51,13 +51,13 @@ class Worker:
         saved: Callable[[int, Mapping[str, Any]], None],
     ) -> None:
         self.endpoint, self.roles, self.shards = endpoint, roles, shards
-        self.objective, self.method = objective, method
+        self.objective, self.part = objective, part
         self.batch, self.seed, self.ahead, self.delay, self._saved = batch, seed, ahead, delay, saved
         self.round = self.epoch = -1
         self.size = sum(shard.stop - shard.start for shard in shards)
         self._workers: list[int] = []
-        self._part: Objective = objective
-        self._start: dict[str, Any] | None = None
+        self._own: Objective = objective
+        self._announced: Round | None = None
         self._stopped = False
 
     def run(self) -> None:
@@ -68,13 +68,13 @@ class Worker:
             JobFailed: if a server is gone.
         """
         while not self._stopped:
-            if self._start is None:
+            if self._announced is None:
                 self._next()
                 continue
-            announced, self._start = self._start, None
-            self.round = announced["round"]
-            self._begin(announced["epoch"], announced["workers"])
-            if self._start is None and not self._stopped:
+            announced, self._announced = self._announced, None
+            self.round = announced.round
+            self._begin(announced)
+            if self._announced is None and not self._stopped:
                 self._steps()
         self.endpoint.send(0, Kind.BYE, self.round)
         self.endpoint.flush(TICK)
@@ -88,7 +88,7 @@ class Worker:
         if message is None:
             return None
         if message.kind == Kind.START:
-            self._start = message.json()
+            self._announced = Round(**message.json())
         elif message.kind == Kind.STOP:
             self._stopped = True
         elif message.kind == Kind.DROP:
@@ -103,7 +103,7 @@ class Worker:
         """Return a message of a kind from every server; None if the epoch ends, or something new has come."""
         found: dict[int, Message] = {}
         while len(found) < self.roles.servers:
-            if self._start is not None or self._stopped:
+            if self._announced is not None or self._stopped:
                 return None
             message = self._next()
             if message is None:
@@ -119,32 +119,32 @@ class Worker:
         for server in self.roles.server_ranks:
             self.endpoint.send(server, kind, self.round)
 
-    def _begin(self, epoch: int, workers: list[int]) -> None:
+    def _begin(self, announced: Round) -> None:
         """Take the snapshot, and send this worker's part of the loss and the gradient there."""
+        workers = announced.workers
         if workers != self._workers:
             self._workers = workers
-            self._part = self.objective.take(rows_of(self.objective.rows, self.seed, workers)[self.endpoint.rank])
+            self._own = self.objective.take(rows_of(self.objective.rows, self.seed, workers)[self.endpoint.rank])
         self._ask(Kind.SNAPSHOT)
         found = self._collect(Kind.SNAPSHOT)
         if found is None:
             return
         snapshot = np.empty(self.size, np.float32)
         for server, message in found.items():
-            snapshot[self.shards[server].slice] = self.method.start(server, message.payload)
-        self.epoch = epoch
-        self.method.begin(epoch, snapshot)
-        state = self.method.state()
+            snapshot[self.shards[server].slice] = self.part.start(server, message.payload)
+        self.epoch = announced.epoch
+        self.part.begin(self.epoch, snapshot)
+        state = self.part.state()
         if state is not None:
-            self._saved(epoch, state)
-        if self.method.wants_gradient:
-            loss, gradient = self._part.gradient(snapshot)
+            self._saved(self.epoch, state)
+        if self.part.wants_gradient:
+            loss, gradient = self._own.gradient(snapshot)
         else:
-            loss, gradient = self._part.value(snapshot), np.zeros(0, np.float32)
+            loss, gradient = self._own.value(snapshot), None
         right, tested = self.objective.right(snapshot, workers.index(self.endpoint.rank), len(workers)) or (0, 0)
         for server, shard in enumerate(self.shards):
-            head = np.frombuffer(PART.pack(loss, right, tested), np.uint8)
-            own = gradient[shard.slice].view(np.uint8) if self.method.wants_gradient else head[:0]
-            self.endpoint.send(server, Kind.PART, self.round, 0, np.concatenate([head, own]))
+            part = GradientPart(loss, right, tested, None if gradient is None else gradient[shard.slice])
+            self.endpoint.send(server, Kind.PART, self.round, 0, part.encode())
 
     def _steps(self) -> None:
         """Answer models until the epoch ends."""
@@ -156,19 +156,19 @@ class Worker:
                 break
             if self.ahead:
                 self._ask(Kind.MODEL)
-            models = [self.method.model(server, found[server].payload) for server in self.roles.server_ranks]
+            models = [self.part.model(server, found[server].payload) for server in self.roles.server_ranks]
             x = models[0] if len(models) == 1 else np.concatenate(models)
             if self.delay:
                 time.sleep(self.delay)
-            rows = random.integers(self._part.rows, size=min(self.batch, self._part.rows))
-            for server, payload in enumerate(self.method.answer(x, self._part, rows)):
+            rows = random.integers(self._own.rows, size=min(self.batch, self._own.rows))
+            for server, payload in enumerate(self.part.answer(x, self._own, rows)):
                 self.endpoint.send(server, Kind.PUSH, self.round, found[server].number, payload)
-            for _ in range(1, self.method.rounds):
+            for _ in range(1, self.part.rounds):
                 asked = self._collect(Kind.ASK)
                 if asked is None:
                     return
                 for server, message in asked.items():
-                    payload = self.method.reply(server, message.payload)
+                    payload = self.part.reply(server, message.payload)
                     self.endpoint.send(server, Kind.PUSH, self.round, message.number, payload)
             if not self.ahead:
                 self._ask(Kind.MODEL)
