@@ -25,6 +25,7 @@ from hvd_compress.bench import Clock
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.parameter_server.algorithms.asylpg import DoubleQuantization, VarianceReduced
+from hvd_compress.parameter_server.algorithms.common import delay_bound
 from hvd_compress.parameter_server.codecs import Vector
 from hvd_compress.parameter_server.objectives import Regularizer
 from hvd_compress.parameter_server.protocols import JobPlan
@@ -177,7 +178,7 @@ class Resending(DoubleQuantization):
         """Return what makes schedules, and keeps them."""
 
         def new() -> Timed:
-            self.schedules.append(Timed(self.seconds, len(plan.roles.worker_ranks), self._most(plan)))
+            self.schedules.append(Timed(self.seconds, len(plan.roles.worker_ranks), delay_bound(self.max_delay, plan)))
             return self.schedules[-1]
 
         return new

@@ -85,6 +85,7 @@ class ServerPart(Protocol):
 
     def begin(self, epoch: int, gradient: Vector | None) -> None:
         """Begin an epoch; `gradient` is that of f at the snapshot, if it is wanted."""
+        return None
 
     def start(self, worker: int) -> Bytes:
         """Return what gives a worker the snapshot."""
@@ -133,6 +134,7 @@ class WorkerPart(Protocol):
 
     def begin(self, epoch: int, snapshot: Vector) -> None:
         """Begin an epoch."""
+        return None
 
     def state(self) -> dict[str, Any] | None:
         """Return what `load` needs to resume from the last `begin`; None if nothing is kept from epoch to epoch."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hvd_compress.compressors.base import Compressor
 from hvd_compress.compressors.quantize import LowPrecision
 from hvd_compress.compressors.sparsify import Wangni
+from hvd_compress.parameter_server.algorithms.common import check_counts, check_positive, delay_bound
 from hvd_compress.parameter_server.codecs import (
     Bytes,
     Codec,
@@ -32,8 +33,8 @@ from hvd_compress.parameter_server.runtime.schedules import BoundedDelay
 
 VARIANTS = ("asylpg", "sparse", "accelerated", "full-precision", "gradient-only", "model-only")
 MODELS = ("difference", "grid")
-STEP = 0.3  # in units of 1 / L
-SIGMA = 2.0
+STEP = 0.3  # default step size, in units of 1 / L
+SIGMA = 2.0  # default of Acc-AsyLPG: eta theta = 1 / (sigma L)
 
 
 class AsyLPG(ServerPart):
@@ -64,24 +65,19 @@ class AsyLPG(ServerPart):
         self.gradient = start
 
     def begin(self, epoch: int, gradient: Vector | None) -> None:
-        """Keep grad f(x~)."""
         assert gradient is not None
         self.gradient = gradient
 
     def start(self, worker: int) -> Bytes:
-        """Return x~."""
         return self.snapshot.view(np.uint8)
 
     def model(self, worker: int) -> Bytes:
-        """Return Q_x(x)."""
         return self.down.encode(self.x, self.snapshot)
 
     def decode(self, worker: int, payload: Bytes) -> Decoded:
-        """Return Q(a)."""
         return self.up.decode(payload)
 
     def step(self, answers: Sequence[Decoded]) -> None:
-        """Step x."""
         self._descend(self.x, answers)
 
     def end(self) -> None:
@@ -89,11 +85,9 @@ class AsyLPG(ServerPart):
         self.snapshot = self.x.copy()
 
     def state(self) -> dict[str, Any]:
-        """Return x~."""
         return {"snapshot": self.snapshot}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from x~."""
         self.snapshot = state["snapshot"]
         self.x = self.snapshot.copy()
 
@@ -155,11 +149,9 @@ class AccAsyLPG(AsyLPG):
         self._carried = self.y.copy()
 
     def state(self) -> dict[str, Any]:
-        """Return x~ and y."""
         return {"snapshot": self.snapshot, "y": self._carried}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from x~ and y."""
         super().load(state)
         self._carried = state["y"]
         self.y = self._carried.copy()
@@ -170,7 +162,7 @@ class AccAsyLPG(AsyLPG):
 
 
 class VarianceReduced(WorkerPart):
-    """The worker's part of AsyLPG and its kin: a = grad f_B(Q_x(x)) - grad f_B(x~), sent as Q(a) (see `AsyLPG`).
+    """The worker's part of all variants: a = grad f_B(Q_x(x)) - grad f_B(x~), sent as Q(a) (see `AsyLPG`).
 
     Args:
         shards: of the model.
@@ -186,7 +178,6 @@ class VarianceReduced(WorkerPart):
         self.snapshot: Vector = np.zeros(0, np.float32)
 
     def begin(self, epoch: int, snapshot: Vector) -> None:
-        """Keep x~, and begin new random numbers."""
         self.snapshot = snapshot
         self.up = [self._new(i, epoch) for i in range(len(self.shards))]
 
@@ -194,11 +185,9 @@ class VarianceReduced(WorkerPart):
         return read_floats(payload, self.shards[shard].layout.size)
 
     def model(self, shard: int, payload: Bytes) -> Vector:
-        """Return Q_x(x)."""
         return self.down[shard].decode(payload, self.snapshot[self.shards[shard].slice])
 
     def answer(self, x: Vector, part: Objective, rows: NDArray[np.int64]) -> list[Bytes]:
-        """Return Q(a)."""
         _, here = part.gradient(x, rows)
         _, there = part.gradient(self.snapshot, rows)
         a = affine(here, 1 / len(rows), there, -1 / len(rows), here)
@@ -207,7 +196,7 @@ class VarianceReduced(WorkerPart):
 
 @dataclass(frozen=True)
 class DoubleQuantization:
-    """The settings of one of the algorithms.
+    """The settings of AsyLPG, one of its variants, or what they are compared with.
 
     Attributes:
         variant: "asylpg", "sparse" (Sparse-AsyLPG), "accelerated" (Acc-AsyLPG); or AsyLPG with parts switched off:
@@ -217,7 +206,7 @@ class DoubleQuantization:
         model: "difference", Q of x - x~ with `model_bits`; or "grid", Q of x itself with the smallest number of bits
             that meets the precision condition, as in the paper.
         mu: of that condition, E||Q(x) - x||^2 <= mu ||x - x~||^2.
-        budget: coordinates that Sparse-AsyLPG keeps on average, as a part of all.
+        budget: share of the coordinates that Sparse-AsyLPG keeps on average.
         step: eta (of Acc-AsyLPG eta * theta); None for 0.3 / L (of Acc-AsyLPG 1 / (2 L)).
         theta: of Acc-AsyLPG, for a strongly convex P; 0 for 2 / (s + 2) in epoch s.
         epoch_steps: steps of an epoch; None for two passes over the rows.
@@ -249,35 +238,25 @@ class DoubleQuantization:
         LowPrecision(self.bits)
         LowPrecision(self.bits if self.model_bits is None else self.model_bits)
         Wangni(self.budget)
-        for name, low in (("step", 0.0), ("mu", 0.0)):
-            value = getattr(self, name)
-            if value is not None and not value > low:
-                raise ValueError(f"{name} must be in ({low:g}, inf); got {value}")
+        check_positive(self, "step", "mu")
         if not 0 <= self.theta <= 1:
             raise ValueError(f"theta must be in [0, 1]; got {self.theta}")
-        for name, least in (("epoch_steps", 1), ("max_delay", 0), ("batch", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}; got {value}")
+        check_counts(self, epoch_steps=1, max_delay=0, batch=1)
 
     @property
     def name(self) -> str:
-        """The variant."""
         return self.variant
 
     @property
     def ahead(self) -> bool:
-        """True, unless the delay is to be 0."""
         return self.max_delay != 0
 
     @property
     def workers_keep(self) -> bool:
-        """False."""
         return False
 
     def check(self, plan: JobPlan) -> None:
-        """Raise ValueError if the settings do not go with the plan."""
-        BoundedDelay.check(self._most(plan), plan.roles)
+        BoundedDelay.check(delay_bound(self.max_delay, plan), plan.roles)
         if self.step is None and plan.smoothness is None:
             raise ValueError("step must be given: this objective has no estimate of its smoothness")
 
@@ -289,14 +268,12 @@ class DoubleQuantization:
         return (1 / SIGMA if self.variant == "accelerated" else STEP) / plan.smoothness
 
     def server_part(self, plan: JobPlan, shard: Shard, start: Vector, rank: int) -> AsyLPG:
-        """Return a server's part."""
         args = (start, plan.regularizer, self.eta(plan), self._up(shard, ()), self._down(shard, rank))
         if self.variant == "accelerated":
             return AccAsyLPG(*args, theta=self.theta or None)
         return AsyLPG(*args)
 
     def worker_part(self, plan: JobPlan, shards: list[Shard], rank: int) -> VarianceReduced:
-        """Return a worker's part."""
         return VarianceReduced(
             shards,
             lambda i, epoch: self._up(shards[i], (self.seed, rank, i, epoch)),
@@ -304,12 +281,8 @@ class DoubleQuantization:
         )
 
     def schedule(self, plan: JobPlan) -> Callable[[], StepSchedule]:
-        """Return what makes the schedule of an epoch."""
         steps = self.epoch_steps or max(1, round(2 * plan.rows / self.batch))
-        return lambda: BoundedDelay(steps, self._most(plan))
-
-    def _most(self, plan: JobPlan) -> int:
-        return 4 * len(plan.roles.worker_ranks) if self.max_delay is None else self.max_delay
+        return lambda: BoundedDelay(steps, delay_bound(self.max_delay, plan))
 
     def _up(self, shard: Shard, key: tuple[object, ...]) -> Codec:
         """Return the codec of a shard's gradient."""
