@@ -27,7 +27,7 @@ Vector = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 OPS = NumpyOps()
-LEAST = float(np.finfo(np.float32).tiny)  # what is smaller counts as zero
+LEAST = float(np.finfo(np.float32).tiny)  # smaller magnitudes count as zero
 
 
 class Malformed(ValueError):

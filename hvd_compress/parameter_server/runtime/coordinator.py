@@ -27,8 +27,8 @@ class Epoch:
         bits_up, bits_down: of all messages between workers and servers until the epoch's end, headers included.
         seconds: from the job's beginning to the epoch's end.
         steps: that were done, of the first server.
-        workers: that are there.
-        delays: how many steps had so many others between their model and themselves, since the job's beginning.
+        workers: that are left.
+        delays: how many steps had which delay (steps between giving a model and applying the answer), since the start.
     """
 
     epoch: int
@@ -55,7 +55,7 @@ class Coordinator(Coordination):
         rows: of all workers together.
         epochs: most epochs.
         finished: told of each epoch, it returns whether the job is done.
-        log: takes a line for the user.
+        log: shows the user a line.
         kill: ends the process of a silent worker, if it can.
         progress: told of the steps done in an epoch, and of all of them.
         before: the epoch from which a resumed job goes on.

@@ -9,10 +9,10 @@ from hvd_compress.parameter_server.runtime.roles import Roles
 
 
 class BoundedDelay(StepSchedule):
-    """Every answer is a step, done as it comes, at most `most` steps after its model was given out.
+    """Every answer is a step, applied as it comes, at most `most` steps after its model was given out.
 
-    An answer that came early waits if, were it applied, one that is still out could not keep the bound. An epoch has
-    as many answers as steps. With a bound of 0 there is one worker at a time.
+    An answer waits if, were it applied, an older model that is still out could not keep the bound. An epoch has as many
+    answers as steps. With a bound of 0 one worker computes at a time.
     """
 
     def __init__(self, steps: int, most: int) -> None:
@@ -21,7 +21,7 @@ class BoundedDelay(StepSchedule):
 
     @staticmethod
     def check(most: int, roles: Roles) -> None:
-        """Raise ValueError if servers could wait for each other: each for the answer of another worker."""
+        """Raise ValueError if servers could deadlock, each waiting for the answer of another worker."""
         workers = len(roles.worker_ranks)
         if roles.servers > 1 and most < 2 * workers - 1:
             raise ValueError(
@@ -34,11 +34,11 @@ class BoundedDelay(StepSchedule):
         return self.version + len(self.given) >= self.steps
 
     def may_give(self, worker: int) -> bool:
-        """Tell whether the model could keep the bound behind all that are out, should they come in their order."""
+        """Tell whether the model could keep the bound if all that are out are answered before it."""
         return len(self.given) <= self.most
 
     def next_step(self, answered: Mapping[int, object], workers: set[int]) -> list[Ticket]:
-        """Return the first ticket that may come before the others."""
+        """Return the first answered ticket after whose step all others can still keep the bound, in their order."""
         out = sorted(self.given.values(), key=lambda ticket: (ticket.version, ticket.number))
         for number in answered:
             others = (ticket for ticket in out if ticket.number != number)

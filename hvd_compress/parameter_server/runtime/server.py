@@ -44,16 +44,16 @@ class Coordination:
         """Every worker that may have a model has one."""
 
     def dropped(self, server: Server, worker: int, reason: str) -> None:
-        """A worker does not belong to the job any more."""
+        """A worker was dropped."""
 
     def tick(self, server: Server) -> None:
-        """Do what is due from time to time."""
+        """Called between messages, at least every TICK seconds."""
 
     def leave(self, server: Server) -> None:
-        """The server has stopped: see to it that all know of it before it ends."""
+        """The server has stopped; return when its rank may end."""
 
     def say(self, text: str) -> None:
-        """Say something to the user."""
+        """Show the user a line."""
 
 
 class RemoteCoordinator(Coordination):
@@ -133,7 +133,7 @@ class Server:
         self._answers: dict[int, Any] = {}  # that are not applied, by the number of their ticket
         self._early: list[Message] = []  # of a round that has not begun
         self._next: Round | None = None
-        self._incomplete = False  # whether the part of a worker that was dropped is missing: the round will not do
+        self._incomplete = False  # whether a worker was dropped before the gradient was complete: the round is void
 
     def run(self) -> None:
         """Serve until the job is done.
@@ -154,7 +154,10 @@ class Server:
         self._coordination.leave(self)
 
     def listen_until(self, done: Callable[[Message], bool]) -> None:
-        """Take messages until one is the last, or the time is up: who leaves earlier could be thought dead."""
+        """Take messages until `done` says that one is the last, or until the timeout.
+
+        A rank that left earlier could be taken for dead.
+        """
         until = time.monotonic() + self.timeout
         while time.monotonic() < until and 0 not in self.endpoint.dead:
             message = self._receive()
@@ -219,7 +222,10 @@ class Server:
         self._begin_next()
 
     def _begin_next(self) -> None:
-        """Begin the round that was announced if all its workers have written of it: their messages keep their order."""
+        """Begin the round that was announced if a message of it has come from every worker.
+
+        Messages keep their order: nothing of the round before can come then.
+        """
         announced = self._next
         if announced is None:
             return
@@ -312,7 +318,7 @@ class Server:
                     if ticket.worker in self.workers:
                         self.heard[ticket.worker] = time.monotonic()
                         self.endpoint.send(ticket.worker, Kind.ASK, self.round, ticket.number, asked)
-                    else:  # it answered, and died
+                    else:  # it died after its answer
                         self.schedule.withdraw(ticket)
         if self.schedule.version > before:
             self._coordination.stepped(self, self.schedule.version - before)
@@ -342,7 +348,7 @@ class Server:
         return [ticket for number, ticket in self.schedule.given.items() if number not in self._answers]
 
     def _withdraw(self, worker: int) -> None:
-        """Take back what a worker was given and has not answered, and its question."""
+        """Take back the models that a worker has not answered, and its request for another."""
         for ticket in self._unanswered():
             if ticket.worker == worker:
                 self.schedule.withdraw(ticket)

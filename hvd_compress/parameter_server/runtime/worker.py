@@ -1,4 +1,4 @@
-"""The workers: each computes on its rows, and never waits for the others."""
+"""A worker's loop: it computes on its rows, and never waits for other workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hvd_compress.parameter_server.runtime.rounds import TICK, GradientPart, Job
 
 
 class Dropped(RuntimeError):
-    """A worker does not belong to its job any more."""
+    """The servers have dropped this worker."""
 
 
 class Worker:
@@ -32,7 +32,7 @@ class Worker:
         batch: rows of a batch, drawn from this worker's own with replacement.
         seed: of the division of the rows and the batches.
         ahead: whether the next model is asked for before the last one is answered.
-        delay: seconds that it sleeps in each step, for tests of slow workers.
+        delay: seconds that it sleeps in each step, to simulate a straggler.
         saved: told of each epoch's number and the state of the part at its beginning, if there is any.
     """
 
@@ -56,7 +56,7 @@ class Worker:
         self.round = self.epoch = -1
         self.size = sum(shard.stop - shard.start for shard in shards)
         self._workers: list[int] = []
-        self._own: Objective = objective
+        self._own: Objective = objective  # with this worker's rows only
         self._announced: Round | None = None
         self._stopped = False
 
@@ -80,7 +80,7 @@ class Worker:
         self.endpoint.flush(TICK)
 
     def _next(self) -> Message | None:
-        """Return the next message of this round from a server, or None if there is something new for `run`."""
+        """Return the next message of this round from a server, or None: then `run` looks at what has changed."""
         message = self.endpoint.wait(TICK)
         for rank in self.endpoint.dead:
             if self.roles.is_server(rank):
@@ -100,7 +100,7 @@ class Worker:
         return None
 
     def _collect(self, kind: Kind) -> dict[int, Message] | None:
-        """Return a message of a kind from every server; None if the epoch ends, or something new has come."""
+        """Return a message of a kind from every server; None if the epoch or the job ends, or a round begins."""
         found: dict[int, Message] = {}
         while len(found) < self.roles.servers:
             if self._announced is not None or self._stopped:
@@ -115,17 +115,17 @@ class Worker:
             found[message.source] = message
         return found
 
-    def _ask(self, kind: Kind) -> None:
+    def _request(self, kind: Kind) -> None:
         for server in self.roles.server_ranks:
             self.endpoint.send(server, kind, self.round)
 
     def _begin(self, announced: Round) -> None:
-        """Take the snapshot, and send this worker's part of the loss and the gradient there."""
+        """Receive the snapshot, and send this worker's part of the loss and of the gradient there."""
         workers = announced.workers
         if workers != self._workers:
             self._workers = workers
             self._own = self.objective.take(rows_of(self.objective.rows, self.seed, workers)[self.endpoint.rank])
-        self._ask(Kind.SNAPSHOT)
+        self._request(Kind.SNAPSHOT)
         found = self._collect(Kind.SNAPSHOT)
         if found is None:
             return
@@ -149,13 +149,13 @@ class Worker:
     def _steps(self) -> None:
         """Answer models until the epoch ends."""
         random = np.random.Generator(np.random.Philox(make_key(self.seed, "batches", self.endpoint.rank, self.epoch)))
-        self._ask(Kind.MODEL)
+        self._request(Kind.MODEL)
         while True:
             found = self._collect(Kind.MODEL)
             if found is None:
                 break
             if self.ahead:
-                self._ask(Kind.MODEL)
+                self._request(Kind.MODEL)
             models = [self.part.model(server, found[server].payload) for server in self.roles.server_ranks]
             x = models[0] if len(models) == 1 else np.concatenate(models)
             if self.delay:
@@ -171,6 +171,6 @@ class Worker:
                     payload = self.part.reply(server, message.payload)
                     self.endpoint.send(server, Kind.PUSH, self.round, message.number, payload)
             if not self.ahead:
-                self._ask(Kind.MODEL)
+                self._request(Kind.MODEL)
         for server in self.roles.server_ranks[1:]:
             self.endpoint.send(server, Kind.WITHDRAW, self.round)
