@@ -1,4 +1,4 @@
-"""What the jobs have in common: their arguments, and what the coordinator shows, logs and draws."""
+"""What the jobs share: their arguments, and what the coordinator shows, logs and draws."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ os.environ.setdefault(
 
 import data
 import numpy as np
+from lines import Lines  # of examples/, which data has put on the path
 from mpi4py import MPI
 from tqdm import tqdm
 
@@ -82,7 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch: int, l2: float) -> 
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the model there, a .npz of its parameters")
     parser.add_argument("--quiet", action="store_true", help="show nothing but the result")
     parser.add_argument(
-        "--slow", type=float, default=0.0, metavar="S", help="let the last worker sleep in each step, to see what then"
+        "--slow",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="simulate a straggler: the last worker sleeps S seconds a step",
     )
 
 
@@ -164,21 +169,8 @@ def optimum(args: argparse.Namespace, objective: Objective) -> float | None:
     return found
 
 
-class Lines:
-    """A stream on which a progress bar adds lines: Open MPI forwards whole lines only."""
-
-    def write(self, text: str) -> None:
-        """Write a line, if there is anything in it."""
-        if text.strip():
-            sys.stderr.write(text.strip() + "\n")
-
-    def flush(self) -> None:
-        """Write what is left."""
-        sys.stderr.flush()
-
-
 class Console:
-    """What the coordinator shows: a table that grows, a progress bar within an epoch, a log and a plot."""
+    """The coordinator's `Reporter`: a table that grows, a progress bar within an epoch, a log and a plot."""
 
     def __init__(self, args: argparse.Namespace, title: str) -> None:
         self.args, self.title = args, title
