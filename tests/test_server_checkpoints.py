@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvd_compress.parameter_server.runtime.checkpoints import Checkpoints, begin_run
+from hvd_compress.parameter_server.runtime.checkpoints import Checkpoints, Unsound, begin_run
+from hvd_compress.parameter_server.runtime.saving import check_snapshot
 
 NAMES = ["server-0", "server-1", "worker-2"]
 
@@ -141,6 +142,20 @@ def test_without_a_sound_epoch_it_says_what_is_wrong(tmp_path):
     (tmp_path / "epoch-0" / "job.json").write_text(json.dumps({**written, "format": 3}))
     with pytest.raises(FileNotFoundError, match=r"job.json is of format 3; this version reads formats up to 2"):
         begin(tmp_path).latest()
+
+
+@pytest.mark.parametrize(
+    ("state", "match"),
+    [
+        ({}, r"shape \(4,\) and float32, .*; it is of shape \(\) and object"),
+        ({"snapshot": np.zeros(5, np.float32)}, r"shape \(4,\) and float32, .*; it is of shape \(5,\) and float32"),
+        ({"snapshot": np.zeros(4)}, "and float64"),
+        ({"snapshot": np.full(4, np.nan, np.float32)}, "not finite"),
+    ],
+)
+def test_a_snapshot_of_another_shard_is_refused(state, match):
+    with pytest.raises(Unsound, match=match):
+        check_snapshot("server-0", state, 4)
 
 
 def test_files_without_labels_are_of_format_1(tmp_path):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from mpi4py import MPI
 
 from hvd_compress.parameter_server.protocols import Algorithm
@@ -75,11 +76,8 @@ class Saving:
         if self._name in files.names:
             try:
                 state = files.load(before.epoch, self._name)
-                if size is not None and state["snapshot"].shape != (size,):
-                    raise Unsound(
-                        f"{self._name}.npz holds {state['snapshot'].size} coordinates of the model, of which "
-                        f"{self._name} owns {size}"
-                    )
+                if size is not None:
+                    check_snapshot(self._name, state, size)
             except Unsound as error:
                 problem = f"epoch-{before.epoch}: {error}"
         problems = self._comm.allgather(problem)
@@ -109,6 +107,18 @@ class Saving:
             yield
         except OSError as error:
             raise JobFailed(f"the checkpoint cannot be written to {files.folder}: {error}") from error
+
+
+def check_snapshot(name: str, state: Mapping[str, Any], size: int) -> None:
+    """Raise Unsound unless a server's state has a snapshot of so many coordinates, float32 and finite."""
+    snapshot = np.asarray(state.get("snapshot"))
+    if snapshot.dtype != np.float32 or snapshot.shape != (size,):
+        raise Unsound(
+            f"{name}.npz must hold a snapshot of shape ({size},) and float32, the coordinates that {name} owns; "
+            f"it is of shape {snapshot.shape} and {snapshot.dtype}"
+        )
+    if not np.isfinite(snapshot).all():
+        raise Unsound(f"{name}.npz holds a snapshot with values that are not finite")
 
 
 def _epoch_of(record: Mapping[str, Any]) -> Epoch:
