@@ -21,7 +21,7 @@ Vector = NDArray[Any]  # float32 or float64
 Rows = NDArray[np.int64]
 
 CHUNK = 1024  # rows of a dense matrix that are worked on at once
-MARGIN = 1.01  # for the error of the power iterations
+MARGIN = 1.01  # factor by which power iterations may underestimate an eigenvalue
 
 
 @dataclass(frozen=True)

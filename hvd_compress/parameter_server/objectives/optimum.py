@@ -8,8 +8,8 @@ import numpy as np
 
 from hvd_compress.parameter_server.objectives.base import Objective, Vector
 
-SHRINK = 0.95  # of the curvature in an iteration, at most
-ROUNDING = 1e-14  # of a mean of losses, relative
+SHRINK = 0.95  # least factor by which the estimated curvature falls in an iteration
+ROUNDING = 1e-14  # relative rounding error of a mean of losses
 
 
 def minimum(objective: Objective, tolerance: float = 1e-10, iterations: int = 10_000) -> tuple[float, Vector]:
