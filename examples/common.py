@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import datasets
+from lines import Lines
 from tqdm import tqdm
 
 from hvd_compress import methods, parse, spec
@@ -81,19 +82,6 @@ def closing(args: argparse.Namespace, stats: dict[str, Any], **more: Any) -> dic
         "rules": args.rule,
         **said,
     }
-
-
-class Lines:
-    """A stream on which a progress bar adds lines rather than redraws one."""
-
-    def write(self, text: str) -> None:
-        """Write a line, if there is anything in it."""
-        if text.strip():
-            sys.stderr.write(text.strip() + "\n")
-
-    def flush(self) -> None:
-        """Write what is left."""
-        sys.stderr.flush()
 
 
 def progress_bar(total: int, title: str, rank: int, ranks: int) -> tqdm[NoReturn]:

@@ -1,4 +1,4 @@
-"""Minimize with asynchronous parameter servers, quantized in both directions: AsyLPG and its kin.
+"""Minimize with asynchronous parameter servers, quantized in both directions: AsyLPG and its variants.
 
 mpirun --with-ft ulfm -np 5 python mpi/asylpg.py --data DIR --variant accelerated --bits 4 --target 1e-6
 
@@ -29,7 +29,7 @@ def main() -> None:
         "--model", choices=MODELS, default="difference", help="send the model's difference from the snapshot, or itself"
     )
     parser.add_argument("--mu", type=float, default=0.1, help="of the precision condition of --model grid")
-    parser.add_argument("--budget", type=float, default=0.05, help="part of the coordinates that sparse sends")
+    parser.add_argument("--budget", type=float, default=0.05, help="share of the coordinates that sparse sends")
     parser.add_argument("--step", type=float, help="step size (if none: from the smoothness)")
     parser.add_argument("--theta", type=float, default=0.5, help="of accelerated; 0 for 2 / (s + 2) in epoch s")
     parser.add_argument("--epoch-steps", type=int, help="steps of an epoch (if none: two passes over the rows)")

@@ -1,4 +1,4 @@
-"""What the jobs have in common: their arguments, and what the coordinator shows, logs and draws."""
+"""What the jobs share: their arguments, and what the coordinator shows, logs and draws."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ os.environ.setdefault(
 
 import data
 import numpy as np
+from lines import Lines  # of examples/, which data has put on the path
 from mpi4py import MPI
 from tqdm import tqdm
 
 from hvd_compress.parameter_server import (
+    Algorithm,
     Epoch,
+    JobSettings,
     Objective,
     Regularizer,
     Result,
-    Settings,
     leave,
     minimum,
     run,
     survives,
 )
-from hvd_compress.parameter_server.job import Algorithm
+from hvd_compress.parameter_server.runtime.checkpoints import write_whole
 
 COLUMNS = ("epoch", "objective", "suboptimality", "accuracy", "bits_up", "bits_down", "seconds", "max_delay", "workers")
 
@@ -69,14 +71,23 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch: int, l2: float) -> 
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds until a silent worker is dropped")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder for checkpoints (if none: none)")
-    parser.add_argument("--every", type=int, default=1, help="epochs from one checkpoint to the next")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        help="epochs between checkpoints that are flushed to disk and kept; of all others the last two are kept",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--log", type=Path, metavar="FILE", help="write each epoch there: .csv, or .json lines")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the job there at its end (PNG, PDF or SVG)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the model there, a .npz of its parameters")
     parser.add_argument("--quiet", action="store_true", help="show nothing but the result")
     parser.add_argument(
-        "--slow", type=float, default=0.0, metavar="S", help="let the last worker sleep in each step, to see what then"
+        "--slow",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="simulate a straggler: the last worker sleeps S seconds a step",
     )
 
 
@@ -115,9 +126,9 @@ def refuse(parser: argparse.ArgumentParser, text: str) -> NoReturn:
     os._exit(2)
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> JobSettings:
     """Return the settings that all jobs have."""
-    return Settings(
+    return JobSettings(
         servers=args.servers,
         batch=args.batch,
         epochs=args.max_epochs,
@@ -153,28 +164,13 @@ def optimum(args: argparse.Namespace, objective: Objective) -> float | None:
     if not args.quiet:
         print("computing the optimum by a long run (once)", file=sys.stderr, flush=True)
     found, _ = minimum(objective)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"objective": found, "of": description}))
-    part.replace(path)
+    written = json.dumps({"objective": found, "of": description}).encode()
+    write_whole(path, lambda file: file.write(written))
     return found
 
 
-class Lines:
-    """A stream on which a progress bar adds lines: Open MPI forwards whole lines only."""
-
-    def write(self, text: str) -> None:
-        """Write a line, if there is anything in it."""
-        if text.strip():
-            sys.stderr.write(text.strip() + "\n")
-
-    def flush(self) -> None:
-        """Write what is left."""
-        sys.stderr.flush()
-
-
 class Console:
-    """What the coordinator shows: a table that grows, a progress bar within an epoch, a log and a plot."""
+    """The coordinator's `Reporter`: a table that grows, a progress bar within an epoch, a log and a plot."""
 
     def __init__(self, args: argparse.Namespace, title: str) -> None:
         self.args, self.title = args, title

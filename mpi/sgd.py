@@ -23,14 +23,16 @@ def main() -> None:
         "--compression", metavar="SPEC", default="none", help=f"a compressor: {', '.join(methods())}, with settings"
     )
     parser.add_argument(
-        "--asynchronous", action="store_true", help="make every answer a step; else a step takes one of every worker"
+        "--asynchronous",
+        action="store_true",
+        help="apply every answer as a step of its own; else a step takes one of every worker",
     )
     parser.add_argument(
         "--downlink", choices=DOWNLINKS, default="changes", help="send what has changed, or the quantized difference"
     )
     parser.add_argument("--model-bits", type=int, default=8, help="of a coordinate of the difference, 2 to 12")
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate")
-    parser.add_argument("--decay", action="store_true", help="let the learning rate fall to 0 linearly")
+    parser.add_argument("--decay", action="store_true", help="decay the learning rate linearly to 0")
     parser.add_argument("--epoch-steps", type=int, help="steps of an epoch (if none: one pass over the rows)")
     parser.add_argument("--max-delay", type=int, help="most steps of delay (if none: 4 for each worker)")
     console.add_arguments(parser, batch=32, l2=0.0)

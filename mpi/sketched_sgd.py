@@ -22,7 +22,7 @@ def main() -> None:
         "--compression", metavar="SPEC", default="sketched_sgd", help="sketched_sgd, with settings and feedback"
     )
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate")
-    parser.add_argument("--decay", action="store_true", help="let the learning rate fall to 0 linearly")
+    parser.add_argument("--decay", action="store_true", help="decay the learning rate linearly to 0")
     parser.add_argument("--epoch-steps", type=int, help="steps of an epoch (if none: one pass over the rows)")
     console.add_arguments(parser, batch=32, l2=0.0)
     args = console.parse_arguments(parser)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hvd_compress import Layout, methods, parse
 from hvd_compress.parameter_server.codecs import Codec, DifferenceModel, FloatModel, Floats, GridModel
-from hvd_compress.parameter_server.messages import Malformed
+from hvd_compress.parameter_server.runtime.messages import Malformed
 
 D = 300
 LAYOUT = Layout.of([("weights", (29, 10)), ("bias", (10,))])

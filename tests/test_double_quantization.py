@@ -8,7 +8,7 @@ import pytest
 from launch import LEAST_SQUARES, job, least_squares
 
 from hvd_compress.ops.random import make_key
-from hvd_compress.parameter_server.roles import rows_of
+from hvd_compress.parameter_server.runtime.roles import rows_of
 
 sys.path.insert(0, str(LEAST_SQUARES.parent))
 from least_squares import problem

@@ -24,7 +24,7 @@ from hvd_compress.parameter_server.objectives import (
     expected_smoothness,
     minimum,
 )
-from hvd_compress.parameter_server.torch_objective import TorchObjective
+from hvd_compress.parameter_server.objectives.torch_objective import TorchObjective
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mpi"))
 import data

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_compress.parameter_server.schedules import BoundedDelay, Synchronous
+from hvd_compress.parameter_server.runtime.schedules import BoundedDelay, Synchronous
 
 
 @given(

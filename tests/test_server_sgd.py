@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -14,8 +15,9 @@ from mnist_files import write_mnist
 from hvd_compress import Simulation, methods, parse
 from hvd_compress.ops.random import make_key
 from hvd_compress.parameter_server.codecs import Changes, one_payload
-from hvd_compress.parameter_server.messages import Malformed
-from hvd_compress.parameter_server.roles import rows_of
+from hvd_compress.parameter_server.runtime.checkpoints import Checkpoints, begin_run
+from hvd_compress.parameter_server.runtime.messages import Malformed
+from hvd_compress.parameter_server.runtime.roles import rows_of
 
 sys.path.insert(0, str(LEAST_SQUARES.parent))
 from least_squares import problem
@@ -88,6 +90,25 @@ def test_resumed_synchronously_it_is_the_same_to_the_bit(tmp_path, spec, downlin
     assert len(resumed["curve"]) == 3
     assert resumed["model"] == whole["model"]
     assert resumed["bits_up"] >= whole["bits_up"]
+
+
+def test_a_checkpoint_of_format_1_goes_on_to_the_bit(tmp_path):
+    """It was written by an earlier version: it goes on as the same arrays do in today's format."""
+    algorithm = {"compression": "topk(ratio=0.2)", "epoch_steps": 20, "epochs": 6}
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(LEAST_SQUARES.parent / "checkpoint_of_format_1", old)
+    names = ["server-0", "server-1", "worker-2", "worker-3"]
+    written = Checkpoints(new, names, 1, begin_run(new))
+    for name in names:
+        with np.load(old / "epoch-3" / f"{name}.npz") as arrays:
+            written.save(3, name, dict(arrays))
+    written.save_job(3, json.loads((old / "epoch-3" / "job.json").read_text()))
+    settings = {"servers": 2, "epochs": 6}
+    resumed = [sgd(4, algorithm, {**settings, "resume": True, "checkpoint": str(kept)}) for kept in (old, new)]
+    assert resumed[0]["model"] == resumed[1]["model"]
+    assert [len(result["curve"]) for result in resumed] == [4, 4]
+    whole = sgd(4, algorithm, settings)  # from the start: another processor may round the first three epochs otherwise
+    assert np.allclose(resumed[0]["model"], whole["model"], atol=1e-2)
 
 
 def test_what_goes_in_rounds_among_workers_is_refused():

@@ -12,7 +12,7 @@ from mnist_files import write_mnist
 
 from hvd_compress import Simulation, parse
 from hvd_compress.ops.random import make_key
-from hvd_compress.parameter_server.roles import rows_of
+from hvd_compress.parameter_server.runtime.roles import rows_of
 
 sys.path.insert(0, str(LEAST_SQUARES.parent))
 from least_squares import problem

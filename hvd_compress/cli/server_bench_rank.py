@@ -21,14 +21,16 @@ from hvd_compress.cli.clock import Clock
 from hvd_compress.cli.server_bench import FORMATS, GradientShape
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.parameter_server.algorithms.asylpg import DoubleQuantization, VarianceReduced
+from hvd_compress.parameter_server.algorithms.common import delay_bound
 from hvd_compress.parameter_server.codecs import Vector
-from hvd_compress.parameter_server.double_quantization import DoubleQuantization
-from hvd_compress.parameter_server.job import Plan, Settings, leave, run
-from hvd_compress.parameter_server.messages import HEADER, Bytes
 from hvd_compress.parameter_server.objectives import Regularizer
-from hvd_compress.parameter_server.roles import Roles, Shard
-from hvd_compress.parameter_server.schedules import BoundedDelay, Ticket
-from hvd_compress.parameter_server.worker import VarianceReduced
+from hvd_compress.parameter_server.protocols import JobPlan
+from hvd_compress.parameter_server.runtime.job import leave, run
+from hvd_compress.parameter_server.runtime.messages import HEADER, Bytes
+from hvd_compress.parameter_server.runtime.roles import Roles, Shard
+from hvd_compress.parameter_server.runtime.schedules import BoundedDelay, Ticket
+from hvd_compress.parameter_server.runtime.settings import JobSettings
 
 SETTINGS: dict[str, Any] = {"step": 1e-3, "batch": 1}
 REGULARIZER = Regularizer(l2=1e-4)
@@ -142,15 +144,15 @@ class Resending(DoubleQuantization):
         """Return what a worker sends: its encoded gradient."""
         return self._up(shard, (self.seed, rank)).encode(batch_gradient(self.shape, rank))
 
-    def answer(self, plan: Plan, shards: list[Shard], rank: int) -> Resent:
-        of = super().answer(plan, shards, rank)
+    def worker_part(self, plan: JobPlan, shards: list[Shard], rank: int) -> Resent:
+        of = super().worker_part(plan, shards, rank)
         return Resent(of, self.payload(shards[0], rank), np.zeros(plan.layout.size, np.float32))
 
-    def schedule(self, plan: Plan) -> Callable[[], Timed]:
+    def schedule(self, plan: JobPlan) -> Callable[[], Timed]:
         """Return a function that makes schedules; they are kept in `schedules`."""
 
         def new() -> Timed:
-            self.schedules.append(Timed(self.seconds, len(plan.roles.worker_ranks), self._most(plan)))
+            self.schedules.append(Timed(self.seconds, len(plan.roles.worker_ranks), delay_bound(self.max_delay, plan)))
             return self.schedules[-1]
 
         return new
@@ -171,7 +173,7 @@ class Quiet:
 
 def pushes(algorithm: Resending) -> float | None:
     """Run a job; return the pushes a second on rank 0, None on the others."""
-    if run(algorithm, lambda: Prepared(algorithm.shape), Settings(batch=1, epochs=1, timeout=60), Quiet()) is None:
+    if run(algorithm, lambda: Prepared(algorithm.shape), JobSettings(batch=1, epochs=1, timeout=60), Quiet()) is None:
         return None
     return max(schedule.rate for schedule in algorithm.schedules)
 
@@ -202,9 +204,9 @@ def alone(algorithm: Resending, repetitions: int) -> dict[str, Any]:
     """
     objective, ops = Prepared(algorithm.shape), NumpyOps()
     size = objective.layout.size
-    plan = Plan(objective.layout, objective.rows, REGULARIZER, None, None, Roles(1, 2))
+    plan = JobPlan(objective.layout, objective.rows, REGULARIZER, None, None, Roles(1, 2))
     shard = Shard(0, size, objective.layout)
-    method = algorithm.method(plan, shard, objective.initial(0), 0)
+    method = algorithm.server_part(plan, shard, objective.initial(0), 0)
     method.begin(0, objective.gradient(method.snapshot)[1])
     payload, copied, source = algorithm.payload(shard, 1), ops.zeros(size), ops.zeros(size)
     timed: dict[str, Callable[[], Any]] = {

@@ -1,11 +1,11 @@
-"""Vectors as bytes: gradients on their way up, models on their way down."""
+"""Vectors as bytes: gradients from workers to servers (up), models from servers to workers (down)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,16 @@ from hvd_compress.ops import Array, Ops, packed_bytes
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.random import make_key
-from hvd_compress.parameter_server.messages import Bytes, Malformed
 
 Vector = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 
 OPS = NumpyOps()
-LEAST = float(np.finfo(np.float32).tiny)  # what is smaller counts as zero
+LEAST = float(np.finfo(np.float32).tiny)  # smaller magnitudes count as zero
+
+
+class Malformed(ValueError):
+    """A payload or a message is not one that the sender can have meant; nothing was changed by it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Halves(Floats):
 
 @dataclass(frozen=True)
 class Drawn(Sparsifier):
-    """Send coordinates drawn at random, as `RandomK` does, and name them: workers are not at the same step."""
+    """Send coordinates drawn at random, as `RandomK` does, with their indices: workers are not at the same step."""
 
     name: ClassVar[str] = "drawn"
     values: ClassVar[str] = "fp32"
@@ -90,7 +94,7 @@ class Drawn(Sparsifier):
 
 
 def one_payload(compressor: Compressor) -> Compressor:
-    """Return a compressor that sends the same in one payload, which a server can decode without the other workers'.
+    """Return a compressor that sends the same in one payload, which a server can decode by itself.
 
     Raises:
         ValueError: if the method needs several rounds among the workers.
@@ -119,7 +123,7 @@ Decoded = Contribution  # received, and found well-formed and finite
 
 
 class Codec:
-    """A compressor at work on one vector, as sender or as receiver.
+    """Encodes or decodes one vector by a compressor: an instance is a sender or a receiver.
 
     A payload is what the compressor makes of the vector. Of floats, and of Q(delta, b) of one tensor, it is of the
     nonzero coordinates alone, with their indices, where that is shorter: an exact zero is sent as a zero either way,
@@ -183,12 +187,28 @@ def _check_finite(name: str, values: Vector) -> None:
         raise Malformed(f"{name}: a payload with values that are not finite came in")
 
 
-class GridModel:
-    """The model itself on the grid of Q(delta, b), with the smallest b that meets the precision condition.
+class ModelCodec(Protocol):
+    """How a server sends its model to a worker, which holds the snapshot exactly."""
 
-    E||Q(x) - x||^2 <= mu ||x - x~||^2 (Yu, Wu, Huang 2019, section 3): the expectation is computed exactly, of each b
-    from the last one's lower neighbour on. Where no b up to 24 meets it, as for x = x~, the floats are sent. A payload
-    is b (one byte), delta of each tensor (fp32) and the packed grid points.
+    def encode(self, x: Vector, snapshot: Vector) -> Bytes:
+        """Return x as bytes."""
+        ...
+
+    def decode(self, payload: Bytes, snapshot: Vector) -> Vector:
+        """Return the model in a payload.
+
+        Raises:
+            Malformed: if it is nothing that `encode` can have written, or not finite.
+        """
+        ...
+
+
+class GridModel:
+    """Sends the model itself on the grid of Q(delta, b), with the smallest b that meets the precision condition.
+
+    E||Q(x) - x||^2 <= mu ||x - x~||^2 (Yu, Wu, Huang 2019, section 3). The expectation is computed exactly, for each b
+    beginning with one less than the last b sent. Where no b up to 24 meets it, as for x = x~, the floats are sent. A
+    payload is b (one byte), delta of each tensor (fp32) and the packed grid points.
 
     Args:
         layout: of the vector.
@@ -205,7 +225,6 @@ class GridModel:
         self._random = np.random.Generator(np.random.Philox(make_key(*key)))
 
     def encode(self, x: Vector, snapshot: Vector) -> Bytes:
-        """Return x as bytes."""
         allowed = self.mu * float(np.square(x - snapshot, dtype=np.float64).sum())
         bits = max(2, self.bits - 1)
         while bits <= self.MOST and self._error(x, bits) > allowed:
@@ -225,11 +244,6 @@ class GridModel:
         return np.concatenate([np.array([bits], np.uint8), *(self.ops.to_bytes(s) for s in scales), packed])
 
     def decode(self, payload: Bytes, snapshot: Vector) -> Vector:
-        """Return the model in a payload.
-
-        Raises:
-            Malformed: if it is nothing that `encode` can have written, or not finite.
-        """
         bits = int(payload[0]) if payload.nbytes else 0
         if bits != 32 and not 2 <= bits <= self.MOST:
             raise Malformed(f"a model of {bits} bits came in; 2 to {self.MOST} are allowed, and 32")
@@ -267,7 +281,7 @@ class GridModel:
 
 
 class DifferenceModel:
-    """The model as the quantized difference from the snapshot, which the workers hold exactly.
+    """Sends the model as the quantized difference from the snapshot.
 
     Its error shrinks by itself as the model nears the snapshot: E||Q(x - x~) - (x - x~)||^2 is a multiple of
     ||x - x~||^2, whatever the bits.
@@ -277,34 +291,35 @@ class DifferenceModel:
         self.codec = codec
 
     def encode(self, x: Vector, snapshot: Vector) -> Bytes:
-        """Return x as bytes."""
         return self.codec.encode(affine(x, 1.0, snapshot, -1.0))
 
     def decode(self, payload: Bytes, snapshot: Vector) -> Vector:
-        """Return the model in a payload; Malformed if there is none."""
         x = snapshot.copy()
         self.codec.decode(payload).add_to(x, 1.0)
         return x
 
 
 class FloatModel:
-    """The model's own floats."""
+    """Sends the model's own floats."""
 
     def encode(self, x: Vector, snapshot: Vector) -> Bytes:
-        """Return x as bytes."""
         return OPS.copy(x).view(np.uint8)
 
     def decode(self, payload: Bytes, snapshot: Vector) -> Vector:
-        """Return the model in a payload; Malformed if there is none."""
-        if payload.nbytes != snapshot.nbytes:
-            raise Malformed(f"a model of {payload.nbytes} bytes came in; expected {snapshot.nbytes}")
-        x = payload.view(np.float32)
-        _check_finite("the model", x)
-        return x
+        return read_floats(payload, snapshot.size)
+
+
+def read_floats(payload: Bytes, size: int) -> Vector:
+    """Return the model in a payload of `size` floats, without a copy; Malformed if there is none."""
+    if payload.nbytes != 4 * size:
+        raise Malformed(f"a model of {payload.nbytes} bytes came in; expected {4 * size}")
+    x = payload.view(np.float32)
+    _check_finite("the model", x)
+    return x
 
 
 class Changes:
-    """Some coordinates of a vector, by their indices and their exact values.
+    """Sends some coordinates of a vector: their indices and their exact values.
 
     A payload is their number (int64), the values, and the indices, Elias-Fano coded or as a bitmap; unless they are
     all.
@@ -340,9 +355,6 @@ class Changes:
             raise Malformed(str(error)) from error
         x[indices] = values
         return indices
-
-
-Model = GridModel | DifferenceModel | FloatModel
 
 
 def affine(x: Vector, a: float, y: Vector, b: float, out: Vector | None = None) -> Vector:

@@ -151,6 +151,14 @@ class BoundCompression(TensorReducer):
         self._agreed = False
         self.plan(self.gradients)
 
+    def fail(self, error: Exception) -> None:
+        own = [exchange.next_name for exchange in self._own if not exchange.finished]
+        # Horovod carries a tensor under each parameter's name, if only an empty one.
+        horovods = [name for name, exchange in self._exchanges.items() if not exchange.launched]
+        self.transport.fail(error, [*own, *horovods])
+        for exchange in self.exchanges:
+            exchange.abandon()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all parameters' compressors; each worker has its own."""
         self._end_step()

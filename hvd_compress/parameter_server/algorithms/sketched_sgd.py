@@ -1,4 +1,4 @@
-"""Sketched-SGD with a server (Ivkin et al. 2019): nothing dense in either direction after the start."""
+"""Sketched-SGD with servers (Ivkin et al. 2019): after the start nothing dense is sent in either direction."""
 
 from __future__ import annotations
 
@@ -18,43 +18,54 @@ from hvd_compress.compressors.sketching import SketchedSGD
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.parameter_server.codecs import Changes, Vector
-from hvd_compress.parameter_server.job import Plan
-from hvd_compress.parameter_server.messages import Bytes, Malformed
+from hvd_compress.parameter_server.algorithms.common import (
+    check_counts,
+    check_positive,
+    learning_rate,
+    load_states,
+    saved_states,
+)
+from hvd_compress.parameter_server.codecs import Bytes, Changes, Malformed, Vector
 from hvd_compress.parameter_server.objectives import Objective, Regularizer
-from hvd_compress.parameter_server.roles import Shard
-from hvd_compress.parameter_server.schedules import Schedule, Synchronous
-from hvd_compress.parameter_server.sgd import learning_rate, load_states, saved_states
+from hvd_compress.parameter_server.protocols import JobPlan, ServerPart, StepSchedule, WorkerPart
+from hvd_compress.parameter_server.runtime.roles import Shard
+from hvd_compress.parameter_server.runtime.schedules import Synchronous
+from hvd_compress.reduction.step import Step
 
 PART_BYTES = 4
 
 
-class Named(NamedTuple):
-    """What a server tells the workers of their sketches' sum: the candidates, and which part to name next time."""
+class Candidates(NamedTuple):
+    """What a server reads from the sum of the workers' sketches, and sends them.
 
-    chosen: NDArray[np.int64]
+    Attributes:
+        indices: of the candidates, ascending.
+        part: the invertible sketch's next part of the coordinates to send; None for other sketches.
+    """
+
+    indices: NDArray[np.int64]
     part: Array | None
 
 
 @dataclass(frozen=True)
-class Served(SketchedSGD):
-    """The worker's side of `SketchedSGD`: a server sums the sketches, and it is sent what it would have read there.
+class ServedSketchedSGD(SketchedSGD):
+    """The worker's side of `SketchedSGD`: a server sums the sketches, and the worker is sent what it would read there.
 
-    Its first collective is answered with `Named`, its second with the coordinates that were applied.
+    Its first collective is answered with `Candidates`, its second with the coordinates that were applied.
     """
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Send the sketch, then the candidates' values; what was applied is what was sent."""
-        named = yield AllReduce(self.sketch(ops, vector, state).table)
-        if named.part is not None:
-            state.shared["part"] = named.part
-        own = ops.take(vector, named.chosen)
+        candidates = yield AllReduce(self.sketch(ops, vector, state).table)
+        if candidates.part is not None:
+            state.shared["part"] = candidates.part
+        own = ops.take(vector, candidates.indices)
         applied = yield AllReduce(own)
-        own = ops.take(own, ops.searchsorted(named.chosen, applied) - 1)
+        own = ops.take(own, ops.searchsorted(candidates.indices, applied) - 1)
         return Reduced(vector[:0], Contribution(ops, lambda: own, applied))
 
 
-class ServerSketch:
+class ServerSketch(ServerPart):
     """The server's part, for one shard.
 
     In each step:
@@ -81,9 +92,6 @@ class ServerSketch:
         self._applied: NDArray[np.int64] = np.zeros(0, np.int64)
         self._known: dict[int, int] = {}  # the step that a worker's model is of
 
-    def begin(self, epoch: int, gradient: Vector | None) -> None:
-        """Do nothing."""
-
     def start(self, worker: int) -> Bytes:
         """Return what gives a worker x: the last step's changes, or at its start all of it."""
         return self.model(worker)
@@ -98,7 +106,6 @@ class ServerSketch:
         return self.changes.encode(self.x, self._applied if known < step else self._applied[:0])
 
     def decode(self, worker: int, payload: Bytes) -> Array:
-        """Return a worker's sketch, or its values."""
         now = self._now
         split, dtype = now.split(self.x.size), np.int32 if now.invertible else np.float32
         count = split.rows * split.columns
@@ -136,15 +143,12 @@ class ServerSketch:
         self.state_of.commit()
 
     def end(self) -> None:
-        """Take the snapshot."""
         self.snapshot = self.x.copy()
 
     def state(self) -> dict[str, Any]:
-        """Return x, and what the compressor keeps."""
         return {"snapshot": self.snapshot} | saved_states([self.state_of])
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
         self.snapshot = state["snapshot"]
         self.x = self.snapshot.copy()
         load_states([self.state_of], {name: value for name, value in state.items() if name != "snapshot"})
@@ -156,7 +160,7 @@ class ServerSketch:
         return now
 
 
-class WorkerSketch:
+class WorkerSketch(WorkerPart):
     """The worker's part: the gradient of a batch, and of h's squared norm, in a sketch, with feedback.
 
     Args:
@@ -174,23 +178,20 @@ class WorkerSketch:
     ) -> None:
         self.bare = compressor.bare
         assert isinstance(self.bare, SketchedSGD)
-        served = Served(**{item.name: getattr(self.bare, item.name) for item in dataclasses.fields(self.bare)})
+        served = ServedSketchedSGD(
+            **{item.name: getattr(self.bare, item.name) for item in dataclasses.fields(self.bare)}
+        )
         self.compressor = dataclasses.replace(compressor, inner=served) if isinstance(compressor, Feedback) else served
         self.l2, self.shards, self.states = np.float32(regularizer.l2), shards, states
         self.ops = NumpyOps()
         self.changes = [Changes(shard.layout.size) for shard in shards]
         self.copies = [np.zeros(shard.layout.size, np.float32) for shard in shards]
-        self._waiting: list[Exchanging | None] = [None] * len(shards)
-
-    def begin(self, epoch: int, snapshot: Vector) -> None:
-        """Do nothing."""
+        self._steps: list[Step | None] = [None] * len(shards)  # under way, of each shard
 
     def state(self) -> dict[str, Any]:
-        """Return what the compressor keeps."""
         return saved_states(self.states)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on with what the compressor has kept."""
         load_states(self.states, state)
 
     def start(self, shard: int, payload: Bytes) -> Vector:
@@ -200,42 +201,46 @@ class WorkerSketch:
     def model(self, shard: int, payload: Bytes) -> Vector:
         """Return this worker's copy, brought up to date; what has changed is what the last step applied."""
         applied = self.changes[shard].apply(self.copies[shard], payload)
-        waiting, self._waiting[shard] = self._waiting[shard], None
-        if waiting is not None:
-            try:
-                waiting.send(applied)
-            except StopIteration:
-                self.states[shard].commit()
+        step, self._steps[shard] = self._steps[shard], None
+        if step is not None:
+            step.feed(applied)
+            assert step.result is not None
+            self.states[shard].commit()
         return self.copies[shard]
 
     def answer(self, x: Vector, part: Objective, rows: NDArray[np.int64]) -> list[Bytes]:
-        """Return the sketches."""
         _, gradient = part.gradient(x, rows)
         gradient *= np.float32(1 / len(rows))
         if self.l2:
             gradient += self.l2 * x
-        payloads = []
-        for i, (shard, state) in enumerate(zip(self.shards, self.states, strict=True)):
-            generator = self.compressor.at(state.step).reduce(self.ops, gradient[shard.slice].copy(), state)
-            payloads.append(self.ops.to_bytes(next(generator).array))  # type: ignore[union-attr]
-            self._waiting[i] = generator
-        return payloads
+        steps = [
+            Step(self.compressor, self.ops, gradient[shard.slice].copy(), state)
+            for shard, state in zip(self.shards, self.states, strict=True)
+        ]
+        self._steps = [*steps]
+        return [self._pending(step) for step in steps]
 
     def reply(self, shard: int, payload: Bytes) -> Bytes:
         """Return the exact values of the candidates."""
-        generator, state, ops = self._waiting[shard], self.states[shard], self.ops
+        step, state, ops = self._steps[shard], self.states[shard], self.ops
         now = self.bare.at(state.step)
         assert isinstance(now, SketchedSGD)
         size, split = state.layout.size, now.split(state.layout.size)
         cut = PART_BYTES if now.invertible else 0
-        if generator is None or payload.nbytes != cut + index_bytes(size, split.candidates):
+        if step is None or payload.nbytes != cut + index_bytes(size, split.candidates):
             raise Malformed(f"{now.name}: {payload.nbytes} bytes of candidates came in, which are not awaited")
         part = ops.from_bytes(payload[:cut], "float32") if cut else None
         try:
-            chosen = decode_indices(ops, payload[cut:], size, split.candidates)
+            indices = decode_indices(ops, payload[cut:], size, split.candidates)
         except ValueError as error:
             raise Malformed(str(error)) from error
-        return ops.to_bytes(generator.send(Named(chosen, part)).array)  # type: ignore[union-attr]
+        step.feed(Candidates(indices, part))
+        return self._pending(step)
+
+    def _pending(self, step: Step) -> Bytes:
+        """Return what a step sends next."""
+        assert isinstance(step.pending, AllReduce)
+        return self.ops.to_bytes(step.pending.array)
 
 
 @dataclass(frozen=True)
@@ -269,16 +274,11 @@ class SketchedSGDServer:
             raise ValueError(f"compression must be sketched_sgd, without feedback=ef21; got {self.compression!r}")
         if compressor.bare.estimates:
             raise ValueError("compression must have a second round, p2 of at least 1; got p2=0")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be in (0, inf); got {self.lr}")
-        for name, least in (("epochs", 0), ("epoch_steps", 1), ("batch", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}; got {value}")
+        check_positive(self, "lr")
+        check_counts(self, epochs=0, epoch_steps=1, batch=1)
 
     @property
     def name(self) -> str:
-        """Sketched-SGD."""
         return "sketched-sgd"
 
     @property
@@ -288,33 +288,28 @@ class SketchedSGDServer:
 
     @property
     def workers_keep(self) -> bool:
-        """True: what feedback keeps."""
         return True
 
-    def check(self, plan: Plan) -> None:
-        """Raise ValueError if the settings do not go with the plan."""
+    def check(self, plan: JobPlan) -> None:
         if plan.regularizer.l1:
             raise ValueError(f"l1 must be 0, for its proximal step changes all coordinates; got {plan.regularizer.l1}")
 
-    def method(self, plan: Plan, shard: Shard, start: Vector, rank: int) -> ServerSketch:
-        """Return the server's part."""
+    def server_part(self, plan: JobPlan, shard: Shard, start: Vector, rank: int) -> ServerSketch:
         rate = learning_rate(self.lr, self.epochs * self._steps(plan) if self.decay else 0)
         bare = parse(self.compression).bare
         assert isinstance(bare, SketchedSGD)
         return ServerSketch(start, rate, bare, self._state(plan, shard, rank))
 
-    def answer(self, plan: Plan, shards: list[Shard], rank: int) -> WorkerSketch:
-        """Return a worker's part."""
+    def worker_part(self, plan: JobPlan, shards: list[Shard], rank: int) -> WorkerSketch:
         states = [self._state(plan, shard, rank) for shard in shards]
         return WorkerSketch(parse(self.compression), plan.regularizer, shards, states)
 
-    def schedule(self, plan: Plan) -> Callable[[], Schedule]:
-        """Return what makes the schedule of an epoch."""
+    def schedule(self, plan: JobPlan) -> Callable[[], StepSchedule]:
         steps = self._steps(plan)
         return lambda: Synchronous(steps)
 
-    def _steps(self, plan: Plan) -> int:
+    def _steps(self, plan: JobPlan) -> int:
         return self.epoch_steps or max(1, round(plan.rows / (self.batch * len(plan.roles.worker_ranks))))
 
-    def _state(self, plan: Plan, shard: Shard, rank: int) -> State:
+    def _state(self, plan: JobPlan, shard: Shard, rank: int) -> State:
         return State(shard.layout, rank=rank, workers=len(plan.roles.worker_ranks), seed=self.seed)

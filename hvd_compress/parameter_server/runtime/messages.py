@@ -1,4 +1,4 @@
-"""Messages between workers and servers: packed bytes, sent and received without waiting, and counted."""
+"""Messages between ranks over MPI: non-blocking, with every byte counted, and with dead ranks noticed."""
 
 from __future__ import annotations
 
@@ -13,37 +13,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
-from numpy.typing import NDArray
 
 from hvd_compress import native
-
-Bytes = NDArray[np.uint8]
+from hvd_compress.parameter_server.codecs import Bytes, Malformed
 
 HEADER = struct.Struct("<IIQ")  # round, number, and bytes of the payload
-SMALL = 1 << 12  # bytes of a payload that goes with its header; a larger one follows it
-MOST = 1 << 36  # bytes of a payload
+SMALL = 1 << 12  # largest payload, in bytes, that is sent together with its header; a larger one follows it
+MOST = 1 << 36  # largest payload in bytes
 BODY = 100  # the tag of a payload that follows its header; those of headers are kinds
-POLLS = 20  # without a pause, before a wait begins to sleep
-PAUSE = 5e-5  # seconds
+POLLS = 20  # polls without a pause, before a wait begins to sleep between them
+PAUSE = 5e-5  # seconds between polls
 NOTHING = np.zeros(0, np.uint8)
 
 
 class Kind(enum.IntEnum):
-    """What a message is; the MPI tag."""
+    """What a message is for; its value is the MPI tag."""
 
-    START = 1  # coordinator to all: a round begins, with these workers
-    SNAPSHOT = 2  # worker to server: asks for the snapshot; back: has it
-    PART = 3  # worker to server: its rows' part of the loss and of the full gradient
+    START = 1  # coordinator to all: a `rounds.Round` begins
+    SNAPSHOT = 2  # worker to server: asks for the snapshot; back: has it; server to coordinator: its shard of the last
+    PART = 3  # worker to server: a `rounds.GradientPart`
     MODEL = 4  # worker to server: asks for the model; back: has it
-    PUSH = 5  # worker to server: what it has computed
-    WITHDRAW = 6  # worker to server: what it was given will not be answered
+    PUSH = 5  # worker to server: its answer to a model, or its reply to ASK
+    WITHDRAW = 6  # worker to server: the models that it was given will not be answered
     END = 7  # coordinator to worker: the epoch has no more steps
-    REPORT = 8  # server to coordinator: what an epoch came to
-    DROP = 9  # coordinator to all: a worker does not belong any more
+    REPORT = 8  # server to coordinator: a `rounds.Report`; all parts of the gradient are there
+    DROP = 9  # coordinator to servers and the worker: it does not belong to the job any more
     REFUSED = 10  # server to worker: its message is malformed
     STOP = 11  # coordinator to all: the job is done
     BYE = 12  # worker to coordinator, coordinator to server: nothing more will come
-    ASK = 13  # server to worker: it wants more for the same step, the next PUSH
+    ASK = 13  # server to worker: it needs another PUSH for the same step
 
 
 def survives() -> bool:
@@ -54,12 +52,8 @@ def survives() -> bool:
 KINDS = frozenset(Kind)
 
 
-class Malformed(ValueError):
-    """A message is not one that the other side can have meant; nothing was changed by it."""
-
-
 class Message(NamedTuple):
-    """What came in. `number` tells messages of a round apart."""
+    """A message that came in; `number` is that of the model that was given or is answered."""
 
     source: int
     kind: Kind
@@ -73,7 +67,7 @@ class Message(NamedTuple):
 
 
 class Endpoint:
-    """One rank's end of all messages, over a duplicate of an MPI communicator.
+    """All messages of one rank, over a duplicate of an MPI communicator.
 
     Attributes:
         rank, size: who this is, and of how many.
@@ -97,13 +91,13 @@ class Endpoint:
         )
 
     def send(self, to: int, kind: Kind, round: int, number: int = 0, payload: Bytes = NOTHING) -> None:
-        """Send a message; the payload must not change until it has gone. To a dead rank nothing is sent."""
+        """Send a message without waiting, unless the rank is dead; the payload must not change until it has gone."""
         if to in self.dead:
             return
         head = HEADER.pack(round, number, payload.nbytes)
         if payload.nbytes <= SMALL:
             parts = [(np.frombuffer(head + payload.tobytes(), np.uint8), int(kind))]
-        else:  # as it lies in memory: it is copied by nobody but the MPI, and in one go
+        else:  # no copy but MPI's own
             parts = [(np.frombuffer(head, np.uint8), int(kind)), (np.ascontiguousarray(payload), BODY)]
         try:
             for part, tag in parts:
@@ -116,11 +110,13 @@ class Endpoint:
             self._reap()
 
     def send_json(self, to: int, kind: Kind, round: int, item: Any) -> None:
-        """Send what JSON can hold."""
+        """Send an object as JSON."""
         self.send(to, kind, round, 0, np.frombuffer(json.dumps(item).encode(), np.uint8))
 
     def receive(self) -> Message | None:
-        """Return a message that is there, or None. What is still on its way keeps up what its rank sent later.
+        """Return a message that has arrived, or None.
+
+        A payload in flight blocks later messages of the same rank (first in, first out for each rank).
 
         Raises:
             Malformed: if what came in is no message.
@@ -146,7 +142,7 @@ class Endpoint:
         return None
 
     def _accept(self) -> None:
-        """Take the next header, and begin to receive the payload that follows it."""
+        """Receive the next header, if there is one, and begin to receive the payload that follows it."""
         status = MPI.Status()
         probed = self.comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
         if probed is None:
@@ -168,7 +164,7 @@ class Endpoint:
         self._arriving.setdefault(source, deque()).append((request, Message(source, Kind(tag), round, number, payload)))
 
     def wait(self, seconds: float) -> Message | None:
-        """Return the next message, or None after a time, or when a rank was found dead."""
+        """Return the next message, or None after `seconds` or when a rank is found dead."""
         until, polls, known = time.monotonic() + seconds, 0, len(self.dead)
         while True:
             message = self.receive()
@@ -180,14 +176,14 @@ class Endpoint:
                 time.sleep(PAUSE)
 
     def flush(self, seconds: float) -> None:
-        """Wait until all that was sent has gone, but no longer than a time."""
+        """Wait until all that was sent has gone, at most `seconds`."""
         until = time.monotonic() + seconds
         while self._sending and time.monotonic() < until:
             self._reap()
             time.sleep(PAUSE)
 
     def _reap(self) -> None:
-        """Forget what has gone."""
+        """Release the buffers of sends that are complete."""
         left = []
         for request, buffer in self._sending:
             try:
@@ -198,10 +194,10 @@ class Endpoint:
         self._sending = left
 
     def _find_dead(self, error: MPI.Exception) -> None:
-        """Ask which ranks are gone.
+        """Find out which ranks are dead.
 
         Raises:
-            MPI.Exception: the error itself, if it is another one than that a rank is gone, or the MPI cannot tell.
+            MPI.Exception: the error itself, if its cause is not a dead rank, or the MPI cannot tell.
         """
         if not survives() or error.Get_error_class() not in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING):
             raise error

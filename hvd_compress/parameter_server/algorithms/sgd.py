@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with a server: any compressor of one payload is the way up."""
+"""Stochastic gradient descent with servers: gradients come up through any compressor that sends one payload."""
 
 from __future__ import annotations
 
@@ -13,25 +13,41 @@ from hvd_compress.compressors import parse
 from hvd_compress.compressors.base import AllGather, Compressor
 from hvd_compress.compressors.quantize import LowPrecision
 from hvd_compress.compressors.state import State
+from hvd_compress.ops import Ops
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.parameter_server.codecs import Changes, Codec, Decoded, Vector, affine, one_payload
-from hvd_compress.parameter_server.job import Plan
-from hvd_compress.parameter_server.messages import Bytes
+from hvd_compress.parameter_server.algorithms.common import (
+    check_counts,
+    check_positive,
+    delay_bound,
+    learning_rate,
+    load_states,
+    saved_states,
+)
+from hvd_compress.parameter_server.codecs import (
+    Bytes,
+    Changes,
+    Codec,
+    Decoded,
+    Vector,
+    affine,
+    one_payload,
+    read_floats,
+)
 from hvd_compress.parameter_server.objectives import Objective, Regularizer
-from hvd_compress.parameter_server.roles import Shard
-from hvd_compress.parameter_server.schedules import BoundedDelay, Schedule, Synchronous
-from hvd_compress.parameter_server.worker import OneRound
+from hvd_compress.parameter_server.protocols import JobPlan, ServerPart, StepSchedule, WorkerPart
+from hvd_compress.parameter_server.runtime.roles import Shard
+from hvd_compress.parameter_server.runtime.schedules import BoundedDelay, Synchronous
 from hvd_compress.reduction.step import Step
 
 DOWNLINKS = ("changes", "difference")
 
 
-class Down:
-    """What a worker has of a shard, as the server knows it: exact, but for what has changed since.
+class Downlink:
+    """Brings workers' copies of a shard up to date: it knows what each worker has.
 
     With "changes" a worker is sent the coordinates that have changed since its last model, exactly. With "difference"
-    it is sent Q(x - y), where y is what it has: what Q leaves over is in the next difference.
+    it is sent Q(x - y), where y is what it has: the error of Q is part of the next difference.
 
     Args:
         layout: of the shard.
@@ -50,7 +66,7 @@ class Down:
         self._steps = 0
 
     def begin(self, epoch: int) -> None:
-        """Begin an epoch: every worker has the snapshot."""
+        """Begin an epoch, in which every worker has the snapshot."""
         self._epoch = epoch
         self._codecs.clear()
         self._changed[:], self._steps = 0, 0
@@ -58,7 +74,7 @@ class Down:
         self._copies.clear()
 
     def change(self, indices: NDArray[np.int64] | None) -> None:
-        """A step has changed these coordinates, or all of them."""
+        """Note that a step has changed these coordinates; None stands for all of them."""
         self._steps += 1
         self._changed[slice(None) if indices is None else indices] = self._steps
 
@@ -76,57 +92,29 @@ class Down:
         return payload
 
     def apply(self, x: Vector, payload: Bytes) -> None:
-        """Bring a worker's model, in place, to what it was sent; Malformed if it was sent none."""
+        """Update a worker's copy x, in place, by what came in; Malformed if it is nothing that was sent."""
         if self.bits:
             self._codec(0).decode(payload).add_to(x, 1.0)
         else:
             self.changes.apply(x, payload)
 
     def _codec(self, worker: int) -> Codec:
-        """Return a worker's codec: its random numbers do not depend on when the others come."""
+        """Return a worker's codec: each has its own, so that random numbers do not depend on the workers' order."""
         if worker not in self._codecs:
             self._codecs[worker] = Codec(LowPrecision(self.bits), self.layout, (*self.key, worker, self._epoch))
         return self._codecs[worker]
 
 
-def learning_rate(lr: float, steps: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the step: it falls to 0 in so many steps, if there are any."""
-    return lambda step: lr * max(0.0, 1 - step / steps) if steps else lr
-
-
-def saved_states(states: Sequence[State]) -> dict[str, Any]:
-    """Return what compressors keep of each shard, as arrays and numbers by name."""
-    kept: dict[str, Any] = {}
-    for i, state in enumerate(states):
-        kept[f"{i}/step"] = state.step
-        for place, store in (("shared", state.shared), ("local", state.local)):
-            kept |= {f"{i}/{place}/{name}": np.array(array) for name, array in store.kept.items()}
-    return kept
-
-
-def load_states(states: Sequence[State], saved: Mapping[str, Any]) -> None:
-    """Undo `saved_states`."""
-    for name, value in saved.items():
-        number, *place = name.split("/", 2)
-        state = states[int(number)]
-        if place == ["step"]:
-            state.step = int(value)
-        else:
-            store = state.shared if place[0] == "shared" else state.local
-            store[place[1]] = value
-            store.commit()
-
-
-class ServerSGD:
-    """x <- prox_(eta h)(x - eta mean of the answers), of one worker or of all; the server's part.
+class ServerSGD(ServerPart):
+    """The server's part: x <- prox_(eta h)(x - eta mean of the answers), of one worker or of all.
 
     Args:
         start: x at the beginning; it is not modified.
         regularizer: h.
         rate: eta of each step of the job.
-        compressor: of the way up, with its feedback or without.
+        compressor: of gradients, with its feedback or without.
         layout: of the shard.
-        down: the way down.
+        down: sends models.
     """
 
     wants_gradient = False
@@ -138,7 +126,7 @@ class ServerSGD:
         rate: Callable[[int], float],
         compressor: Compressor,
         layout: Layout,
-        down: Down,
+        down: Downlink,
     ) -> None:
         self.snapshot = start
         self.regularizer, self.rate, self.down = regularizer, rate, down
@@ -149,19 +137,15 @@ class ServerSGD:
         self._answers: dict[int, int] = {}  # of each worker: its compressor's schedules are at that step
 
     def begin(self, epoch: int, gradient: Vector | None) -> None:
-        """Every worker has x."""
         self.down.begin(epoch)
 
     def start(self, worker: int) -> Bytes:
-        """Return x."""
         return self.snapshot.view(np.uint8)
 
     def model(self, worker: int) -> Bytes:
-        """Return what brings a worker's model to x."""
         return self.down.encode(worker, self.x, self.snapshot)
 
     def decode(self, worker: int, payload: Bytes) -> Decoded:
-        """Return a worker's gradient."""
         count = self._answers.get(worker, 0)
         compressor = self.compressor.at(count)
         codec = self._codecs.get(compressor)
@@ -172,11 +156,7 @@ class ServerSGD:
         self._answers[worker] = count + 1
         return decoded
 
-    def ask(self, answers: Sequence[Decoded]) -> None:
-        """Nothing else."""
-
     def step(self, answers: Sequence[Decoded]) -> None:
-        """Step x."""
         eta = self.rate(self._steps)
         if self.compressor.majority_vote:
             votes = np.zeros_like(self.x)
@@ -195,7 +175,6 @@ class ServerSGD:
         self._steps += 1
 
     def end(self) -> None:
-        """Take the snapshot."""
         self.snapshot = self.x.copy()
 
     def state(self) -> dict[str, Any]:
@@ -204,20 +183,19 @@ class ServerSGD:
         return {"snapshot": self.snapshot, "steps": self._steps, "answers": answers}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
         self.snapshot = state["snapshot"]
         self.x = self.snapshot.copy()
         self._steps = int(state["steps"])
         self._answers = {int(worker): int(count) for worker, count in state["answers"]}
 
 
-class WorkerSGD(OneRound):
+class WorkerSGD(WorkerPart):
     """A worker's part: the mean gradient of a batch through a compressor, with what feedback keeps.
 
     Args:
-        compressor: of the way up.
+        compressor: of gradients.
         shards: of the model.
-        down: the way down of each.
+        down: receives the models of each.
         rank, workers: who this is, of how many.
         seed: of the compressor's random numbers.
     """
@@ -225,10 +203,9 @@ class WorkerSGD(OneRound):
     wants_gradient = False
 
     def __init__(
-        self, compressor: Compressor, shards: list[Shard], down: list[Down], rank: int, workers: int, seed: int
+        self, compressor: Compressor, shards: list[Shard], down: list[Downlink], rank: int, workers: int, seed: int
     ) -> None:
-        super().__init__(shards)
-        self.compressor, self.down = one_payload(compressor), down
+        self.shards, self.compressor, self.down = shards, one_payload(compressor), down
         self.ops = NumpyOps()
         self.states = [State(s.layout, rank=rank, workers=workers, seed=seed) for s in shards]
         self.copies: list[Vector] = []
@@ -240,12 +217,13 @@ class WorkerSGD(OneRound):
             down.begin(epoch)
 
     def state(self) -> dict[str, Any]:
-        """Return what the compressor keeps."""
         return saved_states(self.states)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on with what the compressor has kept."""
         load_states(self.states, state)
+
+    def start(self, shard: int, payload: Bytes) -> Vector:
+        return read_floats(payload, self.shards[shard].layout.size)
 
     def model(self, shard: int, payload: Bytes) -> Vector:
         """Return this worker's copy of the model, brought up to date."""
@@ -253,19 +231,20 @@ class WorkerSGD(OneRound):
         return self.copies[shard]
 
     def answer(self, x: Vector, part: Objective, rows: NDArray[np.int64]) -> list[Bytes]:
-        """Return the compressed gradient."""
         _, gradient = part.gradient(x, rows)
         gradient *= np.float32(1 / len(rows))
         return [
-            self._encode(gradient[s.slice].copy(), state) for s, state in zip(self.shards, self.states, strict=True)
+            payload_alone(self.compressor, self.ops, gradient[shard.slice].copy(), state)
+            for shard, state in zip(self.shards, self.states, strict=True)
         ]
 
-    def _encode(self, vector: Vector, state: State) -> Bytes:
-        """Return the one payload of a step, with which all of the compressor's state is written."""
-        gathered = Step(self.compressor, self.ops, vector, state).pending
-        assert isinstance(gathered, AllGather), f"{self.compressor.name} sends no payload"
-        state.commit()
-        return gathered.payload
+
+def payload_alone(compressor: Compressor, ops: Ops, vector: Vector, state: State) -> Bytes:
+    """Return the one payload of a step, with which all of the compressor's state is written, and commit the step."""
+    sent = Step(compressor, ops, vector, state).pending
+    assert isinstance(sent, AllGather), f"{compressor.name} sends no payload"
+    state.commit()
+    return sent.payload
 
 
 @dataclass(frozen=True)
@@ -273,10 +252,11 @@ class SGD:
     """The settings of a job of stochastic gradient descent.
 
     Attributes:
-        compression: spec of the way up.
+        compression: spec of the compressor of gradients.
         asynchronous: whether every answer is a step, at most `max_delay` late; else a step takes one of every worker.
-        downlink: "changes", the exact values of the coordinates that have changed; or "difference", quantized.
-        model_bits: of a coordinate of the difference.
+        downlink: how models come down: "changes", the exact values of the coordinates that have changed, or
+            "difference", the quantized difference from what the worker has.
+        model_bits: of a coordinate of the difference, 2 to 12.
         lr: learning rate.
         decay: whether it falls to 0 linearly over `epochs`.
         epochs: most epochs.
@@ -306,57 +286,45 @@ class SGD:
         if self.downlink not in DOWNLINKS:
             raise ValueError(f"downlink must be one of {', '.join(DOWNLINKS)}; got {self.downlink!r}")
         LowPrecision(self.model_bits)
-        if not self.lr > 0:
-            raise ValueError(f"lr must be in (0, inf); got {self.lr}")
-        for name, least in (("epochs", 0), ("epoch_steps", 1), ("max_delay", 0), ("batch", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}; got {value}")
+        check_positive(self, "lr")
+        check_counts(self, epochs=0, epoch_steps=1, max_delay=0, batch=1)
 
     @property
     def name(self) -> str:
-        """Synchronous or asynchronous."""
         return "asynchronous sgd" if self.asynchronous else "sgd"
 
     @property
     def ahead(self) -> bool:
-        """Whether it is asynchronous, unless the delay is to be 0."""
         return self.asynchronous and self.max_delay != 0
 
     @property
     def workers_keep(self) -> bool:
-        """True: what feedback keeps."""
         return True
 
-    def check(self, plan: Plan) -> None:
-        """Raise ValueError if the settings do not go with the plan."""
+    def check(self, plan: JobPlan) -> None:
         if self.asynchronous:
-            BoundedDelay.check(self._most(plan), plan.roles)
+            BoundedDelay.check(delay_bound(self.max_delay, plan), plan.roles)
 
-    def method(self, plan: Plan, shard: Shard, start: Vector, rank: int) -> ServerSGD:
-        """Return the server's part."""
+    def server_part(self, plan: JobPlan, shard: Shard, start: Vector, rank: int) -> ServerSGD:
         rate = learning_rate(self.lr, self.epochs * self._steps(plan) if self.decay else 0)
         down = self._down(shard, rank)
         return ServerSGD(start, plan.regularizer, rate, parse(self.compression), shard.layout, down)
 
-    def answer(self, plan: Plan, shards: list[Shard], rank: int) -> WorkerSGD:
-        """Return a worker's part."""
+    def worker_part(self, plan: JobPlan, shards: list[Shard], rank: int) -> WorkerSGD:
         workers = len(plan.roles.worker_ranks)
         down = [self._down(shard, rank) for shard in shards]
         return WorkerSGD(parse(self.compression), shards, down, rank, workers, self.seed)
 
-    def schedule(self, plan: Plan) -> Callable[[], Schedule]:
-        """Return what makes the schedule of an epoch."""
+    def schedule(self, plan: JobPlan) -> Callable[[], StepSchedule]:
         steps = self._steps(plan)
-        return lambda: BoundedDelay(steps, self._most(plan)) if self.asynchronous else Synchronous(steps)
+        return lambda: (
+            BoundedDelay(steps, delay_bound(self.max_delay, plan)) if self.asynchronous else Synchronous(steps)
+        )
 
-    def _steps(self, plan: Plan) -> int:
+    def _steps(self, plan: JobPlan) -> int:
         rows = self.batch if self.asynchronous else self.batch * len(plan.roles.worker_ranks)
         return self.epoch_steps or max(1, round(plan.rows / rows))
 
-    def _most(self, plan: Plan) -> int:
-        return 4 * len(plan.roles.worker_ranks) if self.max_delay is None else self.max_delay
-
-    def _down(self, shard: Shard, rank: int) -> Down:
+    def _down(self, shard: Shard, rank: int) -> Downlink:
         bits = self.model_bits if self.downlink == "difference" else 0
-        return Down(shard.layout, bits, ("model", self.seed, rank))
+        return Downlink(shard.layout, bits, ("model", self.seed, rank))

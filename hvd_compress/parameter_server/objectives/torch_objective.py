@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from hvd_compress.ops.layout import Layout
-from hvd_compress.parameter_server.objectives import CHUNK, Regularizer, Rows, Vector, digest
+from hvd_compress.parameter_server.objectives.base import CHUNK, Regularizer, Rows, Vector, digest
 
 
 class TorchObjective:
@@ -80,14 +80,12 @@ class TorchObjective:
         return total, gradient
 
     def value(self, x: Vector) -> float:
-        """Return the sum of the losses."""
         self._load(x)
         with torch.no_grad():
             chunks = _chunks(self.inputs, self.targets)
             return sum(self.loss(self.module(inputs), targets).item() * len(targets) for inputs, targets in chunks)
 
     def smoothness(self, batch: int) -> None:
-        """Return None: there is no bound."""
         return None
 
     def right(self, x: Vector, index: int = 0, parts: int = 1) -> tuple[int, int] | None:
@@ -101,7 +99,6 @@ class TorchObjective:
             return sum(int((self.module(part).argmax(dim=1) == own).sum()) for part, own in chunks), len(targets)
 
     def description(self) -> dict[str, Any]:
-        """Return what all workers must agree on."""
         tensors = [self.inputs, self.targets, *(self.test or ())]
         return {
             "task": "torch",

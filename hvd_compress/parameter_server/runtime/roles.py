@@ -1,4 +1,4 @@
-"""Who is a server and who a worker, and what each of them owns."""
+"""Which ranks are servers and which are workers, and which coordinates and rows each of them owns."""
 
 from __future__ import annotations
 
@@ -31,22 +31,19 @@ class Roles:
 
     @property
     def server_ranks(self) -> range:
-        """The servers' ranks."""
         return range(self.servers)
 
     @property
     def worker_ranks(self) -> range:
-        """The workers' ranks."""
         return range(self.servers, self.size)
 
     def is_server(self, rank: int) -> bool:
-        """Tell whether a rank is a server."""
         return rank < self.servers
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The coordinates `start` to `stop` of the model, which one server owns, and the parameters' pieces in them."""
+    """The coordinates `start` to `stop` of the model, which one server owns; `layout` has the parameters in them."""
 
     start: int
     stop: int

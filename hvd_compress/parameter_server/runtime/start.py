@@ -1,0 +1,130 @@
+"""How a job starts: all ranks load, compare what they mean to do, and go on together or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from mpi4py import MPI
+
+from hvd_compress.parameter_server.codecs import Vector
+from hvd_compress.parameter_server.objectives import Objective
+from hvd_compress.parameter_server.protocols import Algorithm, JobPlan
+from hvd_compress.parameter_server.runtime.roles import Roles, shards
+from hvd_compress.parameter_server.runtime.settings import JobSettings
+from hvd_compress.reduction.agreement import WorkersDisagree, check_agreement
+from hvd_compress.version import __version__
+
+Found = TypeVar("Found")
+
+
+class Start(NamedTuple):
+    """What a rank begins with.
+
+    Attributes:
+        plan: of the job.
+        model: to begin with, float32 of shape (plan.layout.size,).
+        objective: of all rows; None on servers.
+        processes: the node and the process of each rank.
+    """
+
+    plan: JobPlan
+    model: Vector
+    objective: Objective | None
+    processes: list[tuple[str, int]]
+
+
+def agree(
+    algorithm: Algorithm,
+    settings: JobSettings,
+    load: Callable[[], Objective],
+    optimum: Callable[[Objective], float | None],
+    comm: MPI.Comm,
+) -> Start:
+    """Let the workers load their data, and all ranks compare what they mean; refuse the job if they do not agree.
+
+    Args:
+        algorithm: of the job.
+        settings: of the job.
+        load: gives a worker the objective with all its data.
+        optimum: gives P*; the first worker calls it.
+        comm: the ranks.
+    """
+    rank = comm.Get_rank()
+    objective: Objective | None = None
+    error: str | None = None
+    mine: dict[str, Any] = {}
+    roles: Roles | None = None
+    try:
+        roles = Roles(settings.servers, comm.Get_size())
+        if not roles.is_server(rank):
+            objective = load()
+            mine = {
+                "version": __version__,
+                "algorithm": repr(algorithm),
+                "settings": repr(dataclasses.replace(settings, slow=0.0)),
+                "parameters": [f"{p.name} {p.shape}" for p in objective.layout.parameters],
+                **objective.description(),
+            }
+    except (OSError, TypeError, ValueError) as problem:
+        error = str(problem)
+    everyone = comm.allgather((mine, error, (MPI.Get_processor_name(), os.getpid())))
+    problems = {rank: text for rank, (_, text, _) in enumerate(everyone) if text is not None}
+    if not problems and roles is not None:
+        try:
+            check_agreement([everyone[rank][0] for rank in roles.worker_ranks], list(roles.worker_ranks))
+        except WorkersDisagree as problem:
+            problems[0] = str(problem)
+    refuse(comm, problems)
+    assert roles is not None
+
+    def make_plan() -> JobPlan:
+        assert objective is not None
+        smoothness = objective.smoothness(settings.batch)
+        known = (objective.layout, objective.rows, objective.regularizer, smoothness)
+        plan = JobPlan(*known, optimum(objective), roles)
+        shards(plan.layout, roles.servers)
+        algorithm.check(plan)
+        return plan
+
+    plan = on_one_rank(comm, roles.servers, make_plan)
+    model = np.empty(plan.layout.size, np.float32)
+    if objective is not None and rank == roles.servers:
+        model[:] = objective.initial(settings.seed)
+    comm.Bcast(model, root=roles.servers)
+    return Start(plan, model, objective, [place for _, _, place in everyone])
+
+
+def on_one_rank(comm: MPI.Comm, root: int, work: Callable[[], Found]) -> Found:
+    """Return on all ranks what `work` returns on one; refuse the job if it raises OSError or ValueError there."""
+    found: Found | None = None
+    error: str | None = None
+    if comm.Get_rank() == root:
+        try:
+            found = work()
+        except (OSError, ValueError) as problem:
+            error = str(problem)
+    found, error = comm.bcast((found, error), root=root)
+    refuse(comm, {} if error is None else {0: error})
+    return found
+
+
+def refuse(comm: MPI.Comm, problems: Mapping[int, str]) -> None:
+    """End the job with exit status 2 if there is a problem; all ranks call this with the same ones, by rank."""
+    if not problems:
+        return
+    if comm.Get_rank() == 0:
+        texts: dict[str, list[str]] = {}
+        for rank, text in problems.items():
+            texts.setdefault(text, []).append(str(rank))
+        for text, ranks in texts.items():
+            where = f" (ranks {', '.join(ranks)})" if len(ranks) < comm.Get_size() and ranks != ["0"] else ""
+            print(f"{Path(sys.argv[0]).name}: error: {text}{where}", file=sys.stderr, flush=True)
+    sys.stderr.flush()
+    comm.Barrier()  # nobody ends the job before the message is out
+    os._exit(2)
