@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from hvd_compress.compressors.indices import index_bytes
-from hvd_compress.native import _kernels
+from hvd_compress.native.cpu import _kernels
 from hvd_compress.ops import packed_bytes
 
 seed = time.time_ns() % 2**32

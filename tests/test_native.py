@@ -21,7 +21,7 @@ from hvd_compress.ops import packed_bytes, random
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.random import Stream
 
-module = pytest.importorskip("hvd_compress.native._kernels", reason="the kernels are not built")
+module = pytest.importorskip("hvd_compress.native.cpu._kernels", reason="the kernels are not built")
 
 REFERENCE = NumpyOps(kernels=False)
 STREAM = Stream(0x123456789ABCDEF0, 42)
@@ -618,7 +618,7 @@ def test_large_arrays_are_used_again_once_free_and_never_shared():
 
 def test_a_forked_child_can_use_the_kernels():
     code = (
-        "import os; from hvd_compress.native import _kernels as k; k.set_threads(2); k.zeros(10**6)\n"
+        "import os; from hvd_compress.native.cpu import _kernels as k; k.set_threads(2); k.zeros(10**6)\n"
         "child = os.fork()\n"
         "if child: print(os.waitpid(child, 0)[1])\n"
         "else: os._exit(int(k.all_finite(k.zeros(10**6))))"
@@ -652,7 +652,7 @@ def test_a_missing_extension_gives_one_warning_and_the_same_results():
         "for s in ('topk', 'qsgd', 'randomk')])"
     )
     here = run(code.format(""))
-    without = run(code.format("sys.modules['hvd_compress.native._kernels'] = None;"))
+    without = run(code.format("sys.modules['hvd_compress.native.cpu._kernels'] = None;"))
     assert here.stdout == without.stdout
     assert here.stderr == ""
     assert without.stderr.count("runs without its compiled kernels") == 1
@@ -671,7 +671,7 @@ def test_the_environment_chooses_the_level():
 
 
 def test_the_stub_has_every_function():
-    stub = (Path(__file__).parents[1] / "hvd_compress" / "native" / "_kernels.pyi").read_text()
+    stub = (Path(__file__).parents[1] / "hvd_compress" / "native" / "cpu" / "_kernels.pyi").read_text()
     functions = {name for name in dir(module) if not name.startswith("_")}
     assert set(re.findall(r"^def (\w+)", stub, re.MULTILINE)) == functions
 

@@ -20,7 +20,7 @@ def load() -> ModuleType | None:
     if os.environ.get("HVD_COMPRESS_NATIVE") == "0":
         return None
     try:
-        from hvd_compress.native import _kernels
+        from hvd_compress.native.cpu import _kernels
     except ImportError as error:
         logging.getLogger("hvd_compress").warning(
             "hvd_compress runs without its compiled kernels, several times slower (%s). To build them, install a C++ "
