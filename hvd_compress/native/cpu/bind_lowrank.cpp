@@ -22,7 +22,7 @@ Matrices matrices_of(int64_t size, const std::vector<int64_t>& offsets, const Sh
 
 const float* factor_of(const py::array& factor, const Matrices& m, int64_t rows, const char* name) {
     const auto x = in<float>(factor, name);
-    require(x.size == m.count() * rows * m.rank, "a factor does not fit the matrices");
+    require(x.size == m.count() * rows * m.rank, "the factor does not fit the matrices");
     return x.data;
 }
 
