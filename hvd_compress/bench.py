@@ -154,9 +154,10 @@ class Bench:
     def _gather(self, compressor: GatherCompressor, clock: Clock) -> None:
         """Decode and sum the payloads of several workers."""
         states = [State(self.layout, rank=rank) for rank in range(GATHERED)]
-        payloads = [compressor.encode(self.ops, self.vector, state) for state in states]
+        payloads = [compressor.encode(self.ops, self.vector, state)[0] for state in states]
+        read = functools.partial(compressor.read, self.ops, layout=self.layout)
         for _ in range(self.repetitions + 1):
-            clock.time(lambda: compressor.combine(self.ops, payloads, self.layout))
+            clock.time(lambda: compressor.combine(self.ops, map(read, payloads), GATHERED, self.layout))
 
     def _feedback(self, compressor: Compressor, clock: Clock) -> None:
         """Do whole steps with feedback, whose memory is set to zeros before each, so that each sends the same."""

@@ -23,9 +23,11 @@ from hvd_compress import (
     parse,
     spec,
 )
+from hvd_compress.compressors.state import State
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.tensorflow import TensorFlowOps
 from hvd_compress.ops.torch import TorchOps
+from hvd_compress.reduction.step import Step
 
 NUMPY, TORCH = NumpyOps(kernels=False), TorchOps(kernels=False)
 OPS = {"numpy": NUMPY, "torch": TORCH, "numpy with kernels": NumpyOps(), "torch with kernels": TorchOps()}
@@ -95,7 +97,7 @@ def gaussian(*seed: int, size: int = LAYOUT.size) -> np.ndarray:
 
 def sent(result, ops=NUMPY) -> np.ndarray:
     """What the result's worker contributed."""
-    return ops.to_numpy(result.add_sent(ops.zeros(result.mean.shape[0]), 1.0))
+    return ops.to_numpy(result.sent.add_to(ops.zeros(result.mean.shape[0])))
 
 
 def kept(compressor: Compressor, payload: np.ndarray) -> int | None:
@@ -131,7 +133,7 @@ def test_every_worker_ends_up_with_the_mean_of_what_was_sent(compressor, workers
         assert results[0].mean.shape == (LAYOUT.size,)
         if method.estimates:
             continue
-        if results[0].add_sent is not None:
+        if results[0].sent is not None:
             contributions = [sent(result) for result in results]
         elif isinstance(method, GatherCompressor) and not isinstance(compressor, EF21):
             contributions = [method.decode(NUMPY, payload, LAYOUT) for payload in simulation.payloads[0]]
@@ -154,6 +156,25 @@ def test_bytes_are_exactly_those_promised(compressor, shapes, seed):
     simulation.reduce([gaussian(seed, rank, size=layout.size) for rank in range(2)])
     number = kept(compressor, simulation.payloads[0][0])
     assert 8 * simulation.traffic.sent == compressor.at(0).payload_bits(layout, number)
+
+
+@every
+def test_a_payload_may_be_taken_and_its_step_dropped(compressor):
+    """A payload, and all of the state, are those of a whole step as soon as the payload is there."""
+    if not isinstance(compressor.bare, GatherCompressor) or isinstance(compressor, EF21):
+        pytest.skip("its state depends on what the others send")
+    whole, dropped = Simulation(compressor, LAYOUT, 1), State(LAYOUT)
+    for number in range(4):
+        vector = gaussian(number)
+        whole.reduce([vector])
+        step = Step(compressor, whole.ops, vector.copy(), dropped)
+        assert np.array_equal(step.pending.payload, whole.payloads[0][0])
+        dropped.commit()
+        expected, got = whole.states[0].state_dict(), dropped.state_dict()
+        assert got["step"] == expected["step"]
+        for store in ("shared", "local"):
+            assert got[store].keys() == expected[store].keys()
+            assert all(np.array_equal(got[store][name], expected[store][name]) for name in got[store])
 
 
 @every

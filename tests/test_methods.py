@@ -17,7 +17,7 @@ def gaussian(*seed, size=1000):
 
 def sent(compressor, vector, layout=None):
     result = Simulation(compressor, layout or vector.size, 1).reduce([vector])[0]
-    return result.add_sent(np.zeros_like(vector), 1.0)
+    return result.sent.add_to(np.zeros_like(vector))
 
 
 def test_topk_keeps_the_largest_and_nothing_else():

@@ -89,9 +89,9 @@ def quantized(spec):
     vector, residual = (rng.standard_normal(QUANTIZED.size).astype(np.float32) for _ in range(2))
     vector[rng.integers(0, QUANTIZED.size, 20000)] = 0
     vector *= np.exp(rng.standard_normal(QUANTIZED.size)).astype(np.float32)
-    payload = compressor.encode(REFERENCE, vector, state)
-    coded, rest = compressor.encode_rest(REFERENCE, vector.copy(), residual, state)
-    mean = compressor.combine(REFERENCE, [payload, coded, payload], QUANTIZED)
+    payload, sent = compressor.encode(REFERENCE, vector, state)
+    coded, sent_with_residual, rest = compressor.encode_rest(REFERENCE, vector.copy(), residual, state)
+    mean = compressor.combine(REFERENCE, [sent, sent_with_residual, sent], 3, QUANTIZED)
     return compressor, state, vector, residual, payload, coded, rest, mean
 
 
@@ -99,14 +99,15 @@ def quantized(spec):
 def test_quantizers(kernels, spec):
     compressor, state, vector, residual, payload, coded, rest, mean = quantized(spec)
     ops, before = NumpyOps(), vector.copy()
-    same(compressor.encode(ops, vector, state), payload)
+    same(compressor.encode(ops, vector, state)[0], payload)
     same(vector, before)
     got = compressor.encode_rest(ops, vector.copy(), residual, state)
     same(got[0], coded)
-    assert np.array_equal(got[1], rest)
-    assert np.array_equal(compressor.combine(ops, [payload, coded, payload], QUANTIZED), mean)
-    total = compressor.accumulate(ops, vector.copy(), payload, QUANTIZED, 0.5)
-    assert np.array_equal(total, compressor.accumulate(REFERENCE, vector.copy(), payload, QUANTIZED, 0.5))
+    assert np.array_equal(got[2], rest)
+    sent = [compressor.read(ops, part, QUANTIZED) for part in (payload, coded, payload)]
+    assert np.array_equal(compressor.combine(ops, sent, 3, QUANTIZED), mean)
+    total = sent[0].add_to(vector.copy(), 0.5)
+    assert np.array_equal(total, compressor.read(REFERENCE, payload, QUANTIZED).add_to(vector.copy(), 0.5))
     for wrong in (payload[:-1], np.append(payload, np.uint8(0)), payload[:0]):
         with pytest.raises(ValueError, match="expected"):
             compressor.decode(ops, wrong, QUANTIZED)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+import functools
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -39,24 +40,50 @@ class AllGather:
 Collective = AllReduce | AllGather
 
 
+class Contribution:
+    """What one worker contributes to the mean: the vector that its payload decodes to.
+
+    The sender gets it with its payload, the receiver by reading the payload. Nothing is decoded before it is needed,
+    and nothing twice.
+
+    Args:
+        ops: the array operations of the vector's framework.
+        decode: returns the values at `indices`, float32 (float16 where the method sums in float16).
+        indices: the coordinates that are sent, int64, ascending and distinct; None for all of them.
+    """
+
+    def __init__(self, ops: Ops, decode: Callable[[], Array], indices: Array | None = None) -> None:
+        self.ops, self.indices = ops, indices
+        self._decode = decode
+
+    @functools.cached_property
+    def values(self) -> Array:
+        """The values at `indices`; not to be modified."""
+        return self._decode()
+
+    def add_to(self, total: Array, factor: float = 1.0) -> Array:
+        """Return `total` plus `factor` times the vector; `total` may be overwritten."""
+        if self.indices is None:
+            return self.ops.add(total, self.values, factor)
+        return self.ops.scatter_add(total, self.indices, self.values if factor == 1 else self.values * factor)
+
+
 @dataclass(frozen=True)
 class Reduced:
-    """What one exchange comes to.
+    """The result of one exchange.
 
     Attributes:
         mean: what every worker ends up with, a vector of the input's shape.
-        add_sent: ``add_sent(total, factor)`` adds `factor` times what this worker's own contribution amounted to, and
-            returns `total`, which it may overwrite. Only feedback asks for it; None where feedback has done so, or the
-            method keeps what is left over itself.
-        support: gives the coordinates that this worker sent, ascending int64 indices; None stands for all of them.
+        sent: this worker's own contribution; None where feedback has used it, or the method keeps its error itself.
     """
 
     mean: Array
-    add_sent: Callable[[Array, float], Array] | None
-    support: Callable[[], Array | None] = lambda: None
+    sent: Contribution | None
 
 
 Exchanging = Generator[Collective, Any, Reduced]
+Keep = Callable[[Array, Array | None], None]
+"""``keep(rest, indices)`` is told what a worker has not sent, and which coordinates it has sent (None for all)."""
 Self = TypeVar("Self", bound="Compressor")
 
 
@@ -93,7 +120,7 @@ class Compressor:
         stateful: whether it reads anything of `State` but the layout (steps, random numbers, arrays).
         votes: whether what workers end up with is no mean of what they send.
         estimates: whether what workers end up with is an estimate of the mean of what they send, not the mean itself.
-        selects: whether it sends some of the coordinates (see `Reduced.support`).
+        selects: whether it sends some of the coordinates only.
         varying: whether the length of what it sends depends on the vector.
         overwrites: whether `reduce` may overwrite the vector.
         has_momentum: whether it keeps the momentum, which the optimizer must then leave to it.
@@ -182,18 +209,17 @@ class Compressor:
         """
         raise NotImplementedError
 
-    def reduce_rest(
-        self, ops: Ops, vector: Array, residual: Array | None, state: State
-    ) -> Generator[Collective, Any, tuple[Reduced, Array]]:
-        """Exchange vector + residual; return with the result what this worker did not send.
+    def reduce_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State, keep: Keep) -> Exchanging:
+        """Exchange vector + residual, and call `keep` once, as soon as this worker's contribution is known.
 
         `vector` is overwritten, by the rest as a rule; `residual` is not.
         """
         if residual is not None:
             vector = ops.add(vector, residual)
         reduced = yield from self.reduce(ops, vector, state)
-        assert reduced.add_sent is not None
-        return reduced, reduced.add_sent(vector, -1.0)
+        assert reduced.sent is not None
+        keep(reduced.sent.add_to(vector, -1.0), reduced.sent.indices)
+        return reduced
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """Return the bits that this worker hands to the collectives in one step, headers included.
@@ -207,12 +233,16 @@ class Compressor:
 
 
 class GatherCompressor(Compressor):
-    """A compressor of one AllGather: it defines `encode` and `decode`, and the mean is that of the decoded payloads."""
+    """A compressor of one AllGather: it defines `encode` and `decode`, and the mean is that of the decoded payloads.
+
+    By the time it yields its payload, it has written all its state, and so have error feedback and momentum correction
+    around it: a sender who needs no mean takes the payload, commits the state, and drops the generator.
+    """
 
     collectives: ClassVar[tuple[str, ...]] = ("allgather",)
 
-    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
-        """Return the payload, uint8 of shape (payload_bits / 8,)."""
+    def encode(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Contribution]:
+        """Return the payload, uint8 of shape (payload_bits / 8,), and what it decodes to."""
         raise NotImplementedError
 
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
@@ -223,48 +253,39 @@ class GatherCompressor(Compressor):
         """
         raise NotImplementedError
 
-    def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
-        """Return `total` plus `factor` times the decoded payload; `total` may be overwritten."""
-        decoded = self.decode(ops, payload, layout)
-        return ops.add(total, decoded, factor)
+    def read(self, ops: Ops, payload: Array, layout: Layout) -> Contribution:
+        """Return a payload as the contribution that it is; ValueError, here or when it is decoded, as `decode`."""
+        return Contribution(ops, lambda: self.decode(ops, payload, layout))
 
-    def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
-        """Return what all workers' payloads come to together: the mean of what they decode to."""
+    def combine(self, ops: Ops, sent: Iterable[Contribution], workers: int, layout: Layout) -> Array:
+        """Return the mean of as many contributions as there are workers, in the order of ranks."""
         total = ops.zeros(layout.size)
-        for payload in payloads:
-            total = self.accumulate(ops, total, payload, layout, 1 / len(payloads))
+        for contribution in sent:
+            total = contribution.add_to(total, 1 / workers)
         return total
 
-    def support(self, ops: Ops, payload: Array, layout: Layout) -> Array | None:
-        """Return the coordinates in a payload, ascending int64 indices; None if it has all of them."""
-        return None
-
-    def encode_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State) -> tuple[Array, Array]:
-        """Return the payload of vector + residual, and what it does not carry, for which `vector` is overwritten."""
+    def encode_rest(
+        self, ops: Ops, vector: Array, residual: Array | None, state: State
+    ) -> tuple[Array, Contribution, Array]:
+        """Encode vector + residual, and return what is not sent as well, for which `vector` is overwritten."""
         if residual is not None:
             vector = ops.add(vector, residual)
-        payload = self.encode(ops, vector, state)
-        return payload, self.accumulate(ops, vector, payload, state.layout, -1.0)
+        payload, own = self.encode(ops, vector, state)
+        return payload, own, own.add_to(vector, -1.0)
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Gather the payloads and combine them."""
-        payload = self.encode(ops, vector, state)
-        return (yield from self._gather(ops, payload, state.layout))
+        payload, own = self.encode(ops, vector, state)
+        return (yield from self._gather(ops, payload, own, state))
 
-    def reduce_rest(
-        self, ops: Ops, vector: Array, residual: Array | None, state: State
-    ) -> Generator[Collective, Any, tuple[Reduced, Array]]:
-        """As for any compressor, but the rest is known before the payload is sent."""
-        payload, rest = self.encode_rest(ops, vector, residual, state)
-        return (yield from self._gather(ops, payload, state.layout)), rest
+    def reduce_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State, keep: Keep) -> Exchanging:
+        payload, own, rest = self.encode_rest(ops, vector, residual, state)
+        keep(rest, own.indices)
+        return (yield from self._gather(ops, payload, own, state))
 
-    def _gather(self, ops: Ops, payload: Array, layout: Layout) -> Exchanging:
+    def _gather(self, ops: Ops, payload: Array, own: Contribution, state: State) -> Exchanging:
         payloads = yield AllGather(payload, self.varying)
-        return Reduced(
-            self.combine(ops, payloads, layout),
-            lambda total, factor: self.accumulate(ops, total, payload, layout, factor),
-            lambda: self.support(ops, payload, layout),
-        )
+        sent = (own if rank == state.rank else self.read(ops, p, state.layout) for rank, p in enumerate(payloads))
+        return Reduced(self.combine(ops, sent, len(payloads), state.layout), own)
 
 
 def check_length(name: str, payload: Array, expected: int) -> None:

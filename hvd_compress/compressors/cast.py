@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from hvd_compress.compressors.base import AllReduce, Collective, Compressor, Exchanging, Reduced
+from hvd_compress.compressors.base import AllReduce, Compressor, Contribution, Exchanging, Keep, Reduced
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.layout import Layout
@@ -32,7 +31,7 @@ class NoCompression(Compressor):
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Average the vectors."""
         mean = yield AllReduce(vector)
-        return Reduced(mean=mean, add_sent=lambda total, factor: ops.add(total, vector, factor))
+        return Reduced(mean, Contribution(ops, lambda: vector))
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 a coordinate (16 or 64 where the gradient's own dtype has as many)."""
@@ -63,19 +62,14 @@ class HalfPrecision(Compressor):
         """Average the vectors in float16."""
         return (yield from self._reduce(ops, ops.cast(vector, "float16")))
 
-    def reduce_rest(
-        self, ops: Ops, vector: Array, residual: Array | None, state: State
-    ) -> Generator[Collective, Any, tuple[Reduced, Array]]:
-        """As for any compressor, but the rest is known with the cast."""
+    def reduce_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State, keep: Keep) -> Exchanging:
         half, rest = ops.half_rest(vector, residual)
-        return (yield from self._reduce(ops, half)), rest
+        keep(rest, None)
+        return (yield from self._reduce(ops, half))
 
     def _reduce(self, ops: Ops, half: Array) -> Exchanging:
         mean = yield AllReduce(half)
-        return Reduced(
-            mean=ops.cast(mean, "float32"),
-            add_sent=lambda total, factor: ops.add(total, half, factor),
-        )
+        return Reduced(ops.cast(mean, "float32"), Contribution(ops, lambda: half))
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """16 a coordinate."""

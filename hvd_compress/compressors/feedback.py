@@ -67,8 +67,11 @@ class ErrorFeedback(Feedback):
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Exchange the corrected vector and keep the rest."""
-        reduced, rest = yield from self.inner.reduce_rest(ops, vector, state.local.get("residual"), state)
-        state.local["residual"] = rest
+
+        def keep(rest: Array, sent: Array | None) -> None:
+            state.local["residual"] = rest
+
+        reduced = yield from self.inner.reduce_rest(ops, vector, state.local.get("residual"), state, keep)
         return Reduced(reduced.mean, None)
 
 
@@ -88,8 +91,8 @@ class EF21(Feedback):
         if own is None:
             own, mean = ops.zeros_like(vector), ops.zeros_like(vector)
         reduced = yield from self.inner.reduce(ops, ops.affine(vector, 1.0, own, -1.0, vector), state)
-        assert reduced.add_sent is not None
-        state.local["estimate"] = reduced.add_sent(ops.copy(own), 1.0)
+        assert reduced.sent is not None
+        state.local["estimate"] = reduced.sent.add_to(ops.copy(own))
         state.shared["estimate"] = ops.affine(mean, 1.0, reduced.mean, 1.0)
         return Reduced(ops.copy(state.shared["estimate"]), None)
 
@@ -142,9 +145,12 @@ class MomentumCorrection(Feedback):
         u = vector if u is None else ops.affine(u, self.momentum, vector, 1.0, vector)
         ahead = ops.affine(u, self.momentum, g, 1.0) if self.nesterov else u
         v = ops.copy(ahead) if v is None else ops.affine(v, 1.0, ahead, 1.0)
-        reduced, state.local["residual"] = yield from self.inner.reduce_rest(ops, v, None, state)
-        support = reduced.support() if self.masking else None
-        state.local["momentum"] = u if support is None else ops.scatter_zero(u, support)
+
+        def keep(rest: Array, sent: Array | None) -> None:
+            state.local["residual"] = rest
+            state.local["momentum"] = ops.scatter_zero(u, sent) if self.masking else u
+
+        reduced = yield from self.inner.reduce_rest(ops, v, None, state, keep)
         return Reduced(reduced.mean, None)
 
 
@@ -181,8 +187,7 @@ class AdamMomentum(Feedback):
             state.shared["momentum"] = _accumulated(state, b, mean, 1 - b)
             return Reduced(mean, None)
         own = ops.affine(state.shared["momentum"], b, vector, 1 - b, vector)
-        reduced, rest = yield from self.inner.reduce_rest(ops, own, state.local.get("residual"), state)
-        state.local["residual"] = rest
+        reduced = yield from ErrorFeedback(self.inner).reduce(ops, own, state)
         state.shared["momentum"] = reduced.mean
         return Reduced(ops.copy(reduced.mean), None)
 

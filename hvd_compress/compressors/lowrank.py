@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
+from hvd_compress.compressors.base import AllReduce, Compressor, Contribution, Exchanging, Reduced, setting
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.layout import Layout, Parameter
@@ -41,7 +41,7 @@ class PowerSGD(Compressor):
         """Average P = M Q, orthogonalize it, average Q = M^T P; the update is P Q^T."""
         if state.step < self.start:
             mean = yield AllReduce(vector)
-            return Reduced(mean, lambda total, factor: ops.add(total, vector, factor))
+            return Reduced(mean, Contribution(ops, lambda: vector))
         groups, dense = self._groups(state.layout)
         shapes = [group[0].matrix for group in groups]
         places = [[p.slice for p in group] for group in groups]
@@ -58,17 +58,12 @@ class PowerSGD(Compressor):
         second = (yield AllReduce(ops.concat(list(map(ops.flatten, own_qs))))) if groups else vector[:0]
         state.shared["q"] = second
 
-        def add(total: Array, qs: Sequence[Array], plain: Sequence[Array], factor: float) -> Array:
-            for at, p, q in zip(places, ps, qs, strict=True):
-                total = ops.add_product(total, at, p, q, factor)
-            for parameter, values in zip(dense, plain, strict=True):
-                total = ops.add_at(total, parameter.slice, values, factor)
-            return total
+        def approximation(rights: Sequence[Array], values: Sequence[Array]) -> _Approximation:
+            matrices = list(zip(places, ps, rights, strict=True))
+            return _Approximation(ops, state.layout.size, matrices, list(zip(dense, values, strict=True)))
 
-        return Reduced(
-            mean=add(ops.zeros(state.layout.size), split(second, rights), split(rest, [(p.size,) for p in dense]), 1.0),
-            add_sent=lambda total, factor: add(total, own_qs, [vector[p.slice] for p in dense], factor),
-        )
+        mean = approximation(split(second, rights), split(rest, [(p.size,) for p in dense]))
+        return Reduced(mean.values, approximation(own_qs, [vector[p.slice] for p in dense]))
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 r(n + m) for each matrix, 32 a coordinate for what is dense (and in the first `start` steps for all)."""
@@ -93,6 +88,27 @@ class PowerSGD(Compressor):
         if self.warm_start and last is not None and last.shape[0] == size:
             return last
         return ops.uniform(size, state.common_stream()) - 0.5
+
+
+class _Approximation(Contribution):
+    """P Q^T at the matrices' places, and the parameters that were sent dense at theirs."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        size: int,
+        matrices: list[tuple[list[slice], Array, Array]],
+        dense: list[tuple[Parameter, Array]],
+    ) -> None:
+        super().__init__(ops, lambda: self.add_to(ops.zeros(size)))
+        self.matrices, self.dense = matrices, dense
+
+    def add_to(self, total: Array, factor: float = 1.0) -> Array:
+        for places, p, q in self.matrices:
+            total = self.ops.add_product(total, places, p, q, factor)
+        for parameter, values in self.dense:
+            total = self.ops.add_at(total, parameter.slice, values, factor)
+        return total
 
 
 def split(vector: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hvd_compress.compressors.base import GatherCompressor, check_length, setting
+from hvd_compress.compressors.base import Contribution, GatherCompressor, check_length, setting
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops, packed_bytes
 from hvd_compress.ops.layout import Layout
 
 BY_TENSOR, WHOLE = 0, -1  # values of `Quantizer.block` other than a number of coordinates
 SMALLEST = 2.0**-100  # a group whose scale is below it is sent as zeros: its reciprocal may overflow
+
+
+class Coded(Contribution):
+    """A quantizer's payload, which a kernel decodes while it adds it."""
+
+    def __init__(self, quantizer: Quantizer, ops: Ops, payload: Array, layout: Layout) -> None:
+        super().__init__(ops, lambda: quantizer.decode(ops, payload, layout))
+        self.quantizer, self.payload, self.layout = quantizer, payload, layout
+
+    def add_to(self, total: Array, factor: float = 1.0) -> Array:
+        if self.quantizer.has_kernel(self.ops) and "values" not in vars(self):
+            return self.quantizer.decode_by_kernel(self.ops, [self.payload], self.layout, factor, total=total)
+        return super().add_to(total, factor)
 
 
 class Quantizer(GatherCompressor):
@@ -47,11 +60,12 @@ class Quantizer(GatherCompressor):
         """Return what the codes stand for, float32; any code of `bits` bits must be decoded or refused."""
         raise NotImplementedError
 
-    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
+    def encode(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Contribution]:
         """Compute scales and codes, and pack them."""
-        if ops.kernels and self.kind:
-            return self._encode_by_kernel(ops, vector, None, False, state)
         size, layout = state.layout.size, state.layout
+        if self.has_kernel(ops):
+            payload = self._encode_by_kernel(ops, vector, None, False, state)
+            return payload, self.read(ops, payload, layout)
         rows = self._rows(ops, vector, layout)
         noise = [None] * len(rows)
         if self.random:
@@ -59,13 +73,27 @@ class Quantizer(GatherCompressor):
         scales = [self.scales(ops, r) for r in rows] if self.scales_each else []
         codes = [ops.flatten(self.codes(ops, r, scales[i] if scales else r, noise[i])) for i, r in enumerate(rows)]
         packed = ops.pack(ops.concat(codes)[:size], self.bits)
-        return ops.concat([*(ops.to_bytes(ops.flatten(s)) for s in scales), packed])
+        payload = ops.concat([*(ops.to_bytes(ops.flatten(s)) for s in scales), packed])
+        return payload, self.read(ops, payload, layout)
+
+    def encode_rest(
+        self, ops: Ops, vector: Array, residual: Array | None, state: State
+    ) -> tuple[Array, Contribution, Array]:
+        """Encode vector + residual, in one pass with the rest if there is a kernel."""
+        if not self.has_kernel(ops):
+            return super().encode_rest(ops, vector, residual, state)
+        payload = self._encode_by_kernel(ops, vector, residual, True, state)
+        return payload, self.read(ops, payload, state.layout), vector
+
+    def read(self, ops: Ops, payload: Array, layout: Layout) -> Coded:
+        check_length(self.name, payload, self.payload_bits(layout) // 8)
+        return Coded(self, ops, payload, layout)
 
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
         """Unpack the codes and return what they stand for."""
-        if ops.kernels and self.kind:
-            return self._decode_by_kernel(ops, [payload], layout)
         check_length(self.name, payload, self.payload_bits(layout) // 8)
+        if self.has_kernel(ops):
+            return self.decode_by_kernel(ops, [payload], layout)
         cut = 4 * self.scales_each * self._groups(layout)
         scales = ops.from_bytes(payload[:cut], "float32")
         codes = self._rows(ops, ops.unpack(payload[cut:], self.bits, layout.size), layout)
@@ -77,24 +105,17 @@ class Quantizer(GatherCompressor):
             start = end
         return ops.concat(values)[: layout.size]
 
-    def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
-        """Add `factor` times the decoded payload to `total`."""
-        if ops.kernels and self.kind:
-            return self._decode_by_kernel(ops, [payload], layout, factor=factor, total=total)
-        return super().accumulate(ops, total, payload, layout, factor)
-
-    def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
-        """Return the mean of the decoded payloads, or the sign of it if the method votes."""
-        if ops.kernels and self.kind:
-            return self._decode_by_kernel(ops, payloads, layout, factor=1 / len(payloads), vote=self.votes)
-        mean = super().combine(ops, payloads, layout)
+    def combine(self, ops: Ops, sent: Iterable[Contribution], workers: int, layout: Layout) -> Array:
+        """Return the mean of the decoded payloads, or the sign of it where the majority decides."""
+        if self.has_kernel(ops):
+            payloads = [own.payload for own in sent if isinstance(own, Coded)]
+            return self.decode_by_kernel(ops, payloads, layout, 1 / workers, vote=self.votes)
+        mean = super().combine(ops, sent, workers, layout)
         return ops.sign(mean) if self.votes else mean
 
-    def encode_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State) -> tuple[Array, Array]:
-        """Return the payload of vector + residual, and what it does not carry, in one pass if there is a kernel."""
-        if ops.kernels and self.kind:
-            return self._encode_by_kernel(ops, vector, residual, True, state), vector
-        return super().encode_rest(ops, vector, residual, state)
+    def has_kernel(self, ops: Ops) -> bool:
+        """Tell whether compiled kernels have this quantizer's formulas, for these arrays."""
+        return bool(ops.kernels and self.kind)
 
     def _encode_by_kernel(self, ops: Ops, vector: Array, residual: Array | None, rest: bool, state: State) -> Array:
         layout, scales = state.layout, self.norm if self.scales_each else None
@@ -105,20 +126,20 @@ class Quantizer(GatherCompressor):
         words = state.own_stream(self.name).words()
         return ops.kernels.quantize(vector, residual, rest, self._code, self._division(layout), scales, words)
 
-    def _decode_by_kernel(
+    def decode_by_kernel(
         self,
         ops: Ops,
         payloads: Sequence[Array],
         layout: Layout,
-        *,
         factor: float = 1.0,
+        *,
         vote: bool = False,
         total: Array | None = None,
     ) -> Array:
-        expected, division = self.payload_bits(layout) // 8, self._division(layout)
-        for payload in payloads:
-            check_length(self.name, payload, expected)
-        return ops.kernels.dequantize(list(payloads), self._code, division, layout.size, factor, vote, total)
+        """Return `total` (zeros if None) plus `factor` times what payloads decode to, or with `vote` the sign of it."""
+        return ops.kernels.dequantize(
+            list(payloads), self._code, self._division(layout), layout.size, factor, vote, total
+        )
 
     @property
     def _code(self) -> tuple[str | None, int, float, int, int, int]:

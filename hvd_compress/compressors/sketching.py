@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced, setting
+from hvd_compress.compressors.base import AllReduce, Compressor, Contribution, Exchanging, Reduced, setting
 from hvd_compress.compressors.feedback import MomentumOfMean
 from hvd_compress.compressors.schedule import Schedule
 from hvd_compress.compressors.sketches.count_sketch import MOST_ROWS, CountSketch
@@ -198,11 +198,8 @@ class SketchedSGD(Sketched):
         else:
             assert isinstance(sketch, CountSketch)
             values = sketch.estimate(chosen)
-        return Reduced(
-            mean=ops.scatter(state.layout.size, [(chosen, values)], 1.0),
-            add_sent=lambda total, factor: ops.scatter_add(total, chosen, own * factor),
-            support=lambda: chosen,
-        )
+        mean = ops.scatter(state.layout.size, [(chosen, values)], 1.0)
+        return Reduced(mean, Contribution(ops, lambda: own, chosen))
 
     def empty(self, ops: Ops, state: State) -> CountSketch | InvertibleSketch:
         """Return this step's sketch with nothing in it."""

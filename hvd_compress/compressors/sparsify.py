@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hvd_compress.compressors.base import (
     AllReduce,
     Compressor,
+    Contribution,
     Exchanging,
     GatherCompressor,
     Reduced,
@@ -57,36 +58,28 @@ class Sparsifier(GatherCompressor):
         """Return the number of coordinates that are sent; if `varying`, that are to be expected."""
         raise NotImplementedError
 
-    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
+    def encode(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Contribution]:
         """Select, and pack values and indices."""
         indices, values = self.select(ops, vector, state)
         count = indices.shape[0]
         if isinstance(self.values, Quantizer):
-            coded = self.values.encode(ops, values, state.of(Layout.flat(count))) if count else values[:0]
+            coded, own = self.values.encode(ops, values, state.of(Layout.flat(count))) if count else (values, None)
+            sent = Contribution(ops, lambda: own.values if own else values, indices)
         elif self.values == "fp16":
             coded = ops.cast(ops.clip(values, -HALF_MAX, HALF_MAX), "float16")
+            sent = Contribution(ops, lambda: ops.cast(coded, "float32"), indices)
         else:
-            coded = values
+            coded, sent = values, Contribution(ops, lambda: values, indices)
         parts = [ops.to_bytes(coded), encode_indices(ops, indices, state.layout.size)]
-        return ops.concat([ops.to_bytes(ops.arange(1) + count), *parts] if self.varying else parts)
+        payload = ops.concat([ops.to_bytes(ops.arange(1) + count), *parts] if self.varying else parts)
+        return payload, sent
 
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
-        """Scatter the values into zeros."""
-        return self.combine(ops, [payload], layout)
+        return self.combine(ops, [self.read(ops, payload, layout)], 1, layout)
 
-    def combine(self, ops: Ops, payloads: Sequence[Array], layout: Layout) -> Array:
-        """Scatter the values of all payloads, divided by their number."""
-        parts = [self.read(ops, payload, layout) for payload in payloads]
-        return ops.scatter(layout.size, parts, 1 / len(payloads))
-
-    def accumulate(self, ops: Ops, total: Array, payload: Array, layout: Layout, factor: float = 1.0) -> Array:
-        """Add `factor` times the values to `total` at their indices."""
-        indices, values = self.read(ops, payload, layout)
-        return ops.scatter_add(total, indices, values if factor == 1 else values * factor)
-
-    def support(self, ops: Ops, payload: Array, layout: Layout) -> Array:
-        """Return the indices in a payload."""
-        return self.read(ops, payload, layout)[0]
+    def combine(self, ops: Ops, sent: Iterable[Contribution], workers: int, layout: Layout) -> Array:
+        """Scatter the values of all workers, divided by their number."""
+        return ops.scatter(layout.size, [(own.indices, own.values) for own in sent], 1 / workers)
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """Those of the values and the indices; if `varying`, 64 for the number and 64 for the payload's length."""
@@ -99,7 +92,7 @@ class Sparsifier(GatherCompressor):
             return self.values.payload_bits(Layout.flat(count)) if count else 0
         return count * (16 if self.values == "fp16" else 32)
 
-    def read(self, ops: Ops, payload: Array, layout: Layout) -> tuple[Array, Array]:
+    def read(self, ops: Ops, payload: Array, layout: Layout) -> Contribution:
         """Return the indices and the values in a payload; ValueError if `encode` cannot have written it."""
         count, start = self.count(layout) if not self.varying else 0, 0
         if self.varying:
@@ -114,10 +107,11 @@ class Sparsifier(GatherCompressor):
         cut = start + self._value_bits(count) // 8
         check_length(self.name, payload, cut + index_bytes(layout.size, count))
         indices, coded = decode_indices(ops, payload[cut:], layout.size, count), payload[start:cut]
-        if not isinstance(self.values, Quantizer):
-            coded = ops.from_bytes(coded, "float16" if self.values == "fp16" else "float32")
-            return indices, ops.cast(coded, "float32")
-        return indices, self.values.decode(ops, coded, Layout.flat(count)) if count else ops.zeros(0)
+        if isinstance(self.values, Quantizer):
+            values = self.values.decode(ops, coded, Layout.flat(count)) if count else ops.zeros(0)
+        else:
+            values = ops.cast(ops.from_bytes(coded, "float16" if self.values == "fp16" else "float32"), "float32")
+        return Contribution(ops, lambda: values, indices)
 
 
 class LargestOfEach(Sparsifier):
@@ -348,11 +342,7 @@ class RandomK(Compressor):
         if self.scaled:
             values = values * (size / count)
         mean = yield AllReduce(values)
-        return Reduced(
-            mean=ops.scatter(size, [(indices, mean)], 1.0),
-            add_sent=lambda total, factor: ops.scatter_add(total, indices, values * factor),
-            support=lambda: indices,
-        )
+        return Reduced(ops.scatter(size, [(indices, mean)], 1.0), Contribution(ops, lambda: values, indices))
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 for each coordinate sent."""

@@ -84,8 +84,11 @@ class NumpyOps:
         return np.clip(array, low, high)
 
     def add(self, total: Array, vector: Array, factor: float = 1.0) -> Array:
-        if factor == 1 and self._has_kernel_for(total, "float32") and self._has_kernel_for(vector, "float32"):
-            self.kernels.add_(total, vector)
+        if self._has_kernel_for(total, "float32") and self._has_kernel_for(vector, "float32"):
+            if factor == 1:
+                self.kernels.add_(total, vector)
+            else:
+                self.kernels.affine(total, 1.0, vector, factor, total)
         else:
             total += vector if factor == 1 else vector * total.dtype.type(factor)
         return total

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.compressors.base import Compressor, GatherCompressor, check_length, setting
+from hvd_compress.compressors.base import Compressor, Contribution, GatherCompressor, check_length, setting
 from hvd_compress.compressors.cast import HalfPrecision, NoCompression
 from hvd_compress.compressors.feedback import EF21, Feedback
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
@@ -39,9 +38,9 @@ class Floats(GatherCompressor):
     unbiased: ClassVar[bool] = True
     stateful: ClassVar[bool] = False
 
-    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
+    def encode(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Contribution]:
         """Return the bytes."""
-        return ops.to_bytes(vector)
+        return ops.to_bytes(vector), Contribution(ops, lambda: vector)
 
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
         """Return the floats."""
@@ -61,9 +60,10 @@ class Halves(Floats):
     wire: ClassVar[str] = "float16"
     unbiased: ClassVar[bool] = False
 
-    def encode(self, ops: Ops, vector: Array, state: State) -> Array:
+    def encode(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Contribution]:
         """Return the bytes."""
-        return ops.to_bytes(ops.cast(vector, "float16"))
+        halves = ops.cast(vector, "float16")
+        return ops.to_bytes(halves), Contribution(ops, lambda: ops.cast(halves, "float32"))
 
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
         """Return the floats."""
@@ -123,16 +123,7 @@ def one_payload(compressor: Compressor) -> Compressor:
     )
 
 
-class Decoded(NamedTuple):
-    """A vector that came in and was found sound.
-
-    Attributes:
-        add_to: ``add_to(total, factor)`` adds it, in place.
-        indices: int64, of the coordinates that are not zero; None stands for all of them.
-    """
-
-    add_to: Callable[[Vector, float], object]
-    indices: NDArray[np.int64] | None = None
+Decoded = Contribution  # that came in and was found sound
 
 
 class Codec:
@@ -166,12 +157,12 @@ class Codec:
             bits = self._nonzero.payload_bits(self.layout, int(np.count_nonzero(vector.view(np.int32))))
             if bits < compressor.payload_bits(self.layout):
                 compressor = self._nonzero
-        payload = compressor.encode(self.ops, vector, self.state)
+        payload, _ = compressor.encode(self.ops, vector, self.state)
         self.state.commit()
         return payload
 
     def decode(self, payload: Bytes) -> Decoded:
-        """Return what came in.
+        """Return what came in, found sound; `indices` are those of all coordinates that are not zero.
 
         Raises:
             Malformed: if it is nothing that `encode` can have written, or not finite.
@@ -186,18 +177,13 @@ class Codec:
         compressor: GatherCompressor = self.compressor
         if self._nonzero is not None and 8 * payload.nbytes < compressor.payload_bits(layout):
             compressor = self._nonzero
-        if isinstance(compressor, Sparsifier):
-            indices, values = compressor.read(ops, payload, layout)
-            _check_finite(compressor.name, values)
-            return Decoded(lambda total, factor: ops.scatter_add(total, indices, values * np.float32(factor)), indices)
+        sent = compressor.read(ops, payload, layout)
         if isinstance(compressor, Quantizer) and compressor.block <= 0:  # a scale says whether it is finite
-            check_length(compressor.name, payload, compressor.payload_bits(layout) // 8)
             scales = compressor.scales_each * (1 if compressor.block else sum(p.size > 0 for p in layout.parameters))
             _check_finite(compressor.name, ops.from_bytes(payload[: 4 * scales], "float32"))
-            return Decoded(lambda total, factor: compressor.accumulate(ops, total, payload, layout, factor))
-        vector = compressor.decode(ops, payload, layout)
-        _check_finite(compressor.name, vector)
-        return Decoded(lambda total, factor: ops.affine(total, 1.0, vector, factor, total))
+        else:
+            _check_finite(compressor.name, sent.values)
+        return sent
 
 
 def _check_finite(name: str, values: Vector) -> None:

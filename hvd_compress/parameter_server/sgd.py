@@ -22,6 +22,7 @@ from hvd_compress.parameter_server.objectives import Objective, Regularizer
 from hvd_compress.parameter_server.roles import Shard
 from hvd_compress.parameter_server.schedules import BoundedDelay, Schedule, Synchronous
 from hvd_compress.parameter_server.worker import OneRound
+from hvd_compress.reduction.step import Step
 
 DOWNLINKS = ("changes", "difference")
 
@@ -260,16 +261,11 @@ class WorkerSGD(OneRound):
         ]
 
     def _encode(self, vector: Vector, state: State) -> Bytes:
-        """Return the one payload of a step, after which the compressor believes that it was alone."""
-        generator = self.compressor.at(state.step).reduce(self.ops, vector, state)
-        gathered = next(generator)
-        assert isinstance(gathered, AllGather)
-        try:
-            generator.send([gathered.payload])
-        except StopIteration:
-            state.commit()
-            return gathered.payload
-        raise AssertionError(f"{self.compressor.name} takes a second round")
+        """Return the one payload of a step, with which all of the compressor's state is written."""
+        gathered = Step(self.compressor, self.ops, vector, state).pending
+        assert isinstance(gathered, AllGather), f"{self.compressor.name} sends no payload"
+        state.commit()
+        return gathered.payload
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_compress.compressors import parse
-from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Reduced
+from hvd_compress.compressors.base import AllReduce, Compressor, Contribution, Exchanging, Reduced
 from hvd_compress.compressors.feedback import EF21, Feedback
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
 from hvd_compress.compressors.sketching import SketchedSGD
@@ -51,11 +51,7 @@ class Served(SketchedSGD):
         own = ops.take(vector, named.chosen)
         applied = yield AllReduce(own)
         own = ops.take(own, ops.searchsorted(named.chosen, applied) - 1)
-        return Reduced(
-            mean=vector[:0],
-            add_sent=lambda total, factor: ops.scatter_add(total, applied, own * factor),
-            support=lambda: applied,
-        )
+        return Reduced(vector[:0], Contribution(ops, lambda: own, applied))
 
 
 class ServerSketch:

@@ -118,16 +118,20 @@ class SparseRows(Compressor):
             residual = residual.reshape(waiting.shape[0], width)
             indices, values = _sum(ops, (waiting, residual), (present, values))
         chosen = self._choose(ops, indices, values, present)
-        sent = ops.take(indices, chosen), ops.take(values, chosen)
-        payload = self._encode(ops, *sent, vector.height, state)
-        payloads = yield AllGather(payload, varying=True)
-        decoded = [self._decode(ops, other, vector.height, width, _name(values.dtype), state) for other in payloads]
-        places, total = _sum(ops, *decoded)
+        sent, chosen_values = ops.take(indices, chosen), ops.take(values, chosen)
+        payload, arriving = self._encode(ops, sent, chosen_values, vector.height, state)
         if self.feedback:
-            _, arrived = decoded[state.rank]
-            indices, left = _sum(ops, (indices, values), (sent[0], -arrived))
+            indices, left = _sum(ops, (indices, values), (sent, -arriving))
             rest = ops.above(ops.row_norm(left), LEAST)
             state.local["rows"], state.local["residual"] = ops.take(indices, rest), ops.flatten(ops.take(left, rest))
+        payloads = yield AllGather(payload, varying=True)
+        decoded = [
+            (sent, arriving)
+            if rank == state.rank
+            else self._decode(ops, other, vector.height, width, _name(values.dtype), state)
+            for rank, other in enumerate(payloads)
+        ]
+        places, total = _sum(ops, *decoded)
         return Reduced(Rows(places, ops.cast(total / len(payloads), dtype), vector.height), None)
 
     def _choose(self, ops: Ops, indices: Array, values: Array, present: Array) -> Array:
@@ -140,15 +144,19 @@ class SparseRows(Compressor):
         count = max(1, round(self.method.ratio * present.shape[0]))
         return ops.top_k(norms, min(indices.shape[0], count))
 
-    def _encode(self, ops: Ops, indices: Array, values: Array, height: int, state: State) -> Array:
+    def _encode(self, ops: Ops, indices: Array, values: Array, height: int, state: State) -> tuple[Array, Array]:
+        """Return the payload, and the values as they will be decoded."""
         codec, flat, count = self.codec, ops.flatten(values), indices.shape[0]
         if isinstance(codec, GatherCompressor) and flat.shape[0]:
-            encoded = codec.encode(ops, flat, _part(state, values.shape))
+            encoded, own = codec.encode(ops, flat, _part(state, values.shape))
+            decoded = own.values
+        elif isinstance(codec, HalfPrecision):
+            half = ops.cast(ops.clip(flat, -HALF_MAX, HALF_MAX) if self.selects else flat, "float16")
+            encoded, decoded = ops.to_bytes(half), ops.cast(half, "float32")
         else:
-            if isinstance(codec, HalfPrecision):
-                flat = ops.cast(ops.clip(flat, -HALF_MAX, HALF_MAX) if self.selects else flat, "float16")
-            encoded = ops.to_bytes(flat)
-        return ops.concat([ops.to_bytes(ops.arange(1) + count), encode_indices(ops, indices, height), encoded])
+            encoded, decoded = ops.to_bytes(flat), flat
+        header = ops.to_bytes(ops.arange(1) + count)
+        return ops.concat([header, encode_indices(ops, indices, height), encoded]), decoded.reshape(*values.shape)
 
     def _decode(
         self, ops: Ops, payload: Array, height: int, width: int, dtype: str, state: State
