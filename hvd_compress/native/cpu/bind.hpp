@@ -10,8 +10,11 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <variant>
+#include <vector>
 
 #include "bitmap.hpp"
+#include "groups.hpp"
 #include "memory.hpp"
 
 namespace py = pybind11;
@@ -87,6 +90,24 @@ const T* optional_in(const py::object& array, int64_t size, const char* name) {
 
 inline void require_count(int64_t count) {
     require(0 <= count && count <= int64_t{1} << 40, "a count or size must be in 0 to 2^40");
+}
+
+using Division = std::variant<int64_t, std::vector<int64_t>>;  // the size of blocks, or the lengths of all groups
+
+inline Groups groups_of(const Division& division, int64_t size) {
+    if (std::holds_alternative<int64_t>(division)) {
+        const int64_t block = std::get<int64_t>(division);
+        require(1 <= block && block < int64_t{1} << 40, "a block must be in 1 to 2^40 - 1");
+        return {size, block, {}};
+    }
+    Groups groups{size, 0, {}};
+    int64_t end = 0;
+    for (const int64_t length : std::get<std::vector<int64_t>>(division)) {
+        require(0 <= length && length <= size - end, "the groups' lengths must add up to the vector's");
+        groups.ends.push_back(end += length);
+    }
+    require(end == size, "the groups' lengths must add up to the vector's");
+    return groups;
 }
 
 // --- results

@@ -1,6 +1,5 @@
 #include <cstring>
 #include <tuple>
-#include <variant>
 #include <vector>
 
 #include "bind.hpp"
@@ -10,23 +9,6 @@ namespace hvd {
 namespace {
 
 using Code = std::tuple<std::string, int, float, int, int, int>;
-using Division = std::variant<int64_t, std::vector<int64_t>>;
-
-Groups groups_of(const Division& division, int64_t size) {
-    if (std::holds_alternative<int64_t>(division)) {
-        const int64_t block = std::get<int64_t>(division);
-        require(1 <= block && block < int64_t{1} << 40, "a block must be in 1 to 2^40 - 1");
-        return {size, block, {}};
-    }
-    Groups groups{size, 0, {}};
-    int64_t end = 0;
-    for (const int64_t length : std::get<std::vector<int64_t>>(division)) {
-        require(0 <= length && length <= size - end, "the groups' lengths must add up to the vector's");
-        groups.ends.push_back(end += length);
-    }
-    require(end == size, "the groups' lengths must add up to the vector's");
-    return groups;
-}
 
 Codec codec_of(const Code& code, const Division& division, int64_t size) {
     const auto& [name, bits, numerator, low, high, scales_each] = code;

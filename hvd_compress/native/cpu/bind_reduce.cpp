@@ -4,16 +4,16 @@
 namespace hvd {
 namespace {
 
-// A vector, what is added to it (or null), and the lengths of its groups.
+// A vector, what is added to it (or null), and its groups.
 struct Grouped {
     Span<const float> x;
     const float* plus;
-    Span<const int64_t> lengths;
+    Groups groups;
 
-    Grouped(const py::array& vector, const py::array& lengths_, const py::object& plus_)
+    Grouped(const py::array& vector, const Division& division, const py::object& plus_)
         : x(in<float>(vector, "vector")),
           plus(optional_in<float>(plus_, x.size, "plus")),
-          lengths(in<int64_t>(lengths_, "lengths")) {}
+          groups(groups_of(division, x.size)) {}
 };
 
 }  // namespace
@@ -39,37 +39,35 @@ void bind_reduce(py::module_& m) {
     );
     m.def(
         "group_max_abs",
-        [](const py::array& vector, const py::array& lengths, const py::object& plus) {
-            const Grouped g(vector, lengths, plus);
-            return filled<float>(g.lengths.size, [&](float* out) {
-                group_max_abs(g.x.data, g.plus, g.x.size, g.lengths.data, g.lengths.size, out);
-            });
+        [](const py::array& vector, const Division& groups, const py::object& plus) {
+            const Grouped g(vector, groups, plus);
+            return filled<float>(g.groups.count(), [&](float* out) { group_max_abs(g.x.data, g.plus, g.groups, out); });
         },
-        array("vector"), array("lengths"), py::arg("plus").none(true)
+        array("vector"), py::arg("groups"), py::arg("plus").none(true)
     );
     m.def(
         "group_max_square",
-        [](const py::array& vector, const py::array& lengths,
+        [](const py::array& vector, const Division& groups,
            const py::object& plus) -> std::pair<py::array_t<float>, py::array_t<double>> {
-            const Grouped g(vector, lengths, plus);
-            auto max = make<float>(g.lengths.size);
+            const Grouped g(vector, groups, plus);
+            auto max = make<float>(g.groups.count());
             float* largest = max.mutable_data();
-            auto square = filled<double>(g.lengths.size, [&](double* sums) {
-                group_max_square(g.x.data, g.plus, g.x.size, g.lengths.data, g.lengths.size, largest, sums);
+            auto square = filled<double>(g.groups.count(), [&](double* sums) {
+                group_max_square(g.x.data, g.plus, g.groups, largest, sums);
             });
             return {max, square};
         },
-        array("vector"), array("lengths"), py::arg("plus").none(true)
+        array("vector"), py::arg("groups"), py::arg("plus").none(true)
     );
     m.def(
         "group_sides",
-        [](const py::array& vector, const py::array& lengths, const py::object& plus) {
-            const Grouped g(vector, lengths, plus);
-            return filled<double>(3 * g.lengths.size, [&](double* out) {
-                group_sides(g.x.data, g.plus, g.x.size, g.lengths.data, g.lengths.size, out);
+        [](const py::array& vector, const Division& groups, const py::object& plus) {
+            const Grouped g(vector, groups, plus);
+            return filled<double>(3 * g.groups.count(), [&](double* out) {
+                group_sides(g.x.data, g.plus, g.groups, out);
             });
         },
-        array("vector"), array("lengths"), py::arg("plus").none(true)
+        array("vector"), py::arg("groups"), py::arg("plus").none(true)
     );
 }
 

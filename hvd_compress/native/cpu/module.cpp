@@ -5,7 +5,7 @@
 #include "dispatch.hpp"
 
 PYBIND11_MODULE(_kernels, m) {
-    m.doc() = "Compiled kernels; see _kernels.pyi.";
+    m.doc() = "Compiled kernels; see hvd_compress/native/kernels.py.";
     const char* level = std::getenv("HVD_COMPRESS_SIMD");
     try {
         hvd::set_simd(level && *level ? level : hvd::simd_levels().back());

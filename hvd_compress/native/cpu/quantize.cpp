@@ -19,13 +19,6 @@ const KindTraits& traits_of(const std::string& name) {
     throw std::invalid_argument("a code must be of one of the kinds " + names);
 }
 
-int64_t Groups::at(int64_t coordinate) const {
-    if (block) return coordinate / block;
-    return std::upper_bound(ends.begin(), ends.end(), coordinate) - ends.begin();
-}
-
-int64_t Groups::end(int64_t group) const { return block ? std::min(size, (group + 1) * block) : ends[group]; }
-
 int64_t Codec::payload_bytes() const { return scales_bytes() + packed_bytes(groups.size, quantizer.bits); }
 
 namespace {

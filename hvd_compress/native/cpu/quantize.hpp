@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "base.hpp"
+#include "groups.hpp"
 
 namespace hvd {
 
@@ -40,17 +40,6 @@ struct Quantizer {
     int bits;
     float numerator;  // of levels: the coordinate is multiplied by numerator / scale
     int low, high;    // of levels: the least and the largest
-};
-
-// Consecutive runs of coordinates with scales of their own: blocks of one size, or runs that end at `ends`.
-struct Groups {
-    int64_t size;   // of the vector
-    int64_t block;  // 0 if `ends` tells
-    std::vector<int64_t> ends;
-
-    int64_t count() const { return block ? (size + block - 1) / block : static_cast<int64_t>(ends.size()); }
-    int64_t at(int64_t coordinate) const;
-    int64_t end(int64_t group) const;
 };
 
 enum class Norm { none, max, l2 };  // the scale of a block, or none: the scales are given

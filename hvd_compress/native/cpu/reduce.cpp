@@ -26,47 +26,46 @@ namespace {
 // Calls reduce(group's number, piece of it) for pieces of at most PIECE elements, in any order, and then
 // combine(group, first piece's number, their number).
 template <class F, class G>
-void for_groups(int64_t n, const int64_t* lengths, int64_t groups, F reduce, G combine) {
+void for_groups(const Groups& groups, F reduce, G combine) {
     struct Start {
         int64_t element, piece;
     };
-    Scratch<Start> starts(groups + 1);
+    const int64_t count = groups.count();
+    Scratch<Start> starts(count + 1);
     Start at{0, 0};
-    for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t g = 0; g < count; ++g) {
         starts[g] = at;
-        require(0 <= lengths[g] && lengths[g] <= n - at.element, "the groups' lengths do not add up to the vector's");
-        at.element += lengths[g];
-        at.piece += (lengths[g] + PIECE - 1) / PIECE;
+        at.piece += (groups.end(g) - at.element + PIECE - 1) / PIECE;
+        at.element = groups.end(g);
     }
-    require(at.element == n, "the groups' lengths do not add up to the vector's");
-    starts[groups] = at;
-    const int parts = parts_of(n);
+    starts[count] = at;
+    const int parts = parts_of(groups.size);
     for_parts(parts, [&](int part) {
         const int64_t begin = begin_of(part, parts, at.piece, 1), end = begin_of(part + 1, parts, at.piece, 1);
         if (begin == end) return;
         // The last group that begins at this piece or before: empty ones share their successor's piece.
-        const Start* group = std::upper_bound(
-                                 starts.get(), starts.get() + groups, begin,
-                                 [](int64_t piece, const Start& s) { return piece < s.piece; }
-                             ) -
-                             1;
+        const Start* group =
+            std::upper_bound(
+                starts.get(), starts.get() + count, begin, [](int64_t piece, const Start& s) { return piece < s.piece; }
+            ) -
+            1;
         for (int64_t piece = begin; piece < end; ++piece) {
             while (piece >= group[1].piece) ++group;
             const int64_t element = group->element + (piece - group->piece) * PIECE;
             reduce(piece, element, std::min(PIECE, group[1].element - element));
         }
     });
-    for (int64_t g = 0; g < groups; ++g) combine(g, starts[g].piece, starts[g + 1].piece);
+    for (int64_t g = 0; g < count; ++g) combine(g, starts[g].piece, starts[g + 1].piece);
 }
 
-int64_t most_pieces(int64_t n, int64_t groups) { return n / PIECE + groups; }
+int64_t most_pieces(const Groups& groups) { return groups.size / PIECE + groups.count(); }
 
 }  // namespace
 
-void group_max_abs(const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, float* out) {
-    Scratch<uint32_t> pieces(most_pieces(n, groups));
+void group_max_abs(const float* x, const float* plus, const Groups& groups, float* out) {
+    Scratch<uint32_t> pieces(most_pieces(groups));
     for_groups(
-        n, lengths, groups,
+        groups,
         [&](int64_t piece, int64_t begin, int64_t size) {
             pieces[piece] = loops().reduce.largest(x + begin, plus ? plus + begin : nullptr, size);
         },
@@ -78,13 +77,11 @@ void group_max_abs(const float* x, const float* plus, int64_t n, const int64_t* 
     );
 }
 
-void group_max_square(
-    const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, float* max, double* square
-) {
-    Scratch<uint32_t> largest(most_pieces(n, groups));
-    Scratch<double> sums(most_pieces(n, groups));
+void group_max_square(const float* x, const float* plus, const Groups& groups, float* max, double* square) {
+    Scratch<uint32_t> largest(most_pieces(groups));
+    Scratch<double> sums(most_pieces(groups));
     for_groups(
-        n, lengths, groups,
+        groups,
         [&](int64_t piece, int64_t begin, int64_t size) {
             const float* added = plus ? plus + begin : nullptr;
             largest[piece] = loops().reduce.largest(x + begin, added, size);
@@ -115,10 +112,10 @@ void sum_below(const float* x, int64_t n, float bound, double* out) {
     for (int64_t i = 0; i < 2 * count; ++i) out[i % 2] += pieces[i];
 }
 
-void group_sides(const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, double* out) {
-    Scratch<double> pieces(3 * most_pieces(n, groups));
+void group_sides(const float* x, const float* plus, const Groups& groups, double* out) {
+    Scratch<double> pieces(3 * most_pieces(groups));
     for_groups(
-        n, lengths, groups,
+        groups,
         [&](int64_t piece, int64_t begin, int64_t size) {
             double* sums = pieces.get() + 3 * piece;
             std::fill(sums, sums + 3, 0.0);

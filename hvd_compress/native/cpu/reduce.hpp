@@ -1,7 +1,7 @@
 // Reductions: of a whole vector, and of consecutive groups of its coordinates.
 #pragma once
 
-#include "base.hpp"
+#include "groups.hpp"
 
 namespace hvd {
 
@@ -9,12 +9,10 @@ bool all_finite(const float* x, int64_t n);
 // The sum of the magnitudes below the bound to out[0], the number of the others to out[1].
 void sum_below(const float* x, int64_t n, float bound, double* out);
 
-// Of x, or of x + plus if it is not null; throws std::invalid_argument unless the lengths add up to n.
-void group_max_abs(const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, float* out);
-void group_max_square(
-    const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, float* max, double* square
-);
-void group_sides(const float* x, const float* plus, int64_t n, const int64_t* lengths, int64_t groups, double* out);
+// Of the groups of x, or of x + plus if it is not null:
+void group_max_abs(const float* x, const float* plus, const Groups& groups, float* out);
+void group_max_square(const float* x, const float* plus, const Groups& groups, float* max, double* square);
+void group_sides(const float* x, const float* plus, const Groups& groups, double* out);
 
 struct ReduceLoops {
     // Of x, or of x + plus if it is not null; n <= PIECE for the sums.
