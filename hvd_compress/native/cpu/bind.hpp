@@ -1,6 +1,5 @@
 // What the bind_*.cpp share: they check the arrays that come in, make those that go out, and release the GIL in
-// between. Errors become TypeError for a wrong dtype and ValueError for all else. `_kernels.pyi` documents the
-// functions.
+// between. A wrong dtype raises TypeError, everything else ValueError. native/kernels.py documents the functions.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -37,7 +36,7 @@ void bind_sketch(py::module_& m);
 
 // --- arguments
 
-// No conversion: a copy made on the way in would cost time unseen, and what is written to it would be lost.
+// An array argument that is never converted: a hidden copy would cost time, and what a kernel writes to it be lost.
 inline py::arg array(const char* name) {
     py::arg argument(name);
     argument.noconvert();
@@ -112,7 +111,7 @@ inline Groups groups_of(const Division& division, int64_t size) {
 
 // --- results
 
-// A new array with any content; a large one gives its memory back to be used again.
+// A new array, not initialized. The memory of a large one is kept for reuse once it is freed.
 template <class T>
 py::array_t<T> make(int64_t size) {
     const auto bytes = static_cast<std::size_t>(size) * sizeof(T);

@@ -30,7 +30,7 @@ struct Bits {
     }
 };
 
-// Bits that were counted by parts, so that threads can write their positions side by side.
+// The positions of set bits. They are counted in parts first, so that each thread knows where to write its own.
 class Positions {
 public:
     explicit Positions(const Bits& bits);
@@ -84,7 +84,7 @@ void set_ascending(const int64_t* indices, int64_t count, int64_t size, int64_t 
             previous = index;
             const int64_t bit = position(i, index);
             if (bit / 64 != word) {
-                // The words between a part's first and last one hold bits of this part alone, and are whole.
+                // Only a part's first and last word may hold bits of its neighbours; the others are written whole.
                 if (word == first) {
                     edges[2 * part] = {word, bits};
                 } else {

@@ -18,7 +18,7 @@ std::atomic<const Loops*> chosen{nullptr};
 std::vector<const Loops*> available() {
     std::vector<const Loops*> levels{&PORTABLE};
 #ifdef HVD_X86
-    // What has AVX2 has F16C.
+    // Every processor with AVX2 has F16C.
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
         __builtin_cpu_supports("popcnt")) {
         levels.push_back(&AVX2);

@@ -16,7 +16,7 @@ void from_half(const uint16_t* halves, int64_t n, float* out);
 struct ElementwiseLoops {
     virtual void add(const float* x, const float* y, int64_t n, float* out) const = 0;
     virtual void affine(const float* x, float a, const float* y, float b, int64_t n, float* out) const = 0;
-    // The float16 of x, plus the residual if it is not null, as bits; x becomes what they do not carry.
+    // Writes x (plus the residual, if not null) as float16 bits; x becomes the rounding error.
     virtual void half_rest(float* x, const float* residual, int64_t n, uint16_t* halves) const = 0;
     virtual void to_half(const float* x, int64_t n, uint16_t* halves) const = 0;
     virtual void from_half(const uint16_t* halves, int64_t n, float* out) const = 0;

@@ -11,7 +11,7 @@ namespace hvd {
 // Blocks of one size, of which the last may be shorter, or groups that end at `ends`.
 struct Groups {
     int64_t size;   // of the vector
-    int64_t block;  // 0 if `ends` tells
+    int64_t block;  // 0 if `ends` is used
     std::vector<int64_t> ends;
 
     int64_t count() const { return block ? (size + block - 1) / block : static_cast<int64_t>(ends.size()); }

@@ -9,9 +9,9 @@ namespace hvd {
 struct IndexCode {
     IndexCode(int64_t size, int64_t count);
     int64_t size, count;
-    int low;            // bits that are packed, of each index
-    int64_t high_bits;  // length of the bitmap of the others
-    bool bitmap;        // or one bitmap of all, and low = 0
+    int low;            // low bits of each index, which are packed
+    int64_t high_bits;  // length of the bitmap of the high parts
+    bool bitmap;        // the code is one bitmap of all coordinates (low = 0)
     int64_t bytes() const;
 };
 

@@ -7,7 +7,7 @@
 
 namespace hvd {
 
-// Matrices of one shape that lie in a vector, each with a factor of `rank` columns, one behind the other.
+// Matrices of one shape at offsets of a vector. Each has a factor of `rank` columns; the factors are contiguous.
 struct Matrices {
     std::vector<int64_t> offsets;
     int64_t rows, columns;
@@ -20,9 +20,9 @@ void times(const Matrices& m, const float* vector, const float* right, float* ou
 void times_transposed(const Matrices& m, const float* vector, const float* left, float* out);            // M^T P
 void add_product(const Matrices& m, const float* left, const float* right, float factor, float* total);  // P Q^T
 
-// A matrix is given by its rows x, a factor transposed: a row of n numbers for each of its `rank` columns.
+// Factors are transposed here: a row of n numbers for each of their `rank` columns. x is a row of a matrix.
 struct LowrankLoops {
-    // Multiplies one row of a matrix.
+    // Writes to out[k] the product of x with row k.
     virtual void dots(const float* x, const float* rows, int64_t n, int rank, float* out) const = 0;
     // Adds left[k] times x to row k of `out`, whose rows are `stride` apart.
     virtual void add_multiples(

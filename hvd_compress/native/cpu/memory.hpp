@@ -6,21 +6,21 @@
 
 namespace hvd {
 
-// Bytes from which a block is mapped and kept. None is under AddressSanitizer, which watches over those of malloc.
+// Bytes from which a block is mapped and kept. Under AddressSanitizer all are malloc's, which it watches.
 #ifdef __SANITIZE_ADDRESS__
 constexpr std::size_t LARGE = SIZE_MAX;
 #else
 constexpr std::size_t LARGE = std::size_t{1} << 20;
 #endif
 
-// Returns a block of at least `bytes`, aligned to 64, with any content; one that was kept before, if wanted and there
-// is one. Throws std::bad_alloc.
+// Returns a block of at least `bytes`, aligned to 64, not initialized; with `kept_before`, a kept one of this size if
+// there is one. Throws std::bad_alloc.
 void* acquire(std::size_t bytes, bool kept_before = true);
 
-// Gives back a block of `acquire` with the same `bytes`, to be kept or not.
+// Frees a block of `acquire`, given the same `bytes`; with `keep`, the next `acquire` of this size may get it.
 void release(void* block, std::size_t bytes, bool keep = true) noexcept;
 
-// Memory for a kernel's own use, which goes back at its end: it would else add up to a tenth of the vector.
+// A kernel's working memory. It is not kept: it may be a tenth of the vector's size.
 template <class T>
 class Scratch {
 public:

@@ -29,16 +29,16 @@ int default_threads() {
 
 std::atomic<int> thread_count{default_threads()};
 
-// Set in a child process: the helpers stay behind in the parent.
+// Set in a child process, which does not inherit the helper threads.
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int watch_forks = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 
-// One job at a time, whose parts this thread and the helpers take one after the other.
+// Runs one job at a time; the caller and the helpers take its parts one after the other.
 class Pool {
 public:
     bool run(int count, void (*call)(void*, int), void* context) {
         std::unique_lock<std::mutex> lock(mutex_);
-        if (busy_) return false;  // with another thread's job
+        if (busy_) return false;  // with another caller's job
         busy_ = true;
         const int helpers = std::min(count, threads()) - 1;
         start_helpers(helpers);
@@ -49,7 +49,7 @@ public:
         count_ = count;
         for (int i = 0; i < helpers; ++i) wake_.notify_one();
         while (next_ < count_) take_part(lock);
-        // A helper that has not woken up by now has nothing left to do, and nobody waits for it.
+        // Wait only for helpers that have taken a part: one that wakes up later finds none left.
         done_.wait(lock, [&] { return running_ == 0; });
         busy_ = false;
         return true;
@@ -66,7 +66,7 @@ private:
     }
 
     void start_helpers(int wanted) {
-        sigset_t all, before;  // signals are for Python's main thread
+        sigset_t all, before;  // blocked in helpers: Python's main thread handles signals
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
         try {
@@ -76,12 +76,12 @@ private:
                 helper.detach();
                 core_ = -1;
             }
-        } catch (const std::system_error&) {  // then with fewer
+        } catch (const std::system_error&) {  // go on with fewer
         }
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
 
-    // Keeps the helpers off this thread's core, where a scheduler may else wake them and let them wait for it.
+    // Keeps helpers off the caller's core: a scheduler may wake them there, where they would wait for the caller.
     void leave_core() {
         const int core = sched_getcpu();
         cpu_set_t cores;
@@ -103,7 +103,7 @@ private:
     std::condition_variable wake_, done_;
     bool busy_ = false;
     std::vector<pthread_t> helpers_;
-    int core_ = -1;  // which the helpers keep off
+    int core_ = -1;  // the caller's, which helpers keep off
     int next_ = 0, count_ = 0, running_ = 0;
     void (*call_)(void*, int) = nullptr;
     void* context_ = nullptr;

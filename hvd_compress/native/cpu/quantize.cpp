@@ -29,7 +29,7 @@ int64_t chunk_of(const Groups& groups) {
     return std::min((CHUNK + unit - 1) / unit * unit, (groups.size + 7) / 8 * 8);
 }
 
-// Asks for what is needed after this chunk, so that memory is not idle while this one is coded.
+// Prefetches the next chunk, so that memory is not idle while this one is coded.
 void prefetch(const float* x, int64_t n) {
     for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(x + i);
 }
@@ -66,7 +66,7 @@ float norm_of(Norm norm, const float* x, int64_t n) {
     return static_cast<float>(std::sqrt(total));
 }
 
-// Where the codes of a chunk lie in a payload: bytes side by side, and what is left of each code packed.
+// Where the codes of a chunk lie in a payload: planes of whole bytes, then the remaining bits, packed.
 struct Places {
     uint8_t *planes, *rest;
     Places(const Codec& codec, const uint8_t* payload, int64_t begin) {
@@ -89,7 +89,7 @@ void encode(
         std::vector<uint16_t> noise(static_cast<std::size_t>(chunk + 64));
         for (int64_t begin = from; begin < to; begin += chunk) {
             const int64_t end = std::min(to, begin + chunk), aligned = begin / 32 * 32;
-            // Decades take so long that their loop had better ask for a little at a time.
+            // The loop of the dynamic kind is slow, and prefetches for itself.
             if (codec.quantizer.kind != Kind::dynamic) prefetch(x + end, std::min(to - end, chunk));
             if (residual) prefetch(residual + end, std::min(to - end, chunk));
             if (random) {

@@ -32,7 +32,7 @@ constexpr const KindTraits& traits_of(Kind kind) {
     for (const KindTraits& traits : KINDS) {
         if (traits.kind == kind) return traits;
     }
-    return KINDS[0];  // not reached: every kind has its row
+    return KINDS[0];  // never reached: every kind has a row
 }
 
 struct Quantizer {
@@ -42,10 +42,9 @@ struct Quantizer {
     int low, high;    // of levels: the least and the largest
 };
 
-enum class Norm { none, max, l2 };  // the scale of a block, or none: the scales are given
+enum class Norm { none, max, l2 };  // how a block's scale is computed; none: scales are given
 
-// A quantizer of whole vectors: `scales_each` scales a group are sent, of which the second is minus the first if
-// missing.
+// A quantizer of whole vectors. `scales_each` scales are sent for each group; of one, the second is its negative.
 struct Codec {
     Quantizer quantizer;
     Groups groups;
@@ -56,7 +55,7 @@ struct Codec {
 };
 
 // Writes the payload of x (plus the residual, if not null). Scales are computed, or already in the payload if the norm
-// is none. With `rest`, x becomes what the payload does not carry.
+// is none. With `rest`, x becomes the quantization error.
 void quantize(
     const Codec& codec, Norm norm, float* x, const float* residual, bool rest, uint32_t first, uint32_t second,
     uint8_t* payload

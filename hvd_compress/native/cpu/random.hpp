@@ -12,7 +12,7 @@ void distinct(uint32_t first, uint32_t second, int64_t size, int64_t count, int6
 struct Feistel {
     int half;
     uint32_t keys[6];
-    uint64_t size;  // results from here on are permuted again
+    uint64_t size;  // results that are not below it are permuted again
 };
 
 // The random numbers of consecutive coordinates.

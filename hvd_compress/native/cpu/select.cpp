@@ -31,8 +31,8 @@ uint32_t scramble(uint32_t x) {
     return x ^ x >> 16;
 }
 
-// Where the `count`-th largest magnitude lies, almost surely: four standard deviations round its rank in a sample. The
-// sample of a short vector is the vector, and the interval one number.
+// An interval that almost surely holds the `count`-th largest magnitude: four standard deviations around its rank in a
+// sample. A short vector is its own sample, which gives the number itself.
 Interval estimate(const Source& x, int64_t count) {
     const int64_t n = x.size();
     const int64_t size = std::min(n, std::clamp<int64_t>(n / 256, SAMPLE / 8, SAMPLE));
@@ -64,7 +64,7 @@ Interval estimate(const Source& x, int64_t count) {
     return found;
 }
 
-// Where it lies for certain, by counting: an interval of at most `most` elements, or of one number.
+// An interval that certainly holds it, by counting: of at most `most` elements, or of one number.
 Interval locate(const Source& x, int64_t count, int64_t most) {
     const int64_t n = x.size();
     constexpr int WIDTHS[] = {11, 10, 10};
@@ -204,7 +204,7 @@ void select_top(const Source& x, int64_t count, Selection& selection) {
         return;
     }
     const int parts = std::max(parts_of(n), static_cast<int>(n >> 31) + 1);  // offsets in a part are of 32 bits
-    // The fewer are wanted, the narrower the interval that a sample gives.
+    // A sample gives a narrower interval for fewer elements.
     const int64_t most = (n / (count < n / 20 ? 80 : 40) + 4096) / parts + 1;
     if (select_within(x, count, estimate(x, count), most, parts, selection)) return;
     select_within(x, count, locate(x, count, most), most, parts, selection);

@@ -6,14 +6,14 @@
 
 namespace hvd {
 
-// What is selected from: a vector, or what can be computed piece by piece.
+// Numbers to select from: a vector, or numbers that are computed piece by piece when they are asked for.
 class Source {
 public:
     explicit Source(int64_t size) : size_(size) {}
     virtual ~Source() = default;
     int64_t size() const { return size_; }
-    virtual int64_t tile() const = 0;  // elements to ask for together: CHUNK, or any number if no buffer is used
-    // Returns elements begin to begin + n - 1, perhaps in a buffer of CHUNK.
+    virtual int64_t tile() const = 0;  // most elements to ask for at once: CHUNK where a buffer is used
+    // Returns elements begin to begin + n - 1, in place or in the buffer, which holds CHUNK.
     virtual const float* at(int64_t begin, int64_t n, float* buffer) const = 0;
 
 private:

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t TILE = 4096;      // columns of a row that are added to while they are in the first-level cache
 constexpr int64_t GROUP = 1 << 20;  // coordinates that are read for each row while they are in the last-level cache
 
-// Adds to the columns [first, last) of a row what goes there of block b, of which `x` has the positions [low, high).
+// Adds block b's share of the columns [first, last) of a row; `x` has the block's positions [low, high).
 void add_block(
     const Hashing& h, int row, int64_t b, const float* x, int64_t low, int64_t high, int64_t first, int64_t last,
     float* sums

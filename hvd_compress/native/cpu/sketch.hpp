@@ -22,8 +22,8 @@ struct Rotation {
     }
 };
 
-// A block is turned round in a row if flips[...] says so; a coordinate's own sign is that of its place in the block, a
-// bit of `signs`.
+// Signs: a block is negated in row r if flips[r * blocks() + b] is 1, a coordinate if the bit of its place in the block
+// is set in `signs`.
 struct Hashing : Rotation {
     const uint8_t* flips;
     const uint32_t* signs;
@@ -40,12 +40,12 @@ void estimate_at(const Hashing& hashing, const float* table, const int64_t* indi
 void select_heavy(const Hashing& hashing, const float* table, int64_t count, Selection& selection);
 
 struct SketchLoops {
-    // Adds x to `total`, element i with the sign of bit `bit + i` of `signs`, all turned round if `negative`.
+    // Adds x to `total`, element i with the sign of bit `bit + i` of `signs`, all negated if `negative`.
     virtual void add_signed(
         const float* x, const uint32_t* signs, int64_t bit, int64_t n, bool negative, float* total
     ) const = 0;
-    // Medians of `count` rows (odd, at most MOST_ROWS) with signs likewise; row r is turned round if bit r of `flips`
-    // is set.
+    // Medians of `count` rows (odd, at most MOST_ROWS) with signs likewise; row r is negated if bit r of `flips` is
+    // set.
     virtual void median(
         const float* const* rows, int count, uint32_t flips, const uint32_t* signs, int64_t bit, int64_t n, float* out
     ) const = 0;
