@@ -3,9 +3,12 @@
 from glob import glob
 
 import pybind11
+from pybind11.setup_helpers import ParallelCompile
 from setuptools import Extension, setup
 
 FOLDER = "hvd_compress/native/cpu"
+
+ParallelCompile(default=0).install()  # on all cores
 
 setup(
     ext_modules=[
