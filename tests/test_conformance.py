@@ -123,7 +123,7 @@ def test_spec_and_object_are_the_same(compressor):
 @every
 @pytest.mark.parametrize("workers", [1, 2, 4, 64])
 def test_every_worker_ends_up_with_the_mean_of_what_was_sent(compressor, workers):
-    """Or, if the method votes, with the sign of its sum."""
+    """Or, if the method is a majority vote, with the sign of its sum."""
     simulation = Simulation(compressor, LAYOUT, workers)
     for step in range(2):
         method = inner(compressor, step)
@@ -140,7 +140,7 @@ def test_every_worker_ends_up_with_the_mean_of_what_was_sent(compressor, workers
         else:
             continue  # see the tests of feedback
         mean = np.mean(np.asarray(contributions, np.float64), axis=0)
-        assert close(compressor, results[0].mean, np.sign(mean) if method.votes else mean)
+        assert close(compressor, results[0].mean, np.sign(mean) if method.majority_vote else mean)
 
 
 shapes = st.lists(st.lists(st.integers(0, 9), min_size=0, max_size=3).map(tuple), min_size=1, max_size=4)
@@ -259,7 +259,7 @@ def test_zeros_and_extreme_values(compressor):
     ):
         result = Simulation(compressor, LAYOUT, 2).reduce([vector, vector])[0]
         assert np.isfinite(result.mean).all()
-        if not vector.any() and not inner(compressor).votes:
+        if not vector.any() and not inner(compressor).majority_vote:
             assert not result.mean.any()
     if inner(compressor).name != "fp16":
         vector = np.full(LAYOUT.size, 1e30, np.float32)

@@ -1,4 +1,4 @@
-"""What a compressor is: a generator that yields the collectives it needs and returns the mean."""
+"""The compressor interface: a generator that yields the collectives it needs and returns the mean."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Reduced:
     """The result of one exchange.
 
     Attributes:
-        mean: what every worker ends up with, a vector of the input's shape.
+        mean: the mean of all contributions, the same on every worker; a vector of the input's shape.
         sent: this worker's own contribution; None where feedback has used it, or the method keeps its error itself.
     """
 
@@ -111,22 +111,22 @@ class Compressor:
 
     Class attributes:
         name: what specs call it.
-        formula: what becomes of a vector v, in a line.
+        formula: what becomes of a vector v, in one line.
         paper: where it comes from.
         wire: the wire format in a few words.
         collectives: what `reduce` yields, in order: "allreduce" or "allgather".
         unbiased: whether the decoded vector's expectation is the vector.
-        contraction: whether what is left over is smaller than the vector, so that feedback can make up for it.
-        stateful: whether it reads anything of `State` but the layout (steps, random numbers, arrays).
-        votes: whether what workers end up with is no mean of what they send.
-        estimates: whether what workers end up with is an estimate of the mean of what they send, not the mean itself.
+        contraction: whether the error is smaller than the vector, so that feedback can correct it in later steps.
+        stateful: whether it reads more of `State` than the layout (steps, random numbers, arrays).
+        majority_vote: the result is a majority vote of the workers' signs, not a mean.
+        estimates: the result is an estimate of the mean of the contributions, not the mean itself.
         selects: whether it sends some of the coordinates only.
         varying: whether the length of what it sends depends on the vector.
         overwrites: whether `reduce` may overwrite the vector.
-        has_momentum: whether it keeps the momentum, which the optimizer must then leave to it.
-        remedy: what to change if the residual grows without bound.
-        whole_gradient: whether it must see the gradient of the whole model in one vector.
-        keeps_dtype: whether it sends any floating dtype as it is; the others are given float32.
+        has_momentum: whether it applies momentum itself; the optimizer's own must then be 0.
+        remedy: advice to the user if the residual grows without bound.
+        whole_gradient: whether it needs the gradient of the whole model in one vector.
+        keeps_dtype: whether it takes any floating dtype and sends it unchanged; other methods are given float32.
         small_too: whether small and one-dimensional parameters are worth compressing as well.
     """
 
@@ -138,7 +138,7 @@ class Compressor:
     unbiased: ClassVar[bool] = False
     contraction: ClassVar[bool] = True
     stateful: ClassVar[bool] = True
-    votes: ClassVar[bool] = False
+    majority_vote: ClassVar[bool] = False
     estimates: ClassVar[bool] = False
     selects: ClassVar[bool] = False
     varying: ClassVar[bool] = False
@@ -226,8 +226,8 @@ class Compressor:
 
         Args:
             layout: the parameters in the vector.
-            kept: the number of coordinates that were sent, on which the length of a `varying` method depends; None
-                for the number to be expected, or for the largest possible one if there is nothing to be expected.
+            kept: the number of coordinates that were sent, which determines the length of a `varying` method; None for
+                the expected number, or for the largest possible one if there is no expectation.
         """
         raise NotImplementedError
 

@@ -27,11 +27,9 @@ class NoCompression(Compressor):
     small_too: ClassVar[bool] = True
 
     def check_feedback(self) -> None:
-        """Refuse feedback: there is nothing to feed back."""
         raise ValueError("none allows no feedback: everything is sent, so that nothing is left over")
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Average the vectors."""
         mean = yield AllReduce(vector)
         return Reduced(mean, Contribution(ops, lambda: vector))
 
@@ -75,7 +73,6 @@ class HalfPrecision(Compressor):
         return "none"
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Average the vectors in float16."""
         return (yield from self._reduce(ops, ops.cast(vector, "float16")))
 
     def reduce_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State, keep: Keep) -> Exchanging:
@@ -88,5 +85,4 @@ class HalfPrecision(Compressor):
         return Reduced(ops.cast(mean, "float32"), Contribution(ops, lambda: half))
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
-        """16 a coordinate."""
         return 16 * layout.size

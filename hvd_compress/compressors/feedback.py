@@ -1,4 +1,4 @@
-"""What makes up for a compressor's error over time: wrappers round any compressor that is a contraction."""
+"""Error correction over time: wrappers around any compressor that is a contraction."""
 
 from __future__ import annotations
 
@@ -15,44 +15,38 @@ from hvd_compress.ops.layout import Layout
 
 @dataclass(frozen=True)
 class Feedback(Compressor):
-    """A compressor with a memory of what it did not send."""
+    """A compressor that remembers what it did not send, and sends it later."""
 
     overwrites: ClassVar[bool] = True
 
     inner: Compressor
 
     def __post_init__(self) -> None:
-        """Refuse a compressor for which feedback makes no sense."""
+        """Raise ValueError for a compressor for which feedback makes no sense."""
         super().__post_init__()
         self.inner.check_feedback()
 
     @property
     def bare(self) -> Compressor:
-        """The compressor inside."""
         return self.inner
 
     @property
     def collectives(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of the compressor inside."""
         return self.inner.collectives
 
     @property
     def whole_gradient(self) -> bool:
-        """As the compressor inside."""
         return self.inner.whole_gradient
 
     @property
     def small_too(self) -> bool:  # type: ignore[override]
-        """As the compressor inside."""
         return self.inner.small_too
 
     @property
     def varying(self) -> bool:  # type: ignore[override]
-        """As the compressor inside."""
         return self.inner.varying
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
-        """Nothing beyond the compressor inside."""
         return self.inner.payload_bits(layout, kept)
 
 
@@ -66,7 +60,6 @@ class ErrorFeedback(Feedback):
     name: ClassVar[str] = "ef"
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Exchange the corrected vector and keep the rest."""
 
         def keep(rest: Array, sent: Array | None) -> None:
             state.local["residual"] = rest
@@ -86,7 +79,6 @@ class EF21(Feedback):
     name: ClassVar[str] = "ef21"
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Exchange the difference, and add it to both estimates."""
         own, mean = state.local.get("estimate"), state.shared.get("estimate")
         if own is None:
             own, mean = ops.zeros_like(vector), ops.zeros_like(vector)
@@ -102,13 +94,13 @@ class MomentumCorrection(Feedback):
     """Accumulate the momentum, not the gradient, and send of the sum (DGC: Lin et al. 2018, section 3.1 to 3.3).
 
     u <- m u + g; v <- v + u; exchange C(v); v <- v - sent. With `nesterov`, v <- v + m u + g. With `masking`, u <- 0 at
-    the coordinates sent: what is still on the way does not push twice. The optimizer itself must have no momentum, and
-    its step, hence the momentum, is that of all workers. In a spec: ``feedback=momentum(momentum=0.9)``.
+    the coordinates sent, so that a delayed gradient does not add its momentum twice. The optimizer itself must have no
+    momentum. In a spec: ``feedback=momentum(momentum=0.9)``.
 
     Attributes:
         momentum: m, in [0, 1).
         nesterov: look one step ahead.
-        masking: whether u is masked; for methods that send some of the coordinates.
+        masking: whether u is masked; for methods that send only some of the coordinates.
         clip: largest norm of the gradient, to which each of W workers clips its own, divided by the root of W
             (section 3.2 there); the norm is that of the vector, and 0 stands for no clipping.
     """
@@ -136,7 +128,6 @@ class MomentumCorrection(Feedback):
             )
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Exchange the accumulated momentum."""
         if self.clip:
             norm = ops.norm(vector) * state.workers**0.5
             vector = vector * (self.clip / norm) if norm > self.clip else vector
@@ -213,11 +204,9 @@ class AdamMomentumOfMean(NoCompression):
 
     @property
     def plain(self) -> Compressor:
-        """Itself."""
         return self
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Average, and accumulate."""
         mean = yield AllReduce(vector)
         m = state.shared["momentum"] = _accumulated(state, self.momentum, mean, 1 - self.momentum)
         return Reduced(mean if state.step < self.start else ops.copy(m), None)
@@ -238,7 +227,6 @@ class MomentumOfMean(NoCompression):
     nesterov: bool = setting(False)
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Average, and accumulate."""
         mean = yield AllReduce(vector)
         u = state.shared["momentum"] = _accumulated(state, self.momentum, mean, 1.0)
         return Reduced(ops.add(mean, u * self.momentum) if self.nesterov else ops.copy(u), None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,7 +27,7 @@ class PowerSGD(Compressor):
     Attributes:
         rank: columns of the factors.
         warm_start: begin from the last step's right factors, as the paper does, rather than from new random ones.
-        start: steps at the beginning in which everything is sent dense, in one AllReduce.
+        start: number of first steps in which everything is sent dense, in one AllReduce.
     """
 
     name: ClassVar[str] = "powersgd"
@@ -60,12 +61,16 @@ class PowerSGD(Compressor):
         second = (yield AllReduce(ops.concat(list(map(ops.flatten, own_qs))))) if groups else vector[:0]
         state.shared["q"] = second
 
-        def approximation(rights: Sequence[Array], values: Sequence[Array]) -> _Approximation:
-            matrices = list(zip(places, ps, rights, strict=True))
-            return _Approximation(ops, state.layout.size, matrices, list(zip(dense, values, strict=True)))
+        def add(qs: Sequence[Array], plain: Sequence[Array], total: Array, factor: float = 1.0) -> Array:
+            for at, p, q in zip(places, ps, qs, strict=True):
+                total = ops.add_product(total, at, p, q, factor)
+            for parameter, values in zip(dense, plain, strict=True):
+                total = ops.add_at(total, parameter.slice, values, factor)
+            return total
 
-        mean = approximation(split(second, rights), split(rest, [(p.size,) for p in dense]))
-        return Reduced(mean.values, approximation(own_qs, [vector[p.slice] for p in dense]))
+        mean = add(split(second, rights), split(rest, [(p.size,) for p in dense]), ops.zeros(state.layout.size))
+        own = functools.partial(add, own_qs, [vector[p.slice] for p in dense])
+        return Reduced(mean, _Approximation(ops, own, state.layout.size))
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 r(n + m) for each matrix, 32 a coordinate for what is dense (and in the first `start` steps for all)."""
@@ -84,7 +89,6 @@ class PowerSGD(Compressor):
         return list(groups.values()), [p for p in layout.parameters if not self._pays(p)]
 
     def _start(self, ops: Ops, shapes: Sequence[tuple[int, ...]], state: State) -> Array:
-        """Return the right factors to begin with."""
         size = sum(b * m * r for b, m, r in shapes)
         last = state.shared.get("q")
         if self.warm_start and last is not None and last.shape[0] == size:
@@ -93,24 +97,14 @@ class PowerSGD(Compressor):
 
 
 class _Approximation(Contribution):
-    """P Q^T at the matrices' places, and the parameters that were sent dense at theirs."""
+    """P Q^T and what is sent dense, added one parameter at a time: ``add(total, factor)``."""
 
-    def __init__(
-        self,
-        ops: Ops,
-        size: int,
-        matrices: list[tuple[list[slice], Array, Array]],
-        dense: list[tuple[Parameter, Array]],
-    ) -> None:
-        super().__init__(ops, lambda: self.add_to(ops.zeros(size)))
-        self.matrices, self.dense = matrices, dense
+    def __init__(self, ops: Ops, add: Callable[..., Array], size: int) -> None:
+        super().__init__(ops, lambda: add(ops.zeros(size)))
+        self._add = add
 
     def add_to(self, total: Array, factor: float = 1.0) -> Array:
-        for places, p, q in self.matrices:
-            total = self.ops.add_product(total, places, p, q, factor)
-        for parameter, values in self.dense:
-            total = self.ops.add_at(total, parameter.slice, values, factor)
-        return total
+        return self._add(total, factor)
 
 
 def _stacked(ops: Ops, vector: Array, places: Sequence[slice], shape: Shape) -> Array:

@@ -14,8 +14,8 @@ from hvd_compress.ops import Array, Ops, flat_rows, packed_bytes
 from hvd_compress.ops.by_kernel import by_kernel
 from hvd_compress.ops.layout import Layout
 
-BY_TENSOR, WHOLE = 0, -1  # values of `Quantizer.block` other than a number of coordinates
-SMALLEST = 2.0**-100  # a group whose scale is below it is sent as zeros: its reciprocal may overflow
+BY_TENSOR, WHOLE = 0, -1  # special values of `Quantizer.block`: a group per tensor, or one group
+SMALLEST_SCALE = 2.0**-100  # groups of smaller scale are sent as zeros, for the reciprocal could overflow
 
 
 class Coded(Contribution):
@@ -32,7 +32,7 @@ class Coded(Contribution):
 
 
 class Quantizer(GatherCompressor):
-    """A method that has a scale or two for each group of coordinates, and a code of some bits for each coordinate.
+    """A method that sends a code of `bits` bits for each coordinate, and up to two scales for each group of them.
 
     The groups are blocks of `block` coordinates, or the layout's tensors (`BY_TENSOR`), or there is one (`WHOLE`). They
     are handed to the three formulas as the rows of matrices. A payload is the scales (fp32) and the codes, packed.
@@ -42,8 +42,8 @@ class Quantizer(GatherCompressor):
     block: ClassVar[int] = BY_TENSOR
     scales_each: ClassVar[int] = 1
     random: ClassVar[bool] = False
-    kind: ClassVar[str | None] = None  # of the compiled kernel that has the same formulas
-    norm: ClassVar[str] = "max"  # the scale that the kernel computes for blocks
+    kind: ClassVar[str | None] = None  # name of the compiled kernel with the same formulas, if there is one
+    norm: ClassVar[str] = "max"  # the scale that the kernel computes for blocks: "max" or "l2"
 
     @property
     def levels_from(self) -> tuple[float, int, int]:
@@ -59,11 +59,10 @@ class Quantizer(GatherCompressor):
         raise NotImplementedError
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return what the codes stand for, float32; any code of `bits` bits must be decoded or refused."""
+        """Return the values that codes stand for, float32; any code of `bits` bits must be decoded or refused."""
         raise NotImplementedError
 
     def encode(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Contribution]:
-        """Compute scales and codes, and pack them."""
         size, layout = state.layout.size, state.layout
         if self.has_kernel(ops):
             payload = self._encode_by_kernel(ops, vector, None, False, state)
@@ -92,7 +91,6 @@ class Quantizer(GatherCompressor):
         return Coded(self, ops, payload, layout)
 
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
-        """Unpack the codes and return what they stand for."""
         check_length(self.name, payload, self.payload_bits(layout) // 8)
         if self.has_kernel(ops):
             return self.decode_by_kernel(ops, [payload], layout)
@@ -108,12 +106,12 @@ class Quantizer(GatherCompressor):
         return ops.concat(values)[: layout.size]
 
     def combine(self, ops: Ops, sent: Iterable[Contribution], workers: int, layout: Layout) -> Array:
-        """Return the mean of the decoded payloads, or the sign of it where the majority decides."""
+        """Return the mean of the decoded payloads, or for a majority vote its sign."""
         if self.has_kernel(ops):
             payloads = [own.payload for own in sent if isinstance(own, Coded)]
-            return self.decode_by_kernel(ops, payloads, layout, 1 / workers, vote=self.votes)
+            return self.decode_by_kernel(ops, payloads, layout, 1 / workers, vote=self.majority_vote)
         mean = super().combine(ops, sent, workers, layout)
-        return ops.sign(mean) if self.votes else mean
+        return ops.sign(mean) if self.majority_vote else mean
 
     def has_kernel(self, ops: Ops) -> bool:
         """Tell whether compiled kernels have this quantizer's formulas, for these arrays."""
@@ -175,8 +173,8 @@ class Quantizer(GatherCompressor):
 
 
 def reciprocal(ops: Ops, scales: Array, numerator: float = 1.0) -> Array:
-    """Return numerator / scale, and 0 where the scale is below `SMALLEST`."""
-    sound = scales >= SMALLEST
+    """Return numerator / scale, and 0 where the scale is below `SMALLEST_SCALE`."""
+    sound = scales >= SMALLEST_SCALE
     return ops.where(sound, numerator / ops.where(sound, scales, ops.ones_like(scales)), ops.zeros_like(scales))
 
 
@@ -233,19 +231,15 @@ class QSGD(Quantizer):
 
     @property
     def levels_from(self) -> tuple[float, int, int]:
-        """s, -s and s."""
         return self.levels, -self.levels, self.levels
 
     def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
-        """Return the norms."""
         return ops.column(ops.row_max_abs(rows, plus) if self.norm == "max" else ops.row_norm(rows))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
-        """Return the levels, plus s."""
         return stochastic_levels(ops, rows, scales, noise, self.levels_from)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return norm * level / s."""
         return ops.cast(codes - self.levels, "float32") * (scales / self.levels)
 
 
@@ -283,12 +277,10 @@ class TernGrad(Quantizer):
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
-        """True without clipping."""
         return self.clip == 0
 
     @property
     def levels_from(self) -> tuple[float, int, int]:
-        """1, -1 and 1."""
         return 1, -1, 1
 
     def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
@@ -300,11 +292,9 @@ class TernGrad(Quantizer):
         return ops.column(ops.where(largest > bound, bound, largest))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
-        """Return the levels, plus 1."""
         return stochastic_levels(ops, rows, scales, noise, self.levels_from)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return scale * level."""
         return ops.cast(codes - 1, "float32") * scales
 
 
@@ -335,12 +325,10 @@ class LowPrecision(Quantizer):
 
     @property
     def levels_from(self) -> tuple[float, int, int]:
-        """1, and the ends of the grid."""
         half = 1 << self.bits - 1
         return 1, -half, half - 1
 
     def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
-        """Return delta."""
         return ops.column(ops.row_max_abs(rows, plus) / ((1 << self.bits - 1) - 1))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
@@ -348,7 +336,6 @@ class LowPrecision(Quantizer):
         return stochastic_levels(ops, rows, scales, noise, self.levels_from)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return delta * grid point."""
         return ops.cast(codes - (1 << self.bits - 1), "float32") * scales
 
 
@@ -382,7 +369,6 @@ class Natural(Quantizer):
         return exponent | (words >> 31 & 1) << 8
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Put the exponents and signs where they belong."""
         return ops.float_of((codes & 255) << 23 | codes >> 8 << 31)
 
 
@@ -423,7 +409,6 @@ class Int8(Quantizer):
         return code + 128 * ops.cast(rows < 0, "int32")
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return the cells' centres, times the largest magnitude."""
         cell = ops.cast(codes & 127, "float32")
         centre = cell * 0
         for i, (_, slope, offset) in enumerate(_DECADES):
@@ -466,5 +451,4 @@ class BFloat16(Quantizer):
         return ops.where(rows == rows, nearest & 0xFFFF, ops.ones_like(words) * 0x7FC0)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Fill the lower half with zeros."""
         return ops.float_of(codes << 16)

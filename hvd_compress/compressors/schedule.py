@@ -6,18 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-END = 1 << 62  # a step by which every schedule has come to its end
+END = 1 << 62  # a step at which every schedule has reached its end
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number that goes from `start` to `end` in `steps` steps, and stays there.
+    """A number that changes from `start` to `end` over `steps` steps, and stays at `end`.
 
     Attributes:
         start: the value at step 0.
         end: the value from step `steps` on.
-        steps: length of the way, in steps of the optimizer.
-        every: steps between changes: the number of steps of an epoch makes it a schedule by epoch.
+        steps: length of the schedule, in optimizer steps.
+        every: steps between changes; the steps of an epoch make it a schedule by epoch.
     """
 
     name: ClassVar[str]

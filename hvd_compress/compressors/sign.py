@@ -14,17 +14,15 @@ from hvd_compress.ops.by_kernel import by_kernel
 
 
 class Sign(Quantizer):
-    """What the sign methods have in common: the code is 1 where the coordinate is not negative."""
+    """A method that sends signs: the code is 1 where the coordinate is not negative."""
 
     bits: ClassVar[int] = 1
     kind: ClassVar[str] = "sign"
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
-        """Return 1 or 0."""
         return ops.cast(rows >= 0, "int32")
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return plus or minus the scale."""
         return ops.cast(2 * codes - 1, "float32") * scales
 
 
@@ -57,7 +55,6 @@ class SignsAndMeans(Sign):
         raise NotImplementedError
 
     def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
-        """Return the means of the rows."""
         up, down, count = row_sides(ops, rows, plus)
         return self.means(ops, up, down, count, rows.shape[1])
 
@@ -88,7 +85,6 @@ class EFSignSGD(SignsAndMeans):
     wire: ClassVar[str] = "mean magnitude of each tensor (fp32), packed signs"
 
     def means(self, ops: Ops, up: Array, down: Array, count: Array, size: int) -> Array:
-        """Return the mean magnitudes."""
         return ops.column(ops.cast((up - down) / size, "float32"))
 
 
@@ -106,13 +102,11 @@ class OneBit(SignsAndMeans):
     scales_each: ClassVar[int] = 2
 
     def means(self, ops: Ops, up: Array, down: Array, count: Array, size: int) -> Array:
-        """Return the mean of the coordinates from zero up, and of those below."""
         rest = size - count
         means = (up / ops.where(count > 0, count, count + 1), down / ops.where(rest > 0, rest, rest + 1))
         return ops.transpose(ops.stack([ops.cast(mean, "float32") for mean in means]))
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
-        """Return the mean of the coordinate's side."""
         return ops.where(codes > 0, scales[:, :1], scales[:, 1:])
 
 
@@ -120,7 +114,7 @@ class OneBit(SignsAndMeans):
 class SignSGD(Sign):
     """Send the signs; apply the sign of their sum: the majority, or zero for a tie (Bernstein et al. 2018).
 
-    What is applied is no mean, hence of no use to feedback; learning rates are those of Adam rather than of SGD. The
+    The result is no mean, so there is no feedback; learning rates are those of Adam rather than of SGD. The
     one number sent beside the signs is 1, or NaN where the gradient is not finite.
     """
 
@@ -129,12 +123,11 @@ class SignSGD(Sign):
     paper: ClassVar[str] = "Bernstein et al. 2018"
     wire: ClassVar[str] = "1 or NaN (fp32), packed signs"
     contraction: ClassVar[bool] = False
-    votes: ClassVar[bool] = True
+    majority_vote: ClassVar[bool] = True
     small_too: ClassVar[bool] = True  # a mean beside signs would be of another scale
     block: ClassVar[int] = WHOLE
 
     def check_feedback(self) -> None:
-        """Refuse all feedback."""
         raise ValueError(
             f"{self.name} allows no feedback: the majority of signs is no estimate of the mean, so that nothing is "
             "left over; ef_signsgd is the sign method with feedback"
@@ -152,7 +145,7 @@ class Signum(SignSGD):
     m <- momentum * m + (1 - momentum) * g. The optimizer itself must then have no momentum.
 
     Attributes:
-        momentum: the part of the momentum that stays, in [0, 1).
+        momentum: decay factor of the momentum, in [0, 1).
     """
 
     name: ClassVar[str] = "signum"
@@ -163,7 +156,6 @@ class Signum(SignSGD):
     momentum: float = setting(0.9, low=0, high=0.9999)
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Update the momentum and exchange its signs."""
         m = state.local.get("momentum")
         m = ops.affine(ops.zeros_like(vector) if m is None else m, self.momentum, vector, 1 - self.momentum, vector)
         state.local["momentum"] = m

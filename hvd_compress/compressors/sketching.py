@@ -1,4 +1,4 @@
-"""Sketched methods: workers sum count sketches, in which they all find the same large coordinates."""
+"""Sketched methods: workers sum sketches, from which all read the same large coordinates."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.random import make_key
 
-BUDGET = 1 / 40
-SUMS_TO_INVERT = 1.3  # for each coordinate that is named; 1.23 are the least
-FULL = 0.97  # the part of the coordinates for which there is room that workers mean to name together
-OVERFULL = 0.05  # the part of the sums left unread that tells that they named too many
+BUDGET = 1 / 40  # share of the uncompressed gradient's bytes
+SUMS_TO_INVERT = 1.3  # sums per named coordinate; decoding needs at least 1.23
+TARGET_FILL = 0.97  # share of the sketch's decodable capacity that the workers aim to fill
+MAX_UNREAD = 0.05  # share of sums that stay undecoded, from which on workers name fewer coordinates
 
 
 class Split(NamedTuple):
-    """What a step sends, in numbers: a sketch of rows times columns, and exact values of candidates, if any."""
+    """How many numbers a step sends: a sketch of rows times columns, then exact values of candidates, if any."""
 
     k: int  # coordinates that are applied
     rows: int
@@ -38,10 +38,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Sketched(Compressor):
-    """What the sketched methods have in common: a budget, and how it is divided unless a setting says otherwise.
-
-    The division is one into proportions: see `_shares`.
-    """
+    """The sketched methods' common settings: a budget, divided as `_shares` says unless settings are given."""
 
     remedy: ClassVar[str] = (
         "Raise the budget (or k and columns), leave p1 and rows at their defaults, set momentum=0, or lower the "
@@ -55,14 +52,12 @@ class Sketched(Compressor):
     columns: int | None = setting(None, above=0)
 
     def __post_init__(self) -> None:
-        """Check the settings."""
         super().__post_init__()
         if isinstance(self.rows, int) and self.rows % 2 == 0:
             raise ValueError(f"{self.name}: rows must be odd, for an estimate is their median; got {self.rows}")
 
     @property
     def whole_gradient(self) -> bool:
-        """True: there is one sketch."""
         return True
 
     def split(self, size: int) -> Split:
@@ -125,10 +120,10 @@ class SketchedSGD(Sketched):
     The defaults, and how a budget is divided, come from measurements (docs/results/sketched-sgd.md).
 
     Attributes:
-        budget: the part of the bytes of the uncompressed gradient that both rounds together send, unless `k` or
+        budget: share of the uncompressed gradient's bytes that both rounds together send, unless `k` or
             `ratio` is given.
-        ratio: k as a part of the coordinates; by the budget if it is None.
-        k: coordinates that are applied; by `ratio` if it is None.
+        ratio: k as a share of the coordinates; derived from the budget if None.
+        k: coordinates that are applied; derived from `ratio` if None.
         rows: of the sketch, odd; 3 if it is invertible, else 5.
         columns: of the sketch, at most the vector's size.
         p1: largest coordinates of its own vector that a worker puts in a count sketch, per k; 0 stands for all, None
@@ -152,7 +147,6 @@ class SketchedSGD(Sketched):
     heavymix: bool = setting(False)
 
     def __post_init__(self) -> None:
-        """Check the settings."""
         super().__post_init__()
         if 0 < self.p2 < 1:
             raise ValueError(
@@ -208,7 +202,7 @@ class SketchedSGD(Sketched):
         return kind(size, split.rows, split.columns, make_key(*state.common_stream()), ops=ops)
 
     def sketch(self, ops: Ops, vector: Array, state: State) -> CountSketch | InvertibleSketch:
-        """Return what a worker puts in its sketch: names, or the vector, or the largest of it."""
+        """Return a worker's sketch: of its largest coordinates' names if invertible, else of its (largest) values."""
         size, split, sketch = state.layout.size, self.split(state.layout.size), self.empty(ops, state)
         if isinstance(sketch, InvertibleSketch):
             sketch.add(ops.top_k(vector, max(1, round(self._part(state) * split.candidates))))
@@ -226,13 +220,13 @@ class SketchedSGD(Sketched):
     def candidates(self, ops: Ops, sketch: CountSketch | InvertibleSketch, state: State) -> Array:
         """Return the candidates, int64 ascending, in the sum of the workers' invertible sketches or the mean of others.
 
-        Which part of the candidates a worker names in the next step is noted in the state.
+        The share of the candidates that a worker names in the next step is written to the state.
         """
         split = self.split(state.layout.size)
         if isinstance(sketch, InvertibleSketch):
             count, part = split.candidates, self._part(state)
             found, unread = sketch.recover(state.workers)
-            part *= min(2.0, FULL * count / max(1, found.shape[0])) if unread < OVERFULL else 0.7
+            part *= min(2.0, TARGET_FILL * count / max(1, found.shape[0])) if unread < MAX_UNREAD else 0.7
             state.shared["part"] = ops.zeros(1) + min(1.0, max(part, 0.1 / state.workers))
             return _exactly(ops, count, found, state)
         chosen = sketch.heavy_hitters(split.candidates or split.k)
@@ -242,7 +236,7 @@ class SketchedSGD(Sketched):
         return chosen
 
     def _part(self, state: State) -> float:
-        """Return which part of the candidates a worker names."""
+        """Return the share of the candidates that a worker names."""
         return float(state.shared["part"][0]) if "part" in state.shared else 1 / state.workers
 
 
@@ -267,9 +261,9 @@ class FetchSGD(Sketched):
     nothing: a worker may come and go. All steps have one sketch. The optimizer must have no momentum.
 
     Attributes:
-        budget: the part of the uncompressed gradient's bytes that the sketch takes, unless `k` or `ratio` is given.
-        ratio: k as a part of the coordinates; by the budget if it is None.
-        k: coordinates that are applied; by `ratio` if it is None.
+        budget: share of the uncompressed gradient's bytes that the sketch takes, unless `k` or `ratio` is given.
+        ratio: k as a share of the coordinates; derived from the budget if None.
+        k: coordinates that are applied; derived from `ratio` if None.
         rows: of the sketch, odd.
         columns: of the sketch, at most the vector's size.
         momentum: m, in [0, 1).
@@ -288,7 +282,6 @@ class FetchSGD(Sketched):
     masking: bool = setting(True)
 
     def __post_init__(self) -> None:
-        """Check the settings."""
         super().__post_init__()
         wanted = [self.budget, self.rows, self.columns, *([self.ratio, self.k] if self.columns is None else [])]
         if any(isinstance(value, Schedule) for value in wanted):
@@ -299,18 +292,16 @@ class FetchSGD(Sketched):
 
     @property
     def plain(self) -> Compressor:
-        """The momentum of the mean."""
         return MomentumOfMean(self.momentum)
 
     def check_feedback(self) -> None:
-        """Refuse all feedback."""
         raise ValueError(f"{self.name} allows no feedback: its error is in the sketch already")
 
     def _shares(self) -> tuple[int, float, float]:
         return 5, 16.0, 0.0
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Average the sketches, and apply the largest estimates of what has gathered."""
+        """Average the sketches, and apply the largest estimates of the accumulated error."""
         size = state.layout.size
         split = self.split(size)
         sketch = CountSketch(size, split.rows, split.columns, state.common_stream().key, ops=ops)

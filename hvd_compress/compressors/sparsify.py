@@ -46,10 +46,10 @@ class Sparsifier(GatherCompressor):
     values: ClassVar[Any]
 
     def __post_init__(self) -> None:
-        """Check the settings; a nested compressor must be a quantizer, and not one that votes."""
+        """Check the settings; a nested compressor must be a quantizer, and no majority vote."""
         super().__post_init__()
         inner = self.values
-        if not isinstance(inner, str) and not (isinstance(inner, Quantizer) and not inner.votes):
+        if not isinstance(inner, str) and not (isinstance(inner, Quantizer) and not inner.majority_vote):
             raise ValueError(f"{self.name}: values must be fp32, fp16 or a quantizer; got {inner!r}")
 
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
@@ -57,11 +57,10 @@ class Sparsifier(GatherCompressor):
         raise NotImplementedError
 
     def count(self, layout: Layout) -> int:
-        """Return the number of coordinates that are sent; if `varying`, that are to be expected."""
+        """Return the number of coordinates sent; if `varying`, the number expected."""
         raise NotImplementedError
 
     def encode(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Contribution]:
-        """Select, and pack values and indices."""
         indices, values = self.select(ops, vector, state)
         count = indices.shape[0]
         if isinstance(self.values, Quantizer):
@@ -117,22 +116,20 @@ class Sparsifier(GatherCompressor):
 
 
 class LargestOfEach(Sparsifier):
-    """A method that selects about ``ratio`` of each tensor, or of the whole gradient if the scope is the model."""
+    """A sparsifier that selects about ``ratio`` of each tensor, or for the scope "model" of the whole gradient."""
 
     ratio: ClassVar[float]
     scope: ClassVar[str]
 
     @property
     def whole_gradient(self) -> bool:
-        """True if the scope is the model."""
         return self.scope == "model"
 
     def largest(self, ops: Ops, vector: Array) -> Array:
-        """Return the indices to send of one tensor, or of all."""
+        """Return the indices to send of a tensor, or of the whole gradient."""
         raise NotImplementedError
 
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
-        """Select from each tensor, or from all."""
         parts = []
         for p in self._tensors(state.layout):
             indices = self.largest(ops, vector[p.slice])
@@ -141,11 +138,10 @@ class LargestOfEach(Sparsifier):
         return indices, ops.take(vector, indices)
 
     def count(self, layout: Layout) -> int:
-        """Return k."""
         return sum(count_of(self.ratio, p.size) for p in self._tensors(layout))
 
     def _tensors(self, layout: Layout) -> list[Parameter]:
-        """Return what is selected from separately: the tensors, or for the scope "model" the vector as one."""
+        """Return the parts to select from separately: the tensors, or for the scope "model" the whole vector."""
         if self.scope == "model":
             return list(Layout.flat(layout.size).parameters)
         return [p for p in layout.parameters if p.size]
@@ -159,7 +155,7 @@ class TopK(LargestOfEach):
     ||C(v) - v||^2 <= (1 - k/d) ||v||^2.
 
     Attributes:
-        ratio: the part of the coordinates to send, in (0, 1].
+        ratio: share of the coordinates to send, in (0, 1].
         values: "fp32", "fp16" (clipped to +-65504), or a quantizer such as ``qsgd(bits=4)``.
         scope: "tensor" selects from each tensor by itself, "model" from the whole gradient.
     """
@@ -174,7 +170,6 @@ class TopK(LargestOfEach):
     scope: str = setting("tensor", choices=("tensor", "model"))  # type: ignore[misc]
 
     def largest(self, ops: Ops, vector: Array) -> Array:
-        """Take the k largest."""
         return ops.top_k(vector, count_of(self.ratio, vector.shape[0]))
 
 
@@ -182,10 +177,10 @@ class TopK(LargestOfEach):
 class Threshold(Sparsifier):
     """Send the coordinates of at least a given magnitude (Strom 2015; Sahu et al. 2021).
 
-    With feedback no coordinate of the residual stays above the threshold.
+    With feedback no coordinate of the residual exceeds the threshold.
 
     Attributes:
-        threshold: the least magnitude to send.
+        threshold: the smallest magnitude to send.
         values: as for ``topk``.
     """
 
@@ -199,17 +194,16 @@ class Threshold(Sparsifier):
     values: Any = setting("fp32", choices=("fp32", "fp16"), nested=True)  # type: ignore[misc]
 
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
-        """Compare with the threshold."""
         indices = ops.above(vector, self.threshold)
         return indices, ops.take(vector, indices)
 
     def count(self, layout: Layout) -> int:
-        """All of them: nothing is to be expected of a threshold."""
+        """All: there is no expectation for a threshold."""
         return layout.size
 
 
-SAMPLE_STRIDE = 100  # one coordinate of so many is in DGC's sample
-LOW, HIGH = 0.8, 1.3  # how far DGC's number may be from k, as a factor
+SAMPLE_STRIDE = 100  # DGC samples every 100th coordinate
+LEAST_OF_K, MOST_OF_K = 0.8, 1.3  # range of DGC's count, relative to k, outside which it selects exactly
 
 
 @dataclass(frozen=True)
@@ -217,12 +211,12 @@ class DGC(LargestOfEach):
     """Send about the ``ratio * d`` largest coordinates, by a threshold from a sample (Lin et al. 2018, section 3).
 
     The threshold is the smallest of the ``ratio`` largest magnitudes among 1 % of the coordinates. If it lets through
-    less than 0.8 k or more than 1.3 k coordinates, the k largest are selected exactly. The rest of deep gradient
-    compression is not here but in its parts: momentum correction, masking and clipping are its default feedback, and
-    warm-up is a schedule of the ratio, for example ``dgc(ratio=exponential(0.25, 0.001, steps=400, every=100))``.
+    less than 0.8 k or more than 1.3 k coordinates, the k largest are selected exactly. The other parts of deep
+    gradient compression are separate: momentum correction, masking and clipping are the default feedback, and warm-up
+    is a schedule of the ratio, for example ``dgc(ratio=exponential(0.25, 0.001, steps=400, every=100))``.
 
     Attributes:
-        ratio: the part of the coordinates to send, in (0, 1].
+        ratio: share of the coordinates to send, in (0, 1].
         values: as for ``topk``.
         scope: "tensor" selects from each tensor by itself, "model" from the whole gradient.
     """
@@ -243,13 +237,12 @@ class DGC(LargestOfEach):
         return "momentum"
 
     def largest(self, ops: Ops, vector: Array) -> Array:
-        """Compare with a threshold from a sample."""
         size = vector.shape[0]
         count = count_of(self.ratio, size)
         sample = vector[::SAMPLE_STRIDE]
         largest = ops.take(sample, ops.top_k(sample, count_of(self.ratio, sample.shape[0])))
         indices = ops.above(vector, -ops.largest(-abs(largest)))
-        return indices if LOW * count <= indices.shape[0] <= HIGH * count else ops.top_k(vector, count)
+        return indices if LEAST_OF_K * count <= indices.shape[0] <= MOST_OF_K * count else ops.top_k(vector, count)
 
 
 @by_kernel(vector="float32")
@@ -266,7 +259,7 @@ def draw(ops: Ops, vector: Array, scale: float, stream: Stream) -> Array:
     return ops.nonzero(~(ops.uniform(vector.shape[0], stream) >= abs(vector) * scale))
 
 
-ROUNDS = 4  # of redistribution; the estimate is unbiased after any number
+ROUNDS = 4  # rounds of redistribution; the result is unbiased after any number
 
 
 @dataclass(frozen=True)
@@ -277,7 +270,7 @@ class Wangni(Sparsifier):
     redistributed in four rounds, as many as the paper finds enough.
 
     Attributes:
-        ratio: the part of the coordinates to keep on average, in (0, 1].
+        ratio: share of the coordinates to keep on average, in (0, 1].
         values: as for ``topk``; an unbiased quantizer keeps the method unbiased.
     """
 
@@ -293,7 +286,7 @@ class Wangni(Sparsifier):
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
-        """True unless the values are sent with a bias."""
+        """Whether the values are sent without bias."""
         return self.values == "fp32" or (isinstance(self.values, Quantizer) and self.values.unbiased)
 
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
@@ -312,7 +305,6 @@ class Wangni(Sparsifier):
         return indices, values / ops.clip(abs(values) * scale, 0, 1)
 
     def count(self, layout: Layout) -> int:
-        """Return k."""
         return count_of(self.ratio, layout.size)
 
 
@@ -324,7 +316,7 @@ class RandomK(Compressor):
     E||C(v) - v||^2 = (1 - k/d) ||v||^2.
 
     Attributes:
-        ratio: the part of the coordinates to send, in (0, 1].
+        ratio: share of the coordinates to send, in (0, 1].
         scaled: scale what is sent by d/k, which makes it unbiased, with an expected squared error of d/k - 1 times
             the vector's: no contraction, so without feedback. Otherwise as it is, with error feedback.
     """
@@ -341,16 +333,13 @@ class RandomK(Compressor):
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
-        """True if scaled."""
         return self.scaled
 
     @property
     def contraction(self) -> bool:  # type: ignore[override]
-        """True unless scaled."""
         return not self.scaled
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Average the drawn coordinates."""
         size = state.layout.size
         count = count_of(self.ratio, size)
         indices = ops.distinct(count, size, state.common_stream())
@@ -361,5 +350,4 @@ class RandomK(Compressor):
         return Reduced(ops.scatter(size, [(indices, mean)], 1.0), Contribution(ops, lambda: values, indices))
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
-        """32 for each coordinate sent."""
         return 32 * count_of(self.ratio, layout.size)

@@ -1,4 +1,4 @@
-"""What a compressor keeps between steps, written as a transaction."""
+"""A compressor's state between steps, written as a transaction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hvd_compress.ops.random import Stream, make_key
 
 
 class Store(MutableMapping[str, Any]):
-    """Named arrays. What is written is seen at once by the writer, and kept only if the step is committed."""
+    """Named arrays. Writes are visible at once, and permanent once the step is committed."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] = {}
@@ -34,16 +34,16 @@ class Store(MutableMapping[str, Any]):
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What the last commit left."""
+        """The arrays as of the last commit."""
         return dict(self._kept)
 
     def commit(self) -> None:
-        """Keep what was written."""
+        """Make the writes since the last commit permanent."""
         self._kept.update(self._written)
         self._written.clear()
 
     def rollback(self) -> None:
-        """Forget what was written since the last commit."""
+        """Discard the writes since the last commit."""
         self._written.clear()
 
     def vacated(self, vector: Any, before: Mapping[str, Any], address: Callable[[Any], int | None]) -> Any:
@@ -62,11 +62,11 @@ class Store(MutableMapping[str, Any]):
 
 
 class State:
-    """A compressor's memory and circumstances for one vector on one worker.
+    """A compressor's state for one vector on one worker.
 
     Attributes:
         layout: the parameters in the vector.
-        rank, workers: who this worker is, and of how many.
+        rank, workers: which worker this is, of how many: number `rank` of the payloads of an AllGather is its own.
         step: number of committed steps; with the seed and the parameters' names it determines every random number.
         shared: arrays that are equal on all workers (PowerSGD's warm start, say).
         local: this worker's own arrays (its residual, say): another worker must not load them.
@@ -96,13 +96,13 @@ class State:
         return Stream(self._shared_key, self.step)
 
     def commit(self) -> None:
-        """End the step: keep what was written and advance `step`."""
+        """End the step: make its writes permanent and advance `step`."""
         self.shared.commit()
         self.local.commit()
         self.step += 1
 
     def rollback(self) -> None:
-        """Take the step back, as if it had not been."""
+        """Discard the step's writes."""
         self.shared.rollback()
         self.local.rollback()
 

@@ -39,16 +39,13 @@ class Floats(GatherCompressor):
     stateful: ClassVar[bool] = False
 
     def encode(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Contribution]:
-        """Return the bytes."""
         return ops.to_bytes(vector), Contribution(ops, lambda: vector)
 
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
-        """Return the floats."""
         check_length(self.name, payload, 4 * layout.size)
         return ops.from_bytes(payload, "float32")
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
-        """32 for each coordinate."""
         return 32 * layout.size
 
 
@@ -61,17 +58,14 @@ class Halves(Floats):
     unbiased: ClassVar[bool] = False
 
     def encode(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Contribution]:
-        """Return the bytes."""
         halves = ops.cast(vector, "float16")
         return ops.to_bytes(halves), Contribution(ops, lambda: ops.cast(halves, "float32"))
 
     def decode(self, ops: Ops, payload: Array, layout: Layout) -> Array:
-        """Return the floats."""
         check_length(self.name, payload, 2 * layout.size)
         return ops.cast(ops.from_bytes(payload, "float16"), "float32")
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
-        """16 for each coordinate."""
         return 16 * layout.size
 
 
@@ -86,14 +80,12 @@ class Drawn(Sparsifier):
     scaled: bool = setting(False)
 
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
-        """Draw."""
         size, count = state.layout.size, self.count(state.layout)
         indices = ops.distinct(count, size, state.own_stream(self.name))
         values = ops.take(vector, indices)
         return indices, values * (size / count) if self.scaled else values
 
     def count(self, layout: Layout) -> int:
-        """Return k."""
         return count_of(self.ratio, layout.size)
 
 
@@ -123,7 +115,7 @@ def one_payload(compressor: Compressor) -> Compressor:
     )
 
 
-Decoded = Contribution  # that came in and was found sound
+Decoded = Contribution  # received, and found well-formed and finite
 
 
 class Codec:

@@ -178,7 +178,7 @@ class ServerSGD:
     def step(self, answers: Sequence[Decoded]) -> None:
         """Step x."""
         eta = self.rate(self._steps)
-        if self.compressor.votes:
+        if self.compressor.majority_vote:
             votes = np.zeros_like(self.x)
             for answer in answers:
                 answer.add_to(votes, 1.0)
@@ -187,7 +187,7 @@ class ServerSGD:
             for answer in answers:
                 answer.add_to(self.x, -eta / len(answers))
         self.regularizer.prox(self.x, eta)
-        everywhere = self.regularizer.l1 or self.regularizer.l2 or self.compressor.votes
+        everywhere = self.regularizer.l1 or self.regularizer.l2 or self.compressor.majority_vote
         if everywhere or any(answer.indices is None for answer in answers):
             self.down.change(None)
         else:

@@ -117,7 +117,7 @@ def choose(gradient: Gradient, compressor: Compressor, dense_below: int, rules: 
     """
     asked = wanted(gradient, compressor, dense_below, rules)
     if asked != PLAIN:
-        if asked.whole_gradient or asked.varying or asked.votes:
+        if asked.whole_gradient or asked.varying or asked.majority_vote:
             return asked
         if asked.at(END).payload_bits(Layout.of([(gradient.name, gradient.shape)])) < 32 * gradient.size:
             return asked

@@ -108,6 +108,7 @@ class Exchange:
             return
         except BaseException:
             self._generator = self._handle = None
+            self.state.rollback()  # a residual may be written before the payloads turn out to be broken
             raise
         finally:
             self.compression_seconds += time.perf_counter() - began

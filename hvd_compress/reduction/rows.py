@@ -87,7 +87,7 @@ class SparseRows(Compressor):
         values = getattr(self.method, "values", PLAIN) if self.selects else self.method
         if values == "fp16":
             return HalfPrecision()
-        encodes = isinstance(values, GatherCompressor | HalfPrecision) and not values.votes
+        encodes = isinstance(values, GatherCompressor | HalfPrecision) and not values.majority_vote
         return values if encodes else PLAIN
 
     @property
