@@ -5,6 +5,8 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 
+SOURCES := $(wildcard hvd_compress/native/cpu/*.cpp hvd_compress/native/cpu/*.hpp hvd_compress/native/cpu/*.inc)
+
 .PHONY: help setup demo test test-slow sanitize lint format pins clean
 
 help:  ## list what can be made
@@ -28,10 +30,10 @@ sanitize: setup  ## test and fuzz the kernels, built with AddressSanitizer and U
 	@bash scripts/sanitize.sh
 
 lint: setup  ## check style and types
-	@ruff check . && ruff format --check . && mypy
+	@ruff check . && ruff format --check . && clang-format --dry-run -Werror $(SOURCES) && mypy
 
 format: setup  ## bring the code into style
-	@ruff check --fix-only . ; ruff format .
+	@ruff check --fix-only . ; ruff format . && clang-format -i $(SOURCES)
 
 pins: setup  ## write the exact versions for this Python from requirements/setup.in
 	@python scripts/pins.py

@@ -66,7 +66,7 @@ pins=requirements/python$version.txt
 # --- nothing to do? -------------------------------------------------------------------------------
 
 stamp=$VENV/.setup-stamp
-wanted=$(cat scripts/setup.sh "$pins" "$PATCHES"/*.patch setup.py pyproject.toml hvd_compress/native/*.{cpp,hpp,inc} | sha256sum | cut -c1-16)
+wanted=$(cat scripts/setup.sh "$pins" "$PATCHES"/*.patch setup.py pyproject.toml hvd_compress/native/cpu/*.{cpp,hpp,inc} | sha256sum | cut -c1-16)
 wanted="$wanted $(readlink -f "$python") $PWD"
 if [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 
@@ -139,9 +139,9 @@ if [ -z "$wheel" ]; then
 fi
 say "installing $(basename "$wheel") and this package"
 pip install -q --no-deps --force-reinstall "$wheel" || die "the cached wheel does not install; delete $cache and run the same command again."
-rm -f hvd_compress/native/*.so
+rm -f hvd_compress/native/cpu/*.so
 pip install -q --no-deps --no-build-isolation -e . || die "this package does not install; see the message above."
-python -c 'from hvd_compress.native import _kernels' \
+python -c 'from hvd_compress.native.cpu import _kernels' \
     || die "the kernels did not build. For the compiler's messages: $VENV/bin/pip install -v --no-deps --no-build-isolation -e ."
 
 for framework in torch tensorflow; do

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_compress.ops import packed_bytes, random
+from hvd_compress.ops.by_kernel import by_kernel
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.random import Stream, make_key
 from hvd_compress.ops.tensorflow import TensorFlowOps
@@ -165,3 +166,28 @@ def test_from_bytes_of_any_place_in_a_payload(ops, offset):
     assert np.array_equal(ops.to_numpy(values), np.frombuffer(payload.tobytes(), np.float32, 4, offset))
     indices = ops.from_numpy(np.array([0, 2, 3, 7]))
     assert ops.to_numpy(ops.scatter(8, [(indices, values)], 1.0))[7] == ops.to_numpy(values)[3]
+
+
+@every
+def test_row_sum_and_nonzero(ops):
+    rows = np.array([[2.0**40, 1.0, -(2.0**40)], [0.5, 0.25, 0.0]], np.float32)
+    assert ops.to_numpy(ops.row_sum(ops.from_numpy(rows))).tolist() == [1.0, 0.75]
+    large = np.array([[2**53, 1]])
+    assert ops.to_numpy(ops.row_sum(ops.from_numpy(large))).tolist() == [2**53 + 1]
+    assert ops.to_numpy(ops.nonzero(ops.from_numpy(rows.reshape(-1)) > 0.25)).tolist() == [0, 1, 3]
+
+
+def test_a_kernel_does_what_fits_it_and_the_body_all_else():
+    pytest.importorskip("hvd_compress.native.cpu._kernels", reason="the kernels are not built")
+
+    @by_kernel(vector="float32")
+    def all_finite(ops, vector):
+        return "body"
+
+    x = np.ones(20, np.float32)
+    for ops in (NumpyOps(), TorchOps()):
+        assert all_finite(ops, ops.from_numpy(x)) is True
+        for other in (x.astype(np.float64), x[::2], x.reshape(4, 5)):
+            assert all_finite(ops, ops.from_numpy(other)) == "body"
+    assert all_finite(NumpyOps(kernels=False), x) == "body"
+    assert NumpyOps.top_k.__wrapped__(NumpyOps(), x, 3).tolist() == [0, 1, 2]  # declared in `Ops`, overridden here

@@ -7,7 +7,9 @@ from typing import ClassVar
 
 from hvd_compress.compressors.base import AllReduce, Compressor, Contribution, Exchanging, Keep, Reduced
 from hvd_compress.compressors.state import State
+from hvd_compress.native.kernels import Kernels
 from hvd_compress.ops import Array, Ops
+from hvd_compress.ops.by_kernel import by_kernel
 from hvd_compress.ops.layout import Layout
 
 
@@ -36,6 +38,20 @@ class NoCompression(Compressor):
         return 32 * layout.size
 
 
+def _half_rest(ops: Ops, kernels: Kernels, vector: Array, residual: Array | None) -> tuple[Array, Array]:
+    bits = kernels.half_rest(vector, residual)
+    return ops.from_bytes(ops.to_bytes(bits), "float16"), vector
+
+
+@by_kernel(_half_rest, vector="float32", residual="float32")
+def half_rest(ops: Ops, vector: Array, residual: Array | None) -> tuple[Array, Array]:
+    """Return vector + residual as float16, and what that does not carry, for which `vector` is overwritten."""
+    if residual is not None:
+        vector = ops.add(vector, residual)
+    half = ops.cast(vector, "float16")
+    return half, ops.add(vector, half, -1.0)
+
+
 @dataclass(frozen=True)
 class HalfPrecision(Compressor):
     """Cast to IEEE float16, to the nearest, and sum in float16, as Horovod's own ``Compression.fp16`` does.
@@ -60,7 +76,7 @@ class HalfPrecision(Compressor):
         return (yield from self._reduce(ops, ops.cast(vector, "float16")))
 
     def reduce_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State, keep: Keep) -> Exchanging:
-        half, rest = ops.half_rest(vector, residual)
+        half, rest = half_rest(ops, vector, residual)
         keep(rest, None)
         return (yield from self._reduce(ops, half))
 

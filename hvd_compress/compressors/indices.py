@@ -9,6 +9,7 @@ the receiver knows it beforehand. Plain 32-bit indices are never smaller.
 from __future__ import annotations
 
 from hvd_compress.ops import Array, Ops, packed_bytes
+from hvd_compress.ops.by_kernel import by_kernel
 
 
 def _low_bits(size: int, count: int) -> int:
@@ -29,10 +30,9 @@ def index_bytes(size: int, count: int) -> int:
     return min(packed_bytes(size, 1), _elias_fano_bytes(size, count)) if count else 0
 
 
+@by_kernel(indices="int64")
 def encode_indices(ops: Ops, indices: Array, size: int) -> Array:
     """Return ascending distinct int64 indices below `size` as bytes: uint8 of shape (index_bytes(size, count),)."""
-    if ops.kernels:
-        return ops.kernels.encode_indices(indices, size)
     count = indices.shape[0]
     if count == 0 or packed_bytes(size, 1) <= _elias_fano_bytes(size, count):
         return ops.bitmap(indices, size if count else 0)
@@ -41,14 +41,13 @@ def encode_indices(ops: Ops, indices: Array, size: int) -> Array:
     return ops.concat([ops.pack(indices & ((1 << low) - 1), low), ops.bitmap(high, _high_length(size, count, low))])
 
 
+@by_kernel(payload="uint8")
 def decode_indices(ops: Ops, payload: Array, size: int, count: int) -> Array:
     """Return the indices in a payload of `index_bytes(size, count)` bytes: int64 of shape (count,), ascending.
 
     Raises:
         ValueError: if the bytes do not hold `count` ascending distinct indices below `size`.
     """
-    if ops.kernels:
-        return ops.kernels.decode_indices(payload, size, count)
     if count == 0:
         return ops.arange(0)
     if packed_bytes(size, 1) <= _elias_fano_bytes(size, count):

@@ -10,7 +10,9 @@ from typing import ClassVar
 
 from hvd_compress.compressors.base import AllReduce, Compressor, Contribution, Exchanging, Reduced, setting
 from hvd_compress.compressors.state import State
+from hvd_compress.native.kernels import Kernels, Shape
 from hvd_compress.ops import Array, Ops
+from hvd_compress.ops.by_kernel import by_kernel
 from hvd_compress.ops.layout import Layout, Parameter
 
 
@@ -50,12 +52,12 @@ class PowerSGD(Compressor):
         lefts = [(len(group), n, self.rank) for group, (n, m) in zip(groups, shapes, strict=True)]
 
         qs = split(self._start(ops, rights, state), rights)
-        products = [ops.times(vector, at, shape, q) for at, shape, q in zip(places, shapes, qs, strict=True)]
+        products = [times(ops, vector, at, shape, q) for at, shape, q in zip(places, shapes, qs, strict=True)]
         first = yield AllReduce(ops.concat([*map(ops.flatten, products), *(vector[p.slice] for p in dense)]))
         *means, rest = split(first, [*lefts, (sum(p.size for p in dense),)])
         ps = [ops.orthogonalize(mean) for mean in means]
 
-        own_qs = [ops.times_transposed(vector, at, shape, p) for at, shape, p in zip(places, shapes, ps, strict=True)]
+        own_qs = [times_transposed(ops, vector, at, shape, p) for at, shape, p in zip(places, shapes, ps, strict=True)]
         second = (yield AllReduce(ops.concat(list(map(ops.flatten, own_qs))))) if groups else vector[:0]
         state.shared["q"] = second
 
@@ -103,6 +105,39 @@ class _Approximation(Contribution):
 
     def add_to(self, total: Array, factor: float = 1.0) -> Array:
         return self._add(total, factor)
+
+
+def _stacked(ops: Ops, vector: Array, places: Sequence[slice], shape: Shape) -> Array:
+    return ops.stack([vector[place].reshape(shape) for place in places])
+
+
+def _times(ops: Ops, kernels: Kernels, vector: Array, places: Sequence[slice], shape: Shape, right: Array) -> Array:
+    rank = right.shape[2]
+    product = kernels.times(vector, [place.start for place in places], shape, ops.flatten(right), rank)
+    return product.reshape(len(places), shape[0], rank)
+
+
+@by_kernel(_times, vector="float32")
+def times(ops: Ops, vector: Array, places: Sequence[slice], shape: Shape, right: Array) -> Array:
+    """Return M Q for each matrix M of shape (n, m) at a place of the vector, and its Q in `right`.
+
+    `right` is of shape (count, m, r), the result (count, n, r).
+    """
+    return _stacked(ops, vector, places, shape) @ right
+
+
+def _times_transposed(
+    ops: Ops, kernels: Kernels, vector: Array, places: Sequence[slice], shape: Shape, left: Array
+) -> Array:
+    rank = left.shape[2]
+    product = kernels.times_transposed(vector, [place.start for place in places], shape, ops.flatten(left), rank)
+    return product.reshape(len(places), shape[1], rank)
+
+
+@by_kernel(_times_transposed, vector="float32")
+def times_transposed(ops: Ops, vector: Array, places: Sequence[slice], shape: Shape, left: Array) -> Array:
+    """Return M^T P for each matrix M likewise, and its P in `left`, of shape (count, n, r): shape (count, m, r)."""
+    return ops.transpose(_stacked(ops, vector, places, shape)) @ left
 
 
 def split(vector: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:

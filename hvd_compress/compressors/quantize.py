@@ -9,7 +9,9 @@ from typing import ClassVar
 
 from hvd_compress.compressors.base import Contribution, GatherCompressor, check_length, setting
 from hvd_compress.compressors.state import State
-from hvd_compress.ops import Array, Ops, packed_bytes
+from hvd_compress.native.kernels import Code, Kernels
+from hvd_compress.ops import Array, Ops, flat_rows, packed_bytes
+from hvd_compress.ops.by_kernel import by_kernel
 from hvd_compress.ops.layout import Layout
 
 BY_TENSOR, WHOLE = 0, -1  # special values of `Quantizer.block`: a group per tensor, or one group
@@ -116,6 +118,7 @@ class Quantizer(GatherCompressor):
         return bool(ops.kernels and self.kind)
 
     def _encode_by_kernel(self, ops: Ops, vector: Array, residual: Array | None, rest: bool, state: State) -> Array:
+        assert ops.kernels
         layout, scales = state.layout, self.norm if self.scales_each else None
         if self.scales_each and self.block <= 0:
             rows = self._rows(ops, vector, layout)
@@ -135,12 +138,14 @@ class Quantizer(GatherCompressor):
         total: Array | None = None,
     ) -> Array:
         """Return `total` (zeros if None) plus `factor` times what payloads decode to, or with `vote` the sign of it."""
+        assert ops.kernels
         return ops.kernels.dequantize(
             list(payloads), self._code, self._division(layout), layout.size, factor, vote, total
         )
 
     @property
-    def _code(self) -> tuple[str | None, int, float, int, int, int]:
+    def _code(self) -> Code:
+        assert self.kind
         return (self.kind, self.bits, *self.levels_from, self.scales_each)
 
     def _division(self, layout: Layout) -> int | list[int]:
@@ -238,6 +243,17 @@ class QSGD(Quantizer):
         return ops.cast(codes - self.levels, "float32") * (scales / self.levels)
 
 
+def _row_max_norm(ops: Ops, kernels: Kernels, rows: Array, plus: Array | None) -> tuple[Array, Array]:
+    largest, squares = kernels.group_max_square(*flat_rows(rows, plus))
+    return largest, ops.cast(squares**0.5, "float32")
+
+
+@by_kernel(_row_max_norm, axes=2, rows="float32", plus="float32")
+def row_max_norm(ops: Ops, rows: Array, plus: Array | None) -> tuple[Array, Array]:
+    """Return the largest magnitude and the Euclidean norm of each row (of rows + plus, if given)."""
+    return ops.row_max_abs(rows, plus), ops.row_norm(rows if plus is None else rows + plus)
+
+
 @dataclass(frozen=True)
 class TernGrad(Quantizer):
     """Send -1, 0 or 1 times the largest magnitude of each tensor, drawn at random (Wen et al. 2017, algorithm 1).
@@ -271,7 +287,7 @@ class TernGrad(Quantizer):
         """Return the largest magnitude, or where clipping begins."""
         if not self.clip:
             return super().scales(ops, rows, plus)
-        largest, norm = ops.row_max_norm(rows, plus)
+        largest, norm = row_max_norm(ops, rows, plus)
         bound = norm * (self.clip / math.sqrt(rows.shape[1]))
         return ops.column(ops.where(largest > bound, bound, largest))
 

@@ -8,7 +8,9 @@ from typing import ClassVar
 from hvd_compress.compressors.base import Exchanging, setting
 from hvd_compress.compressors.quantize import WHOLE, Quantizer
 from hvd_compress.compressors.state import State
-from hvd_compress.ops import Array, Ops
+from hvd_compress.native.kernels import Kernels
+from hvd_compress.ops import Array, Ops, flat_rows
+from hvd_compress.ops.by_kernel import by_kernel
 
 
 class Sign(Quantizer):
@@ -24,6 +26,24 @@ class Sign(Quantizer):
         return ops.cast(2 * codes - 1, "float32") * scales
 
 
+def _row_sides(ops: Ops, kernels: Kernels, rows: Array, plus: Array | None) -> tuple[Array, Array, Array]:
+    sides = kernels.group_sides(*flat_rows(rows, plus))
+    return sides[0::3], sides[1::3], sides[2::3]
+
+
+@by_kernel(_row_sides, axes=2, rows="float32", plus="float32")
+def row_sides(ops: Ops, rows: Array, plus: Array | None) -> tuple[Array, Array, Array]:
+    """Return each row's sum of what is at least zero, sum of all else, and number of the former, float64.
+
+    They are those of rows + plus, if given.
+    """
+    rows = rows if plus is None else rows + plus
+    positive, wide = rows >= 0, ops.cast(rows, "float64")
+    none = ops.zeros_like(wide)
+    up, down = ops.where(positive, wide, none), ops.where(positive, none, wide)
+    return ops.row_sum(up), ops.row_sum(down), ops.row_sum(ops.cast(positive, "float64"))
+
+
 class SignsAndMeans(Sign):
     """A sign method whose scales are made of the sums of either sign."""
 
@@ -35,13 +55,14 @@ class SignsAndMeans(Sign):
         raise NotImplementedError
 
     def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
-        up, down, count = ops.row_sides(rows, plus)
+        up, down, count = row_sides(ops, rows, plus)
         return self.means(ops, up, down, count, rows.shape[1])
 
     def _encode_by_kernel(self, ops: Ops, vector: Array, residual: Array | None, rest: bool, state: State) -> Array:
         """Without a rest the signs and their sums take one pass."""
         if rest:
             return super()._encode_by_kernel(ops, vector, residual, rest, state)
+        assert ops.kernels
         sizes = [p.size for p in state.layout.parameters if p.size]
         header = 4 * self.scales_each * len(sizes)
         payload, sides = ops.kernels.signs(vector, sizes, header)

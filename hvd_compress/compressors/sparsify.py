@@ -21,7 +21,9 @@ from hvd_compress.compressors.indices import decode_indices, encode_indices, ind
 from hvd_compress.compressors.quantize import Quantizer
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
+from hvd_compress.ops.by_kernel import by_kernel
 from hvd_compress.ops.layout import Layout, Parameter
+from hvd_compress.ops.random import Stream
 
 HALF_MAX = 65504.0
 COUNT_BYTES = 8
@@ -243,6 +245,20 @@ class DGC(LargestOfEach):
         return indices if LEAST_OF_K * count <= indices.shape[0] <= MOST_OF_K * count else ops.top_k(vector, count)
 
 
+@by_kernel(vector="float32")
+def sum_abs_below(ops: Ops, vector: Array, bound: float) -> tuple[float, int]:
+    """Return the sum, in float64, of the magnitudes below a bound, and the number of the others."""
+    magnitude = abs(vector)
+    below = ops.take(magnitude, ops.nonzero(magnitude < bound))
+    return float(ops.row_sum(below.reshape(1, -1))[0]), vector.shape[0] - below.shape[0]
+
+
+@by_kernel(lambda ops, kernels, vector, scale, stream: kernels.draw(vector, scale, stream.words()), vector="float32")
+def draw(ops: Ops, vector: Array, scale: float, stream: Stream) -> Array:
+    """Return each index with probability min(1, scale * magnitude), NaN for certain; int64 ascending."""
+    return ops.nonzero(~(ops.uniform(vector.shape[0], stream) >= abs(vector) * scale))
+
+
 ROUNDS = 4  # rounds of redistribution; the result is unbiased after any number
 
 
@@ -276,15 +292,15 @@ class Wangni(Sparsifier):
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
         """Find lambda, and draw."""
         target = self.ratio * state.layout.size
-        below, capped = ops.sum_abs_below(vector, math.inf)
+        below, capped = sum_abs_below(ops, vector, math.inf)
         scale = target / below if below else 0.0
         for _ in range(ROUNDS if scale else 0):
             before = capped
-            below, capped = ops.sum_abs_below(vector, 1 / scale)
+            below, capped = sum_abs_below(ops, vector, 1 / scale)
             if capped == before or capped >= target or not below:
                 break
             scale = (target - capped) / below
-        indices = ops.draw(vector, scale, state.own_stream(self.name))
+        indices = draw(ops, vector, scale, state.own_stream(self.name))
         values = ops.take(vector, indices)
         return indices, values / ops.clip(abs(values) * scale, 0, 1)
 

@@ -1,7 +1,7 @@
-"""The compiled kernels, if they were built: the same results as the array operations, several times as fast.
+"""Compiled kernels: several times as fast as the array operations, with the same results. They are optional.
 
-HVD_COMPRESS_NATIVE=0 in the environment does without them; HVD_COMPRESS_SIMD (portable, avx2, avx512) chooses another
-level of SIMD than the processor's best.
+In the environment, HVD_COMPRESS_NATIVE=0 switches them off, and HVD_COMPRESS_SIMD (portable, avx2, avx512) chooses a
+level of SIMD other than the processor's best.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+
+from hvd_compress.native.kernels import Kernels
 
 
 @functools.cache
-def load() -> ModuleType | None:
-    """Return the extension module, whose functions `_kernels.pyi` documents, or None; warn once if it is missing."""
+def load() -> Kernels | None:
+    """Return the kernels, or None where they are missing or switched off; warn once if they are missing."""
     if os.environ.get("HVD_COMPRESS_NATIVE") == "0":
         return None
     try:
-        from hvd_compress.native import _kernels
+        import hvd_compress.native.cpu._kernels as kernels
     except ImportError as error:
         logging.getLogger("hvd_compress").warning(
             "hvd_compress runs without its compiled kernels, several times slower (%s). To build them, install a C++ "
@@ -28,14 +29,14 @@ def load() -> ModuleType | None:
             error,
         )
         return None
-    return _kernels
+    return kernels
 
 
 @contextmanager
 def default_floats() -> Iterator[None]:
-    """Let the calling thread compute as everybody does: TensorFlow's threads take numbers below 2^-126 for zeros.
+    """Disable flush-to-zero in this thread for a while; TensorFlow enables it, which would change payloads.
 
-    Without the kernels there is nothing to do that with.
+    Has no effect without the kernels.
     """
     kernels = load()
     before = kernels.float_environment(None) if kernels else None

@@ -6,9 +6,13 @@ frameworks spell differently is here. Nothing changes its arguments, except wher
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from hvd_compress.native.kernels import Kernels
+from hvd_compress.ops import random
+from hvd_compress.ops.by_kernel import by_kernel, inherit
 from hvd_compress.ops.random import Stream
 
 Array = Any
@@ -22,17 +26,50 @@ def packed_bytes(count: int, bits: int) -> int:
     return count * (bits // 8) + -(-count // 8) * (bits % 8)
 
 
+def _row_max_abs(ops: Ops, kernels: Kernels, rows: Array, plus: Array | None = None) -> Array:
+    return kernels.group_max_abs(*flat_rows(rows, plus))
+
+
+def flat_rows(rows: Array, plus: Array | None) -> tuple[Array, int | list[int], Array | None]:
+    """Return rows and what is to be added to them as the arguments of a kernel for groups."""
+    groups = rows.shape[1] or [0] * rows.shape[0]
+    return rows.reshape(-1), groups, None if plus is None else plus.reshape(-1)
+
+
+def _scatter_add(ops: Ops, kernels: Kernels, total: Array, indices: Array, values: Array) -> Array:
+    kernels.scatter_add(total, indices, values)
+    return total
+
+
+def _add_product(
+    ops: Ops, kernels: Kernels, total: Array, places: Sequence[slice], left: Array, right: Array, factor: float
+) -> Array:
+    offsets, shape = [place.start for place in places], (left.shape[1], right.shape[1])
+    kernels.add_product(total, offsets, shape, ops.flatten(left), ops.flatten(right), left.shape[2], factor)
+    return total
+
+
 class Ops(Protocol):
-    """What an algorithm may ask of a framework's arrays."""
+    """What an algorithm may ask of a framework's arrays.
+
+    The classes that implement it derive from it: what is written in other operations is written here.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        inherit(cls, Ops)
 
     name: str
 
-    kernels: Any
+    kernels: Kernels | None
     """The compiled kernels on this framework's arrays, or None where there are none (see `hvd_compress.native`).
 
-    An algorithm may use a kernel that does several of the operations below in one pass, and must give the same bits
-    without.
+    An algorithm may use a kernel that does several of the operations below in one pass (`by_kernel` chooses), and must
+    give the same bits without.
     """
+
+    def fits_kernels(self, array: Array, axes: int, dtypes: Sequence[str]) -> bool:
+        """Tell whether kernels take an array: of that many axes and one of the dtypes, contiguous and aligned."""
 
     # --- making and converting
 
@@ -42,6 +79,7 @@ class Ops(Protocol):
     def to_numpy(self, array: Array) -> Any:
         """Return an array as NumPy's."""
 
+    @by_kernel()
     def zeros(self, size: int) -> Array:
         """Return float32 zeros of shape (size,)."""
 
@@ -68,6 +106,7 @@ class Ops(Protocol):
 
     def flatten(self, array: Array) -> Array:
         """Return the array in one dimension."""
+        return array.reshape(-1)
 
     def transpose(self, matrix: Array) -> Array:
         """Swap the last two axes."""
@@ -89,11 +128,9 @@ class Ops(Protocol):
     def add(self, total: Array, vector: Array, factor: float = 1.0) -> Array:
         """Return total + factor * vector, in the dtype of `total`, which may be overwritten."""
 
+    @by_kernel(lambda ops, kernels, x, a, y, b, out=None: kernels.affine(x, a, y, b, out), x="float32", y="float32")
     def affine(self, x: Array, a: float, y: Array, b: float, out: Array | None = None) -> Array:
         """Return a * x + b * y for vectors of float32, in `out` if it is given; that may be x or y."""
-
-    def half_rest(self, vector: Array, residual: Array | None) -> tuple[Array, Array]:
-        """Return vector + residual as float16, and what that does not carry, for which `vector` is overwritten."""
 
     def median(self, vectors: Sequence[Array]) -> Array:
         """Return the elementwise median of an odd number of vectors."""
@@ -116,11 +153,13 @@ class Ops(Protocol):
     def norm(self, vector: Array) -> float:
         """Return the Euclidean norm as a Python float, computed in float64."""
 
+    @by_kernel(vector="float32")
     def all_finite(self, vector: Array) -> bool:
         """Tell whether no element is NaN or infinite."""
 
     def poison(self, vector: Array) -> Array:
         """Return the vector itself if it is finite, else one of NaN."""
+        return vector if self.all_finite(vector) else self.zeros_like(vector) + math.nan
 
     # --- blocks of a vector
 
@@ -129,42 +168,47 @@ class Ops(Protocol):
 
     def column(self, vector: Array) -> Array:
         """Return shape (n, 1), to multiply rows with."""
+        return vector.reshape(-1, 1)
 
+    @by_kernel(_row_max_abs, axes=2, rows="float32", plus="float32")
     def row_max_abs(self, rows: Array, plus: Array | None = None) -> Array:
         """Return the largest magnitude of each row (of rows + plus, if given); NaN where a row has one."""
 
     def row_norm(self, rows: Array) -> Array:
-        """Return the Euclidean norm of each row, computed in float64."""
+        """Return the Euclidean norm of each row, float32, computed in float64."""
 
-    def row_max_norm(self, rows: Array, plus: Array | None = None) -> tuple[Array, Array]:
-        """Return what `row_max_abs` and `row_norm` do, of rows + plus, if given."""
-
-    def row_sides(self, rows: Array, plus: Array | None = None) -> tuple[Array, Array, Array]:
-        """Return each row's sum of what is at least zero, sum of all else, and number of the former, in float64.
-
-        They are those of rows + plus, if given.
-        """
+    def row_sum(self, rows: Array) -> Array:
+        """Return the sum of each row, float64, or int64 of integers."""
 
     # --- selection
 
+    @by_kernel(vector="float32")
     def top_k(self, vector: Array, count: int) -> Array:
         """Return the indices of the `count` largest magnitudes, int64 ascending.
 
         Among equal magnitudes the lower index is taken; NaN counts as larger than any number.
         """
 
+    @by_kernel(vector="float32")
     def above(self, vector: Array, threshold: float) -> Array:
         """Return the indices of magnitudes that are not below a threshold (NaN never is), int64 ascending."""
 
-    def sum_abs_below(self, vector: Array, bound: float) -> tuple[float, int]:
-        """Return the sum, in float64, of the magnitudes below a bound, and the number of the others."""
+    def nonzero(self, condition: Array) -> Array:
+        """Return the indices at which a condition is true, int64 ascending."""
 
+    @by_kernel(vector="float32", indices="int64")
     def take(self, vector: Array, indices: Array) -> Array:
         """Return the elements at the indices."""
 
+    @by_kernel(lambda ops, kernels, size, parts, factor: kernels.scatter(size, list(parts), factor))
     def scatter(self, size: int, parts: Sequence[tuple[Array, Array]], factor: float) -> Array:
         """Return zeros of shape (size,) plus `factor` times the values of each pair (ascending indices, values)."""
+        total = self.zeros(size)
+        for indices, values in parts:
+            total = self.scatter_add(total, indices, values * factor)
+        return total
 
+    @by_kernel(_scatter_add, total="float32", indices="int64", values="float32")
     def scatter_add(self, total: Array, indices: Array, values: Array) -> Array:
         """Add values at ascending distinct indices; `total` may be overwritten."""
 
@@ -182,20 +226,28 @@ class Ops(Protocol):
 
     def ascending_below(self, indices: Array, size: int) -> bool:
         """Tell whether the indices are ascending, distinct and in [0, size)."""
+        if not indices.shape[0]:
+            return True
+        ascending = not self.nonzero(indices[1:] <= indices[:-1]).shape[0]
+        return ascending and int(indices[0]) >= 0 and int(indices[-1]) < size
 
     # --- randomness (see `hvd_compress.ops.random`)
 
+    @by_kernel(lambda ops, kernels, count, stream: kernels.uniform(count, stream.words()))
     def uniform(self, count: int, stream: Stream) -> Array:
         """Return numbers in [0, 1), float32 with 24 random bits."""
+        return self.cast(random.signed_words(self, count, stream) >> 8 & 0xFFFFFF, "float32") * 2**-24
 
     def noise(self, count: int, stream: Stream) -> Array:
         """Return int32 numbers of 16 random bits, for rounding."""
+        words = random.signed_words(self, -(-count // 32) * 16, stream).reshape(-1, 1, 16)
+        halves = self.cast(self.arange(2), "int32").reshape(1, 2, 1) * 16
+        return self.flatten(words >> halves & 0xFFFF)[:count]
 
-    def draw(self, vector: Array, scale: float, stream: Stream) -> Array:
-        """Return each index with probability min(1, scale * magnitude), NaN for certain; int64 ascending."""
-
+    @by_kernel(lambda ops, kernels, count, size, stream: kernels.distinct(count, size, stream.words()))
     def distinct(self, count: int, size: int, stream: Stream) -> Array:
         """Return `count` distinct random indices below `size`, int64 ascending."""
+        return self.from_numpy(random.distinct(count, size, stream))
 
     # --- bytes and bits
 
@@ -205,33 +257,58 @@ class Ops(Protocol):
     def from_bytes(self, payload: Array, dtype: str) -> Array:
         """Return bytes as an array of a dtype."""
 
+    @by_kernel(numbers="uint8 int32 int64")
     def pack(self, numbers: Array, bits: int) -> Array:
         """Pack integers of 0 to 30 bits into `packed_bytes(len(numbers), bits)` bytes."""
+        whole, rest = divmod(bits, 8)
+        planes = [self.cast(numbers >> 8 * i & 0xFF, "uint8") for i in range(whole)]
+        if rest:
+            top = self.cast(numbers >> 8 * whole & (1 << rest) - 1, "int64")
+            words = self.row_sum(self.blocks(top, 8) << self.arange(8).reshape(1, 8) * rest)
+            planes.append(self.flatten(self.to_bytes(words).reshape(-1, 8)[:, :rest]))
+        return self.concat(planes) if planes else self.cast(self.zeros(0), "uint8")
 
+    @by_kernel(payload="uint8")
     def unpack(self, payload: Array, bits: int, count: int) -> Array:
         """Undo `pack`: int32 of 0 to 30 bits."""
+        whole, rest = divmod(bits, 8)
+        numbers = self.cast(self.zeros(count), "int32")
+        for i in range(whole):
+            numbers = numbers | self.cast(payload[i * count : (i + 1) * count], "int32") << 8 * i
+        if rest:
+            parts = self.cast(payload[whole * count :].reshape(-1, rest), "int64")
+            words = self.column(self.row_sum(parts << self.arange(rest).reshape(1, rest) * 8))
+            top = self.flatten(words >> self.arange(8).reshape(1, 8) * rest & (1 << rest) - 1)[:count]
+            numbers = numbers | self.cast(top, "int32") << 8 * whole
+        return numbers
 
+    @by_kernel(indices="int64")
     def bitmap(self, indices: Array, size: int) -> Array:
         """Return `size` bits, packed, with those at ascending distinct indices set."""
+        ones = self.cast(self.ones_like(indices), "int32")
+        return self.pack(self.scatter_add(self.cast(self.zeros(size), "int32"), indices, ones), 1)
 
+    @by_kernel(payload="uint8")
     def set_bits(self, payload: Array, size: int) -> Array:
         """Return the positions of the bits set among the first `size`, int64 ascending."""
+        shifts = self.cast(self.arange(8), "uint8").reshape(1, 8)
+        return self.nonzero(self.flatten(payload.reshape(-1, 1) >> shifts & 1)[:size] > 0)
 
     # --- linear algebra
 
-    # Matrices of one shape (n, m) that lie at places of a vector:
-
-    def times(self, vector: Array, places: Sequence[slice], shape: tuple[int, int], right: Array) -> Array:
-        """Return M Q for each matrix M and its Q in `right`, of shape (count, m, r): shape (count, n, r)."""
-
-    def times_transposed(self, vector: Array, places: Sequence[slice], shape: tuple[int, int], left: Array) -> Array:
-        """Return M^T P for each matrix M and its P in `left`, of shape (count, n, r): shape (count, m, r)."""
-
-    def add_product(self, total: Array, places: Sequence[slice], left: Array, right: Array, factor: float) -> Array:
-        """Add factor * P Q^T at each place; `total` may be overwritten."""
-
     def add_at(self, total: Array, place: slice, values: Array, factor: float) -> Array:
         """Add factor * values at a place; `total` may be overwritten."""
+
+    @by_kernel(_add_product, total="float32")
+    def add_product(self, total: Array, places: Sequence[slice], left: Array, right: Array, factor: float) -> Array:
+        """Add factor * P Q^T at each place; `total` may be overwritten.
+
+        P and Q are the matrices of `left`, of shape (count, n, r), and of `right`, of shape (count, m, r).
+        """
+        products = left @ self.transpose(right)
+        for i, place in enumerate(places):
+            total = self.add_at(total, place, self.flatten(products[i]), factor)
+        return total
 
     def orthogonalize(self, matrix: Array) -> Array:
         """Return orthonormal bases of the columns of n matrices, of the same shape; NaN for a matrix with NaN."""

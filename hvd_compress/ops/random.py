@@ -8,10 +8,13 @@ not matter, and each framework computes the same bits with plain 32-bit integer 
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from hvd_compress.ops import Ops
 
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 SHIFTS = (16, 15, 16)
@@ -68,6 +71,22 @@ def _mix_array(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
     x *= np.uint32(MULTIPLIERS[1])
     x ^= x >> np.uint32(SHIFTS[2])
     return x
+
+
+def signed_words(ops: Ops, count: int, stream: Stream) -> Any:
+    """Return what `bits` does as a framework's int32; its shifts are arithmetic, hence the masks."""
+
+    def signed(word: int) -> int:
+        return word - (1 << 32) if word >> 31 else word
+
+    def mixed(x: Any) -> Any:
+        for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
+            x ^= x >> shift & (1 << 32 - shift) - 1
+            x *= signed(multiplier)
+        return x
+
+    first, second = map(signed, stream.words())
+    return mixed(mixed(ops.cast(ops.arange(count), "int32") + first) ^ second)
 
 
 def distinct(count: int, size: int, stream: Stream) -> NDArray[np.int64]:

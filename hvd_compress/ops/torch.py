@@ -5,34 +5,33 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hvd_compress import native
-from hvd_compress.ops import random
+from hvd_compress.native.kernels import Kernels
+from hvd_compress.ops import Ops
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.ops.random import Stream
 
 LARGE = 1 << 20  # bytes from which the memory of freed tensors is worth keeping
 
 
-class TorchOps:
-    """See `hvd_compress.ops.Ops`; what it makes lies on `device`.
-
-    On the CPU, with `kernels` and where there are any, NumPy's operations and their kernels do the work, on the
-    tensors' memory. Everywhere else PyTorch's do.
-    """
+class TorchOps(Ops):
+    """The operations of `Ops`; what they make lies on `device`. On the CPU, with `kernels`, by those that fit."""
 
     name = "torch"
 
     def __init__(self, device: torch.device | str = "cpu", kernels: bool = True) -> None:
         self.device = torch.device(device)
         module = native.load() if kernels and self.device.type == "cpu" else None
-        self.kernels: Any = OnTensors(module) if module else None
-        self._numpy: Any = OnTensors(NumpyOps()) if module else None
+        self.kernels = cast(Kernels, OnTensors(module)) if module else None
+
+    def fits_kernels(self, array: Tensor, axes: int, dtypes: Sequence[str]) -> bool:
+        fits = array.dim() == axes and str(array.dtype)[len("torch.") :] in dtypes
+        return fits and array.is_contiguous() and not array.data_ptr() % array.itemsize
 
     def _new(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a tensor of any content; a large one on the CPU from memory that was used before."""
@@ -42,6 +41,10 @@ class TorchOps:
         memory: Tensor = self.kernels.empty(-(-size * dtype.itemsize // 4))
         return memory.view(dtype)[:size].view(tuple(shape))
 
+    def _has_numpy_for(self, array: Tensor) -> bool:
+        """Tell whether NumPy can do with a tensor's memory what PyTorch would do with threads that go on spinning."""
+        return self.kernels is not None and array.dtype != torch.bfloat16
+
     def from_numpy(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
@@ -49,7 +52,7 @@ class TorchOps:
         return array.cpu().numpy()
 
     def zeros(self, size: int) -> Tensor:
-        return self._numpy.zeros(size) if self._numpy else torch.zeros(size, device=self.device)
+        return torch.zeros(size, device=self.device)
 
     def arange(self, count: int) -> Tensor:
         return torch.arange(count, device=self.device)
@@ -70,9 +73,8 @@ class TorchOps:
     def concat(self, arrays: Sequence[Tensor]) -> Tensor:
         if not arrays:
             return self.zeros(0)
-        size = sum(array.shape[0] for array in arrays)
-        joined = self._new((size,), arrays[0].dtype)
-        if self._numpy and joined.dtype != torch.bfloat16:  # NumPy starts no threads that go on spinning
+        joined = self._new((sum(array.shape[0] for array in arrays),), arrays[0].dtype)
+        if self._has_numpy_for(joined):
             np.concatenate(_to_arrays(list(arrays)), out=joined.numpy())
             return joined
         return torch.cat(list(arrays), out=joined)
@@ -80,9 +82,6 @@ class TorchOps:
     def stack(self, matrices: Sequence[Tensor]) -> Tensor:
         shape = (len(matrices), *matrices[0].shape)
         return torch.stack(list(matrices), out=self._new(shape, matrices[0].dtype))
-
-    def flatten(self, array: Tensor) -> Tensor:
-        return array.reshape(-1)
 
     def transpose(self, matrix: Tensor) -> Tensor:
         return matrix.mT
@@ -103,17 +102,7 @@ class TorchOps:
         return total.add_(self.cast(vector, "float32") if vector.dtype == torch.float16 else vector, alpha=factor)
 
     def affine(self, x: Tensor, a: float, y: Tensor, b: float, out: Tensor | None = None) -> Tensor:
-        return self._numpy.affine(x, a, y, b, out) if self._numpy else torch.add(x * a, y * b, out=out)
-
-    def half_rest(self, vector: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self._numpy:
-            half, _ = self._numpy.half_rest(vector, residual)
-            return half, vector
-        if residual is not None:
-            vector += residual
-        half = vector.half()
-        vector -= half
-        return half, vector
+        return torch.add(x * a, y * b, out=out)
 
     def median(self, vectors: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(vectors)).median(dim=0).values
@@ -137,46 +126,24 @@ class TorchOps:
         return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
     def all_finite(self, vector: Tensor) -> bool:
-        if self._numpy and vector.dtype == torch.float32:
-            return self._numpy.all_finite(vector)
         # The sum may overflow where no element does.
         return bool(vector.sum().isfinite()) or bool(vector.isfinite().all())
-
-    def poison(self, vector: Tensor) -> Tensor:
-        return vector if self.all_finite(vector) else torch.full_like(vector, torch.nan)
 
     def blocks(self, vector: Tensor, block: int) -> Tensor:
         missing = -vector.shape[0] % block
         padded = torch.nn.functional.pad(vector, (0, missing)) if missing else vector
         return padded.reshape(-1, block)
 
-    def column(self, vector: Tensor) -> Tensor:
-        return vector[:, None]
-
     def row_max_abs(self, rows: Tensor, plus: Tensor | None = None) -> Tensor:
-        return self._numpy.row_max_abs(rows, plus) if self._numpy else _sum(rows, plus).abs().amax(dim=1)
+        return (rows if plus is None else rows + plus).abs().amax(dim=1)
 
     def row_norm(self, rows: Tensor) -> Tensor:
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).float()
 
-    def row_max_norm(self, rows: Tensor, plus: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self._numpy:
-            largest, norm = self._numpy.row_max_norm(rows, plus)
-            return largest, norm
-        return self.row_max_abs(rows, plus), self.row_norm(_sum(rows, plus))
-
-    def row_sides(self, rows: Tensor, plus: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        if self._numpy:
-            up, down, count = self._numpy.row_sides(rows, plus)
-            return up, down, count
-        rows = _sum(rows, plus)
-        positive, wide = rows >= 0, rows.double()
-        up, down = torch.where(positive, wide, 0.0).sum(dim=1), torch.where(positive, 0.0, wide).sum(dim=1)
-        return up, down, positive.sum(dim=1).double()
+    def row_sum(self, rows: Tensor) -> Tensor:
+        return rows.sum(dim=1, dtype=torch.float64 if rows.is_floating_point() else torch.int64)
 
     def top_k(self, vector: Tensor, count: int) -> Tensor:
-        if self._numpy:
-            return self._numpy.top_k(vector, count)
         if count >= vector.shape[0]:
             return self.arange(vector.shape[0])
         magnitude = vector.view(torch.int32) & 0x7FFFFFFF
@@ -185,83 +152,34 @@ class TorchOps:
         # Of those equal to the least, the first ones fill up to `count`.
         equal = magnitude == least
         equal &= equal.cumsum(0) <= count - above.sum()
-        return (above | equal).nonzero().reshape(-1)
+        return self.nonzero(above | equal)
 
     def above(self, vector: Tensor, threshold: float) -> Tensor:
-        if self._numpy:
-            return self._numpy.above(vector, threshold)
-        return (~(vector.abs() < threshold)).nonzero().reshape(-1)
+        return self.nonzero(~(vector.abs() < threshold))
 
-    def sum_abs_below(self, vector: Tensor, bound: float) -> tuple[float, int]:
-        if self._numpy:
-            total, others = self._numpy.sum_abs_below(vector, bound)
-            return total, others
-        magnitude = vector.abs()
-        below = magnitude < bound
-        return float(magnitude[below].sum(dtype=torch.float64)), vector.shape[0] - int(below.sum())
+    def nonzero(self, condition: Tensor) -> Tensor:
+        return condition.nonzero().reshape(-1)
 
     def take(self, vector: Tensor, indices: Tensor) -> Tensor:
-        if self._numpy and vector.dtype != torch.bfloat16:
-            return self._numpy.take(vector, indices)
+        if self._has_numpy_for(vector):
+            return torch.from_numpy(vector.detach().numpy()[indices.numpy()])
         return vector[indices]
 
-    def scatter(self, size: int, parts: Sequence[tuple[Tensor, Tensor]], factor: float) -> Tensor:
-        if self._numpy:
-            return self._numpy.scatter(size, list(parts), factor)
-        total = self.zeros(size)
-        for indices, values in parts:
-            total.index_add_(0, indices, values * factor)
-        return total
-
     def scatter_add(self, total: Tensor, indices: Tensor, values: Tensor) -> Tensor:
-        if self._numpy:
-            self._numpy.scatter_add(total, indices, values)
-            return total
         return total.index_add_(0, indices, values)
 
     def add_repeated(self, total: Tensor, indices: Tensor, values: Tensor) -> Tensor:
         return total.index_add_(0, indices, values)
 
     def sum_rows(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self._numpy and values.dtype != torch.bfloat16:
-            distinct, sums = self._numpy.sum_rows(indices, values)
-            return distinct, sums
+        if self._has_numpy_for(values):
+            distinct, sums = NumpyOps().sum_rows(indices.numpy(), values.detach().numpy())
+            return torch.from_numpy(distinct), torch.from_numpy(sums)
         distinct, places = indices.unique(return_inverse=True)
         return distinct, values.new_zeros(distinct.shape[0], values.shape[1]).index_add_(0, places, values)
 
     def scatter_zero(self, total: Tensor, indices: Tensor) -> Tensor:
         return total.index_fill_(0, indices, 0)
-
-    def ascending_below(self, indices: Tensor, size: int) -> bool:
-        if not indices.shape[0]:
-            return True
-        return bool((indices[1:] > indices[:-1]).all() & (indices[0] >= 0) & (indices[-1] < size))
-
-    def uniform(self, count: int, stream: Stream) -> Tensor:
-        if self._numpy:
-            return self._numpy.uniform(count, stream)
-        return (self._words(count, stream) >> 8).bitwise_and_(0xFFFFFF).float().mul_(2**-24)
-
-    def _words(self, count: int, stream: Stream) -> Tensor:
-        first, second = (_signed(word) for word in stream.words())
-        x = torch.arange(count, dtype=torch.int32, device=self.device).add_(first)
-        return _mix_(_mix_(x).bitwise_xor_(second))
-
-    def noise(self, count: int, stream: Stream) -> Tensor:
-        if self._numpy:
-            return self._numpy.noise(count, stream)
-        words = self._words(-(-count // 32) * 16, stream).reshape(-1, 1, 16)
-        return torch.cat([words & 0xFFFF, words >> 16 & 0xFFFF], dim=1).reshape(-1)[:count]
-
-    def draw(self, vector: Tensor, scale: float, stream: Stream) -> Tensor:
-        if self._numpy:
-            return self._numpy.draw(vector, scale, stream)
-        return (~(self.uniform(vector.shape[0], stream) >= vector.abs() * scale)).nonzero().reshape(-1)
-
-    def distinct(self, count: int, size: int, stream: Stream) -> Tensor:
-        if self._numpy:
-            return self._numpy.distinct(count, size, stream)
-        return self.from_numpy(random.distinct(count, size, stream))
 
     def to_bytes(self, array: Tensor) -> Tensor:
         return array.contiguous().view(torch.uint8) if array.shape[0] else array.new_zeros(0, dtype=torch.uint8)
@@ -273,66 +191,13 @@ class TorchOps:
             payload = payload.clone()
         return payload.view(kind)
 
-    def pack(self, numbers: Tensor, bits: int) -> Tensor:
-        if self._numpy:
-            return self._numpy.pack(numbers, bits)
-        planes = [(numbers >> 8 * i & 0xFF).to(torch.uint8) for i in range(bits // 8)]
-        rest = bits % 8
-        if rest:
-            top = numbers >> 8 * (bits // 8) & ((1 << rest) - 1)
-            shifts = torch.arange(0, 8 * rest, rest, device=self.device)
-            words = (self.blocks(top.long(), 8) << shifts).sum(dim=1)
-            planes.append(words.view(torch.uint8).reshape(-1, 8)[:, :rest].reshape(-1))
-        return torch.cat(planes) if planes else torch.zeros(0, dtype=torch.uint8, device=self.device)
-
-    def unpack(self, payload: Tensor, bits: int, count: int) -> Tensor:
-        if self._numpy:
-            return self._numpy.unpack(payload, bits, count)
-        numbers = torch.zeros(count, dtype=torch.int32, device=self.device)
-        for i in range(bits // 8):
-            numbers |= payload[i * count : (i + 1) * count].int() << 8 * i
-        rest = bits % 8
-        if rest:
-            words = torch.zeros(-(-count // 8), 8, dtype=torch.uint8, device=self.device)
-            words[:, :rest] = payload[bits // 8 * count :].reshape(-1, rest)
-            shifts = torch.arange(0, 8 * rest, rest, device=self.device)
-            top = (words.view(torch.int64) >> shifts & ((1 << rest) - 1)).int().reshape(-1)[:count]
-            numbers |= top << 8 * (bits // 8)
-        return numbers
-
-    def bitmap(self, indices: Tensor, size: int) -> Tensor:
-        if self._numpy:
-            return self._numpy.bitmap(indices, size)
-        bits = torch.zeros(size, dtype=torch.uint8, device=self.device)
-        bits[indices] = 1
-        return self.pack(bits, 1)
-
-    def set_bits(self, payload: Tensor, size: int) -> Tensor:
-        if self._numpy:
-            return self._numpy.set_bits(payload, size)
-        shifts = torch.arange(8, dtype=torch.uint8, device=self.device)
-        return (payload[:, None] >> shifts & 1).reshape(-1)[:size].nonzero().reshape(-1)
-
-    def times(self, vector: Tensor, places: Sequence[slice], shape: tuple[int, int], right: Tensor) -> Tensor:
-        if self._numpy:
-            return self._numpy.times(vector, places, shape, right)
-        return torch.stack([vector[p].view(shape) for p in places]) @ right
-
-    def times_transposed(self, vector: Tensor, places: Sequence[slice], shape: tuple[int, int], left: Tensor) -> Tensor:
-        if self._numpy:
-            return self._numpy.times_transposed(vector, places, shape, left)
-        return torch.stack([vector[p].view(shape) for p in places]).mT @ left
-
-    def add_product(self, total: Tensor, places: Sequence[slice], left: Tensor, right: Tensor, factor: float) -> Tensor:
-        if self._numpy:
-            self._numpy.add_product(total, places, left, right, factor)
-            return total
-        for place, p, q in zip(places, left, right, strict=True):
-            total[place].view(p.shape[0], q.shape[0]).addmm_(p, q.T, alpha=factor)
-        return total
-
     def add_at(self, total: Tensor, place: slice, values: Tensor, factor: float) -> Tensor:
         total[place].add_(values, alpha=factor)
+        return total
+
+    def add_product(self, total: Tensor, places: Sequence[slice], left: Tensor, right: Tensor, factor: float) -> Tensor:
+        for place, p, q in zip(places, left, right, strict=True):
+            total[place].view(p.shape[0], q.shape[0]).addmm_(p, q.T, alpha=factor)
         return total
 
     def orthogonalize(self, matrix: Tensor) -> Tensor:
@@ -352,11 +217,11 @@ class OnTensors:
         function = getattr(self._target, name)
 
         @functools.wraps(function)
-        def on_tensors(*arguments: Any) -> Any:
+        def wrapped(*arguments: Any) -> Any:
             return _to_tensors(function(*map(_to_arrays, arguments)))
 
-        setattr(self, name, on_tensors)
-        return on_tensors
+        setattr(self, name, wrapped)
+        return wrapped
 
 
 def _to_arrays(value: Any) -> Any:
@@ -369,20 +234,3 @@ def _to_tensors(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
     return [_to_tensors(item) for item in value] if type(value) in (tuple, list) else value
-
-
-def _sum(rows: Tensor, plus: Tensor | None) -> Tensor:
-    return rows if plus is None else rows + plus
-
-
-def _signed(word: int) -> int:
-    return word - (1 << 32) if word >> 31 else word
-
-
-def _mix_(x: Tensor) -> Tensor:
-    """Mix int32 words in place, as `hvd_compress.ops.random.mix` does; the shifts are logical, hence the masks."""
-    for shift, multiplier in zip(random.SHIFTS, (*random.MULTIPLIERS, None), strict=True):
-        x ^= x >> shift & (1 << 32 - shift) - 1
-        if multiplier is not None:
-            x *= _signed(multiplier)
-    return x

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hvd_compress.native.kernels import Hashing
 from hvd_compress.ops import Array, Ops, random
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.random import Stream, make_key
@@ -152,7 +153,7 @@ class CountSketch:
         return other
 
     @cached_property
-    def _hashing(self) -> tuple[np.ndarray[Any, Any], ...]:
+    def _hashing(self) -> Hashing:
         """Shifts and flips, int64 and uint8, of each row and in it of each block; and a bit of sign for each column."""
         key, blocks = make_key("count sketch", self.seed), -(-self.size // self.columns)
         words = random.bits(2 * self.rows * blocks, Stream(key, 0)).reshape(2, -1)

@@ -82,7 +82,7 @@ class InvertibleSketch:
             position = ops.arange(c) - ops.take(self._rotations[r], block)
             position = position + c * ops.cast(position < 0, "int64")
             alone = (ops.take(multiples, at) == sums) & (block * c + position < self.size)
-            places = _where(ops, alone)
+            places = ops.nonzero(alone)
             idle = 0 if places.shape[0] else idle + 1
             if idle == self.rows:
                 break
@@ -94,8 +94,8 @@ class InvertibleSketch:
         every = ops.arange(0)
         if found:
             every = ops.sort(ops.concat(found))  # perhaps with one that was read twice, once by mistake
-            every = ops.take(every, ops.concat([ops.arange(1), 1 + _where(ops, every[1:] != every[:-1])]))
-        return every, _where(ops, table != 0).shape[0] / (self.rows * c)
+            every = ops.take(every, ops.concat([ops.arange(1), 1 + ops.nonzero(every[1:] != every[:-1])]))
+        return every, ops.nonzero(table != 0).shape[0] / (self.rows * c)
 
     @cached_property
     def _rotations(self) -> Array:
@@ -109,11 +109,6 @@ class InvertibleSketch:
             column = column_of(ops, position, ops.take(self._rotations[r], block), c)
             table = ops.add_repeated(table, r * c + column, sums)
         return table
-
-
-def _where(ops: Ops, condition: Array) -> Array:
-    """Return the indices at which a condition is true, int64 ascending."""
-    return ops.above(ops.cast(condition, "float32"), 0.5)
 
 
 def _codes(blocks: int) -> np.ndarray[Any, Any]:

@@ -1,0 +1,38 @@
+// Products of matrices with factors of few columns.
+#pragma once
+
+#include <vector>
+
+#include "base.hpp"
+
+namespace hvd {
+
+// Matrices of one shape at offsets of a vector. Each has a factor of `rank` columns; the factors are contiguous.
+struct Matrices {
+    std::vector<int64_t> offsets;
+    int64_t rows, columns;
+    int rank;
+
+    int64_t count() const { return static_cast<int64_t>(offsets.size()); }
+};
+
+void times(const Matrices& m, const float* vector, const float* right, float* out);                      // M Q
+void times_transposed(const Matrices& m, const float* vector, const float* left, float* out);            // M^T P
+void add_product(const Matrices& m, const float* left, const float* right, float factor, float* total);  // P Q^T
+
+// Factors are transposed here: a row of n numbers for each of their `rank` columns. x is a row of a matrix.
+struct LowrankLoops {
+    // Writes to out[k] the product of x with row k.
+    virtual void dots(const float* x, const float* rows, int64_t n, int rank, float* out) const = 0;
+    // Adds left[k] times x to row k of `out`, whose rows are `stride` apart.
+    virtual void add_multiples(
+        const float* x, const float* left, int64_t n, int rank, int64_t stride, float* out
+    ) const = 0;
+    // Adds to `total` the sum of left[k] times row k.
+    virtual void add_product(const float* left, const float* rows, int64_t n, int rank, float* total) const = 0;
+
+protected:
+    ~LowrankLoops() = default;
+};
+
+}  // namespace hvd
