@@ -1,10 +1,21 @@
 import importlib.util
+import os
 
 from hypothesis import HealthCheck, settings
 
 # PyTorch's CUDA build loads Triton late, and where TensorFlow is loaded by then, that ends the process.
 if importlib.util.find_spec("triton"):
     import triton  # noqa: F401
+
+# For every mpirun that a test starts: it may be root's, have more ranks than cores, and share the cores with others.
+os.environ |= {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    # Ranks of one machine need no TCP; where it finds no interface, Open MPI sleeps for a second at every start.
+    "OMPI_MCA_btl": "self,sm",
+}
 
 settings.register_profile(
     "tests", deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

@@ -1,5 +1,6 @@
 """The examples, as a user starts them."""
 
+import functools
 import json
 import os
 import re
@@ -15,8 +16,9 @@ from mnist_files import write_mnist
 pytestmark = pytest.mark.jobs
 
 ROOT = Path(__file__).parents[2]
+SEVERAL = Path(__file__).with_name("several.py")
 TRAIN = {name: ROOT / "examples" / name / "train.py" for name in ("torch", "tensorflow", "keras")}
-MPIRUN = ["mpirun", "--allow-run-as-root", "--map-by", ":OVERSUBSCRIBE", "-np", "2"]
+MPIRUN = ["mpirun", "-np", "2"]
 HOROVODRUN = ["horovodrun", "-np", "2"]
 KEYS = {"accuracy", "loss", "bytes_sent", "dense_bytes", "seconds", "compression_seconds", "communication_seconds"}
 KEYS |= {"ranks", "compression"}
@@ -25,6 +27,19 @@ KEYS |= {"ranks", "compression"}
 def start(launcher, *args, example="torch", **more):
     command = [*launcher, sys.executable, str(TRAIN[example]), *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, **more)
+
+
+def several(folder, launcher, example, lines):
+    """Call an example's main() for each command line, in one start; return what `start` returns for each."""
+    command = [*launcher, sys.executable, str(SEVERAL), str(folder), json.dumps(lines)]
+    path = os.pathsep.join([str(TRAIN[example].parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    of_ranks = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    for line, outcomes in zip(lines, zip(*of_ranks, strict=True), strict=True):
+        status, out, err = zip(*outcomes, strict=True)
+        yield subprocess.CompletedProcess(line, max(status), "".join(out), "".join(err))
 
 
 def result(done):
@@ -53,42 +68,6 @@ def test_train_learns_and_ends_with_json(example, launcher):
     assert found["dense_bytes"] == 4 * found["parameters"] * found["steps"]
 
 
-@pytest.mark.parametrize(
-    ("example", "model", "optimizer"),
-    [("torch", "cnn", "adam"), ("torch", "resnet9", "sgd"), ("tensorflow", "cnn", "adam"), ("keras", "resnet9", "sgd")],
-)
-def test_models_and_optimizers(example, model, optimizer):
-    found = result(
-        start(
-            MPIRUN,
-            *("--model", model, "--optimizer", optimizer, "--compression", "powersgd"),
-            *("--epochs", "1", "--limit", "256"),
-            example=example,
-        )
-    )
-    assert found["model"] == model
-    assert np.isfinite(found["loss"])
-
-
-@pytest.mark.parametrize("compress", [True, False])
-def test_mnist(tmp_path, compress):
-    write_mnist(tmp_path, compress)
-    found = result(start(MPIRUN, "--task", "mnist", "--data", str(tmp_path), "--compression", "qsgd", "--epochs", "5"))
-    assert found["accuracy"] == 1
-
-
-def test_cifar10(tmp_path):
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for name in ("data_batch_1.bin", "data_batch_2.bin", "test_batch.bin"):
-        labels = random.integers(0, 10, (64, 1), np.uint8)
-        (folder / name).write_bytes(np.concatenate([labels, np.repeat(25 * labels, 3072, axis=1)], axis=1).tobytes())
-    found = result(start(MPIRUN, "--task", "cifar10", "--data", str(tmp_path), "--model", "cnn", "--epochs", "1"))
-    assert found["test_examples"] == 64
-    assert found["steps"] == 2
-
-
 BAD = [
     (["--compression", "topq"], "unknown compressor 'topq'; known are: bf16, dgc"),
     (["--rule", "embed.*=topk"], "rule 'embed.*' matches none of the"),
@@ -99,60 +78,141 @@ BAD = [
     (["--task", "mnist", "--data", str(ROOT)], "has neither train-images-idx3-ubyte.gz nor train-images-idx3-ubyte"),
 ]
 
+MODELS = [
+    ("torch", "cnn", "adam"),
+    ("torch", "resnet9", "sgd"),
+    ("tensorflow", "cnn", "adam"),
+    ("keras", "resnet9", "sgd"),
+]
 
-@pytest.mark.parametrize(
-    ("launcher", "args", "message"),
-    [(MPIRUN if number < 2 else [], *case) for number, case in enumerate(BAD)],
-    ids=[message for _, message in BAD],
-)
-def test_bad_input_is_told_once_and_ends_the_job(launcher, args, message):
-    done = start(launcher, *args)
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folders of files, by name: two of MNIST, one of CIFAR-10."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("compressed", "plain", "cifar10")}
+    write_mnist(folders["compressed"], True)
+    write_mnist(folders["plain"], False)
+    random = np.random.default_rng(0)
+    for name in ("data_batch_1.bin", "data_batch_2.bin", "test_batch.bin"):
+        labels = random.integers(0, 10, (64, 1), np.uint8)
+        rows = np.concatenate([labels, np.repeat(25 * labels, 3072, axis=1)], axis=1)
+        (folders["cifar10"] / name).write_bytes(rows.tobytes())
+    return folders
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A function that returns what came of an example's line, by name; an example is started once for all its lines."""
+    lines = {example: {"bad": BAD[0][0]} for example in TRAIN}
+    for example, model, optimizer in MODELS:
+        lines[example][model, optimizer] = ["--model", model, "--optimizer", optimizer, "--compression", "powersgd"]
+        lines[example][model, optimizer] += ["--epochs", "1", "--limit", "256"]
+    for folder in ("compressed", "plain"):
+        mnist = ["--task", "mnist", "--data", str(data[folder]), "--compression", "qsgd", "--epochs", "5"]
+        lines["torch"][folder] = mnist
+    cifar10 = ["--task", "cifar10", "--data", str(data["cifar10"]), "--model", "cnn", "--epochs", "1"]
+    lines["torch"]["cifar10"] = cifar10
+    rules = ["--rule", "*.bias=none", "--rule", "*=qsgd(bits=8)", "--epochs", "1", "--limit", "128"]
+    lines["torch"]["rules"] = rules
+
+    @functools.cache
+    def outcomes(example):
+        done = several(tmp_path_factory.mktemp("outcomes"), MPIRUN, example, list(lines[example].values()))
+        return dict(zip(lines[example], done, strict=True))
+
+    return lambda example, name: outcomes(example)[name]
+
+
+@pytest.mark.parametrize(("example", "model", "optimizer"), MODELS)
+def test_models_and_optimizers(example, model, optimizer, trained):
+    found = result(trained(example, (model, optimizer)))
+    assert found["model"] == model
+    assert np.isfinite(found["loss"])
+
+
+@pytest.mark.parametrize("folder", ["compressed", "plain"])
+def test_mnist(folder, trained):
+    assert result(trained("torch", folder))["accuracy"] == 1
+
+
+def test_cifar10(trained):
+    found = result(trained("torch", "cifar10"))
+    assert found["test_examples"] == 64
+    assert found["steps"] == 2
+
+
+def test_rules_on_the_command_line(trained):
+    found = result(trained("torch", "rules"))
+    assert found["rules"] == ["*.bias=none", "*=qsgd(bits=8)"]
+    assert 3.5 < found["dense_bytes"] / found["bytes_sent"] < 4
+
+
+@pytest.mark.parametrize(("args", "message"), BAD[:2], ids=[message for _, message in BAD[:2]])
+def test_bad_input_is_told_once_and_ends_the_job(args, message):
+    done = start(MPIRUN, *args)
     assert done.returncode == 2
     assert done.stderr.count(message) == 1
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("example", ["tensorflow", "keras"])
-def test_bad_input_is_told_by_the_other_examples(example):
-    args, message = BAD[0]
-    done = start(MPIRUN, *args, example=example)
+def test_bad_input_is_told_once_by_the_other_examples(example, trained):
+    done = trained(example, "bad")
+    assert done.returncode == 2
+    assert done.stderr.count(BAD[0][1]) == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A folder of files that are cut off."""
+    folder = tmp_path_factory.mktemp("broken")
+    write_mnist(folder, False)
+    images = folder / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1])
+    (folder / "data_batch_1.bin").write_bytes(bytes(3072))
+    (folder / "test_batch.bin").write_bytes(bytes(3073))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def refused(broken, tmp_path_factory):
+    """What the example of PyTorch says to lines that it refuses, and to --help, by the line; without a launcher."""
+    lines = [args for args, _ in BAD[2:]]
+    lines += [["--task", task, "--data", str(broken)] for task in ("mnist", "cifar10")]
+    lines += [["--help"], ["--epochs", "0"], ["--rule", "none"]]
+    outcomes = several(tmp_path_factory.mktemp("outcomes"), [], "torch", lines)
+    return {" ".join(line): done for line, done in zip(lines, outcomes, strict=True)}
+
+
+@pytest.mark.parametrize(("args", "message"), BAD[2:], ids=[message for _, message in BAD[2:]])
+def test_bad_input_is_told_once(args, message, refused):
+    done = refused[" ".join(args)]
     assert done.returncode == 2
     assert done.stderr.count(message) == 1
     assert "Traceback" not in done.stderr
 
 
-def test_broken_files_are_named(tmp_path):
-    write_mnist(tmp_path, False)
-    broken = tmp_path / "train-images-idx3-ubyte"
-    broken.write_bytes(broken.read_bytes()[:-1])
-    done = start([], "--task", "mnist", "--data", str(tmp_path))
+def test_broken_files_are_named(broken, refused):
+    done = refused[f"--task mnist --data {broken}"]
     assert done.returncode == 2
-    assert f"{broken} is not an IDX file of unsigned bytes, or is cut off" in done.stderr
-    (tmp_path / "data_batch_1.bin").write_bytes(bytes(3072))
-    (tmp_path / "test_batch.bin").write_bytes(bytes(3073))
-    done = start([], "--task", "cifar10", "--data", str(tmp_path))
+    assert f"{broken / 'train-images-idx3-ubyte'} is not an IDX file of unsigned bytes, or is cut off" in done.stderr
+    done = refused[f"--task cifar10 --data {broken}"]
     assert done.returncode == 2
     assert "its size is no multiple of 3073 bytes" in done.stderr
 
 
-def test_help_names_the_defaults_and_the_compressors():
-    done = start([], "--help")
+def test_help_names_the_defaults_and_the_compressors(refused):
+    done = refused["--help"]
     assert done.returncode == 0
     for word in ("default: digits", "powersgd", "(default: 10)"):
         assert word in done.stdout
-    done = start([], "--epochs", "0")
+    done = refused["--epochs 0"]
     assert done.returncode == 2
     assert "--epochs must be at least 1; got 0" in done.stderr
-    done = start([], "--rule", "none")
+    done = refused["--rule none"]
     assert done.returncode == 2
     assert "--rule must be PATTERN=SPEC; got none" in done.stderr
-
-
-def test_rules_on_the_command_line():
-    args = ["--rule", "*.bias=none", "--rule", "*=qsgd(bits=8)", "--epochs", "1", "--limit", "128"]
-    found = result(start(MPIRUN, *args))
-    assert found["rules"] == ["*.bias=none", "*=qsgd(bits=8)"]
-    assert 3.5 < found["dense_bytes"] / found["bytes_sent"] < 4
 
 
 @pytest.mark.parametrize(

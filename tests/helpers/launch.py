@@ -10,17 +10,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[2]
-MPIRUN = [
-    "mpirun",
-    "--allow-run-as-root",
-    "--map-by",
-    ":OVERSUBSCRIBE",
-    "--bind-to",
-    "none",
-    "--with-ft",
-    "ulfm",
-    "-np",
-]
+MPIRUN = ["mpirun", "--with-ft", "ulfm", "-np"]
 LEAST_SQUARES = ROOT / "tests" / "servers" / "least_squares.py"
 
 

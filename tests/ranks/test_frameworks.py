@@ -11,15 +11,12 @@ import pytest
 pytestmark = pytest.mark.jobs
 
 FOLDER = Path(__file__).parent / "programs"
-MPIRUN = ["mpirun", "--allow-run-as-root", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "-np"]
-
-
 SPECS = ["none", "topk(ratio=0.05)"]
 
 
 def arrays_of(ranks, path, program, *arguments):
     """Run a program that saves arrays on every rank; return those of each, by name."""
-    command = [*MPIRUN, str(ranks), sys.executable, str(FOLDER / program), *arguments]
+    command = ["mpirun", "-np", str(ranks), sys.executable, str(FOLDER / program), *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, env=env)
     assert done.returncode == 0, done.stderr[-3000:]

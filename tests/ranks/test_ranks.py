@@ -13,7 +13,7 @@ pytestmark = pytest.mark.jobs
 
 HERE = Path(__file__).parent
 LAUNCHERS = {
-    "mpi": ["mpirun", "--allow-run-as-root", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "-np"],
+    "mpi": ["mpirun", "-np"],
     "gloo": ["horovodrun", "--gloo", "-np"],
 }
 assert all(shutil.which(command[0]) for command in LAUNCHERS.values()), "run the tests with `make test`"
