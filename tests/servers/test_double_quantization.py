@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from launch import LEAST_SQUARES, job, least_squares
+from launch import LEAST_SQUARES, given, job, least_squares, least_squares_in_one_start
 from least_squares import problem
 
 from hvd_compress.ops.random import make_key
@@ -21,19 +21,35 @@ def rate(curve):
     return (above[-1] / above[0]) ** (1 / (len(above) - 1))
 
 
+@pytest.fixture(scope="module", params=[2, 4])
+def converged(request):
+    """The number of ranks, and what came of each variant with eight bits."""
+    variants = ("asylpg", "sparse", "accelerated")
+    jobs = {v: given({"variant": v, "bits": 8, "batch": 8, "budget": 0.5}, SETTINGS) for v in variants}
+    return request.param, least_squares_in_one_start(request.param, jobs)
+
+
 @pytest.mark.parametrize("variant", ["asylpg", "sparse", "accelerated"])
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_converges_linearly_with_eight_bits(variant, ranks):
-    result = least_squares(ranks, {"variant": variant, "bits": 8, "batch": 8, "budget": 0.5}, SETTINGS)
+def test_converges_linearly_with_eight_bits(variant, converged):
+    ranks, results = converged
+    result = results[variant]
     assert result["suboptimality"] <= 1e-8
     assert rate(result["curve"]) < 0.6
     assert result["workers_left"] == ranks - 1
     assert sum(result["delays"].values()) == result["steps"]
 
 
+@pytest.fixture(scope="module")
+def in_parts():
+    """What came of each variant of which a part is switched off."""
+    variants = ("full-precision", "gradient-only", "model-only")
+    jobs = {v: given({"variant": v, "bits": 4, "batch": 8}, SETTINGS) for v in variants}
+    return least_squares_in_one_start(3, jobs)
+
+
 @pytest.mark.parametrize("variant", ["full-precision", "gradient-only", "model-only"])
-def test_parts_can_be_switched_off(variant):
-    result = least_squares(3, {"variant": variant, "bits": 4, "batch": 8}, SETTINGS)
+def test_parts_can_be_switched_off(variant, in_parts):
+    result = in_parts[variant]
     full = 32 * 40 * result["steps"]
     assert result["suboptimality"] <= 1e-8
     assert (result["bits_up"] > full) == (variant != "gradient-only")
@@ -95,8 +111,7 @@ def test_acceleration_needs_fewer_epochs_on_an_ill_conditioned_problem():
 
 
 def test_workers_with_other_data_are_refused():
-    given = {"algorithm": {}, "settings": {}, "fewer": [2]}
-    result, said = job(4, LEAST_SQUARES, json.dumps(given))
+    result, said = job(4, LEAST_SQUARES, json.dumps(given({}, fewer=[2])))
     assert result is None
     assert "the workers disagree on rows: ranks 1, 3: 400; rank 2: 393" in said
 
@@ -109,6 +124,6 @@ def test_workers_with_other_data_are_refused():
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(algorithm, settings, message):
-    result, said = job(3, LEAST_SQUARES, json.dumps({"algorithm": algorithm, "settings": settings}))
+    result, said = job(3, LEAST_SQUARES, json.dumps(given(algorithm, settings)))
     assert result is None
     assert message in said

@@ -7,7 +7,18 @@ import signal
 
 import numpy as np
 import pytest
-from launch import LEAST_SQUARES, ROOT, ended, job, least_squares, pid_of, start, wait_for
+from launch import (
+    LEAST_SQUARES,
+    ROOT,
+    ended,
+    given,
+    job,
+    least_squares,
+    least_squares_in_one_start,
+    pid_of,
+    start,
+    wait_for,
+)
 from least_squares import problem
 from mnist_files import write_mnist
 
@@ -23,15 +34,28 @@ SETTINGS = {"batch": 8, "epochs": 3, "seed": 3}
 PROBLEM = {"l2": 0.0}
 
 
-def sgd(ranks, algorithm, settings=None, **more):
+def given_sgd(algorithm, settings=None):
     algorithm = {"batch": 8, "lr": 0.5, "seed": 3, **algorithm}
-    return least_squares(ranks, algorithm, {**SETTINGS, **(settings or {})}, kind="SGD", problem=PROBLEM, **more)
+    return given(algorithm, {**SETTINGS, **(settings or {})}, kind="SGD", problem=PROBLEM)
 
 
-@pytest.mark.parametrize("spec", ["topk(ratio=0.2)", "dgc(ratio=0.2)", "qsgd(bits=4)", "onebit", "none"])
-def test_synchronously_it_is_what_simulated_workers_do(spec):
+def sgd(ranks, *arguments):
+    return least_squares(ranks, **given_sgd(*arguments))
+
+
+SYNCHRONOUS = ["topk(ratio=0.2)", "dgc(ratio=0.2)", "qsgd(bits=4)", "onebit", "none"]
+
+
+@pytest.fixture(scope="module")
+def synchronous():
+    jobs = {spec: given_sgd({"compression": spec, "epoch_steps": 20}) for spec in SYNCHRONOUS}
+    return least_squares_in_one_start(4, jobs)
+
+
+@pytest.mark.parametrize("spec", SYNCHRONOUS)
+def test_synchronously_it_is_what_simulated_workers_do(spec, synchronous):
     """The same compressors in lock step, their mean applied: the server has decoded and summed the same payloads."""
-    result = sgd(4, {"compression": spec, "epoch_steps": 20})
+    result = synchronous[spec]
     whole = problem(**PROBLEM)
     parts = {rank: whole.take(rows) for rank, rows in rows_of(whole.rows, 3, [1, 2, 3]).items()}
     simulation = Simulation(parse(spec), whole.layout, 3, seed=3)
@@ -47,15 +71,26 @@ def test_synchronously_it_is_what_simulated_workers_do(spec):
     assert result["delays"] == {"0": 180}
 
 
-@pytest.mark.parametrize("name", sorted(set(methods()) - {"powersgd", "sketched_sgd", "fetchsgd"}))
-def test_every_method_of_one_payload_goes_up(name):
-    spec = {
-        "threshold": "threshold(threshold=0.01)",
-        "randomk": "randomk(ratio=0.3)",
-        "wangni": "wangni(ratio=0.3)",
-    }.get(name, name)
-    lr = {"signsgd": 0.01, "signum": 0.01, "dgc": 0.05}.get(name, 0.3)
-    result = sgd(3, {"compression": spec, "asynchronous": True, "lr": lr, "epoch_steps": 100})
+OF_ONE_PAYLOAD = sorted(set(methods()) - {"powersgd", "sketched_sgd", "fetchsgd"})
+
+
+@pytest.fixture(scope="module")
+def asynchronous():
+    jobs = {}
+    for name in OF_ONE_PAYLOAD:
+        spec = {
+            "threshold": "threshold(threshold=0.01)",
+            "randomk": "randomk(ratio=0.3)",
+            "wangni": "wangni(ratio=0.3)",
+        }.get(name, name)
+        lr = {"signsgd": 0.01, "signum": 0.01, "dgc": 0.05}.get(name, 0.3)
+        jobs[name] = given_sgd({"compression": spec, "asynchronous": True, "lr": lr, "epoch_steps": 100})
+    return least_squares_in_one_start(3, jobs)
+
+
+@pytest.mark.parametrize("name", OF_ONE_PAYLOAD)
+def test_every_method_of_one_payload_goes_up(name, asynchronous):
+    result = asynchronous[name]
     assert result["suboptimality"] < 0.5 * result["curve"][0]
 
 
@@ -100,8 +135,7 @@ def test_what_goes_in_rounds_among_workers_is_refused():
 def test_a_lost_worker_does_not_stop_synchronous_steps():
     algorithm = {"batch": 8, "lr": 0.3, "compression": "topk(ratio=0.2)", "epoch_steps": 100, "seed": 3}
     settings = {**SETTINGS, "epochs": 8, "slow": 0.003}
-    given = {"kind": "SGD", "algorithm": algorithm, "settings": settings, "problem": PROBLEM}
-    process = start(4, LEAST_SQUARES, json.dumps(given))
+    process = start(4, LEAST_SQUARES, json.dumps(given(algorithm, settings, kind="SGD", problem=PROBLEM)))
     wait_for(process, "epoch 1")
 
     os.kill(pid_of(process, 2), signal.SIGKILL)

@@ -6,7 +6,18 @@ import signal
 
 import numpy as np
 import pytest
-from launch import LEAST_SQUARES, ROOT, ended, job, least_squares, pid_of, start, wait_for
+from launch import (
+    LEAST_SQUARES,
+    ROOT,
+    ended,
+    given,
+    job,
+    least_squares,
+    least_squares_in_one_start,
+    pid_of,
+    start,
+    wait_for,
+)
 from least_squares import problem
 from mnist_files import write_mnist
 
@@ -26,15 +37,24 @@ SPECS = {
 }
 
 
-def sketched(ranks, spec, settings=None, algorithm=None, problem=PROBLEM):
+def given_sketched(spec, settings=None, algorithm=None, problem=PROBLEM):
     algorithm = {"compression": spec, "batch": 8, "lr": 0.2, "seed": 3, "epoch_steps": STEPS, **(algorithm or {})}
     settings = {"batch": 8, "epochs": 3, "seed": 3, **(settings or {})}
-    return least_squares(ranks, algorithm, settings, kind="SketchedSGDServer", problem=problem)
+    return given(algorithm, settings, kind="SketchedSGDServer", problem=problem)
+
+
+def sketched(ranks, *arguments, **more):
+    return least_squares(ranks, **given_sketched(*arguments, **more))
+
+
+@pytest.fixture(scope="module")
+def each_spec():
+    return least_squares_in_one_start(4, {name: given_sketched(spec) for name, spec in SPECS.items()})
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_it_is_what_simulated_workers_do(name):
-    result = sketched(4, SPECS[name])
+def test_it_is_what_simulated_workers_do(name, each_spec):
+    result = each_spec[name]
     whole = problem(**PROBLEM)
     parts = {rank: whole.take(rows) for rank, rows in rows_of(whole.rows, 3, [1, 2, 3]).items()}
     simulation = Simulation(parse(SPECS[name]), whole.layout, 3, seed=3)
@@ -85,8 +105,8 @@ def test_weight_decay_is_part_of_the_gradient():
 
 def test_a_lost_worker_does_not_stop_it():
     algorithm = {"compression": SPECS["invertible"], "batch": 8, "lr": 0.2, "epoch_steps": 60}
-    given = {"kind": "SketchedSGDServer", "algorithm": algorithm, "problem": PROBLEM}
-    process = start(4, LEAST_SQUARES, json.dumps({**given, "settings": {"batch": 8, "epochs": 6, "slow": 0.005}}))
+    job_of_four = given(algorithm, {"batch": 8, "epochs": 6, "slow": 0.005}, kind="SketchedSGDServer", problem=PROBLEM)
+    process = start(4, LEAST_SQUARES, json.dumps(job_of_four))
     wait_for(process, "epoch 1")
     os.kill(pid_of(process, 2), signal.SIGKILL)
     result, said = ended(process)
