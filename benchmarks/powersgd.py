@@ -1,4 +1,7 @@
-"""PowerSGD of this package against PyTorch's own `powerSGD_hook`, on the matrices of two networks, in one process."""
+"""PowerSGD of this package compared with PyTorch's `powerSGD_hook`, on the matrices of two networks, in one process.
+
+python -m benchmarks.powersgd
+"""
 
 import argparse
 import json
@@ -19,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hvd_compress import Layout, State, parse
 from hvd_compress.ops.torch import TorchOps
+from hvd_compress.reduction.step import Step, echo
 
 
 def resnet50() -> list[tuple[int, ...]]:
@@ -44,19 +48,19 @@ NETWORKS = {"ResNet-50": resnet50, "GPT-2-small": gpt2}
 
 
 class Matrices(nn.Module):
-    """A network of nothing but matrices, whose gradients are given."""
+    """A model whose only parameters are matrices, and whose gradients are those that `forward` is given."""
 
     def __init__(self, shapes: list[tuple[int, ...]]) -> None:
         super().__init__()
         self.matrices = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes])
 
     def forward(self, gradients: list[torch.Tensor]) -> torch.Tensor:
-        """Return the sum of products with the gradients."""
+        """Return the sum of the products of parameters and gradients."""
         return sum((p * g).sum() for p, g in zip(self.matrices, gradients, strict=True))
 
 
 def theirs(shapes: list[tuple[int, ...]], rank: int, steps: int) -> list[float]:
-    """Return the seconds of each step in PyTorch's hook."""
+    """Return the seconds of PyTorch's hook in each step."""
     state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
     seconds: list[float] = []
 
@@ -70,7 +74,7 @@ def theirs(shapes: list[tuple[int, ...]], rank: int, steps: int) -> list[float]:
     model = DistributedDataParallel(Matrices(shapes), bucket_cap_mb=1 << 20, gradient_as_bucket_view=True)
     model.register_comm_hook(state, timed)
     gradients = [torch.randn(shape) for shape in shapes]
-    for _ in range(steps + 4):  # the first are plain, and rebuild the buckets
+    for _ in range(steps + 4):  # the first are uncompressed, and rebuild the buckets
         seconds.append(0.0)
         model(gradients).backward()
     return seconds[4:]
@@ -87,28 +91,26 @@ def ours(shapes: list[tuple[int, ...]], rank: int, steps: int) -> list[float]:
         vector.copy_(gradient)
         before = state.local.get("residual")
         began = time.perf_counter()
-        generator = compressor.reduce(ops, vector, state)
-        answer = None
-        while True:
-            try:
-                answer = generator.send(answer).array
-            except StopIteration:
-                break
+        step = Step(compressor, ops, vector, state)
+        while step.pending is not None:
+            step.feed(echo(step.pending))
         seconds.append(time.perf_counter() - began)
         state.commit()
-        vector = ops.copy(gradient) if before is None else before  # the residual took the vector's place
+        vector = ops.copy(gradient) if before is None else before  # the residual has taken the vector's memory
     return seconds[2:]
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="python -m benchmarks.powersgd",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--rank", type=int, default=4, help="columns of the factors")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of PyTorch")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the times there, in seconds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the times to this file, in seconds")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)

@@ -15,8 +15,9 @@ from hvd_compress.torch.compression import Compression
 ROOT = Path(__file__).parents[2]
 
 
-def test_importing_it_imports_no_framework():
-    code = "import sys, hvd_compress; print({'torch', 'tensorflow', 'horovod', 'mpi4py'} & set(sys.modules))"
+@pytest.mark.parametrize("module", ["hvd_compress", "hvd_compress.cli"])
+def test_importing_it_imports_no_framework(module):
+    code = f"import sys, {module}; print({{'torch', 'tensorflow', 'horovod', 'mpi4py'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

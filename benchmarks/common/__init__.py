@@ -1,0 +1,1 @@
+"""What the benchmarks share: files of results, studies, Markdown and pictures."""

@@ -1,0 +1,1 @@
+"""Every compression method on the digits."""

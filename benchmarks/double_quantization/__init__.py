@@ -1,0 +1,1 @@
+"""Double quantization on parameter servers."""

@@ -1,0 +1,1 @@
+"""The memory that a step of each compressor takes."""

@@ -1,0 +1,1 @@
+"""Sketched-SGD on simulated workers."""

@@ -1,0 +1,73 @@
+"""The image tasks of the simulated trainings: MNIST and CIFAR-10."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.sketched_sgd.run import Run
+from examples import datasets
+from examples.torch import models
+
+
+class Images:
+    """An image classifier with its training and test data.
+
+    Attributes:
+        model: the network.
+        measure: what `score` returns.
+    """
+
+    measure = "accuracy"
+
+    def __init__(self, run: Run, folder: str) -> None:
+        data = datasets.load(run.task, str(Path(folder) / run.task))
+        self.images, self.labels = (
+            torch.from_numpy(array[: run.limit or None]) for array in (data.train_images, data.train_labels)
+        )
+        self.test_images, self.test_labels = torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)
+        channels, side = self.images.shape[1:3]
+        self.model: nn.Module
+        if run.model == "resnet9":
+            self.model = models.resnet9(channels, side, run.width).to(memory_format=torch.channels_last)  # faster so
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
+        else:
+            self.model = models.build(run.model, self.images.shape)
+        self.augment = run.augment
+
+    def order(self, batch: int, random: torch.Generator) -> Tensor:
+        """Return the examples in the order of an epoch."""
+        return torch.randperm(len(self.images), generator=random)
+
+    def loss(self, chosen: Tensor, random: torch.Generator) -> Tensor:
+        """Return the mean loss of some examples."""
+        images = self.images[chosen]
+        return functional.cross_entropy(
+            self.model(augmented(images, random) if self.augment else images), self.labels[chosen]
+        )
+
+    def score(self) -> float:
+        """Return the accuracy on the test images."""
+        with torch.no_grad():
+            right = sum(
+                int((self.model(batch).argmax(dim=1) == answers).sum())
+                for batch, answers in zip(self.test_images.split(500), self.test_labels.split(500), strict=True)
+            )
+        return right / len(self.test_images)
+
+    def final(self) -> dict[str, Any]:
+        """Return further results of the trained network: none."""
+        return {}
+
+
+def augmented(images: Tensor, random: torch.Generator) -> Tensor:
+    """Return images, some of them flipped, all shifted by the same up to 4 pixels."""
+    flip = torch.rand(len(images), 1, 1, 1, generator=random) < 0.5
+    images = torch.where(flip, images.flip(3), images)
+    dy, dx = torch.randint(0, 9, (2,), generator=random).tolist()
+    side = images.shape[2]
+    return functional.pad(images, (4, 4, 4, 4), mode="reflect")[:, :, dy : dy + side, dx : dx + side]

@@ -1,0 +1,1 @@
+"""Programs that show hvd_compress at work; `benchmarks` uses their data sets and models."""

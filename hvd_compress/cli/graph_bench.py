@@ -1,0 +1,71 @@
+"""The compressors' benchmark in TensorFlow graphs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from hvd_compress.cli.clock import Clock
+from hvd_compress.cli.compressor_bench import CompressorBench
+from hvd_compress.compressors import Compressor
+from hvd_compress.compressors.state import State
+from hvd_compress.ops import Array
+
+
+class GraphBench(CompressorBench):
+    """Times steps that are TensorFlow graphs: encoding ends with the graph's first call of Python, decoding follows.
+
+    The times include what else such a step does: the check for non-finite values, the start of the graph, and the
+    calls between TensorFlow and Python.
+    """
+
+    def __init__(self, framework: str, size: int, threads: int | None, repetitions: int) -> None:
+        import horovod.tensorflow as hvd
+        import tensorflow as tf
+
+        hvd.init()
+        super().__init__(framework, size, threads, repetitions)
+        tf.config.threading.set_intra_op_parallelism_threads(self.threads)
+        self._tensorflow = tf
+        self._graphs: dict[Any, tuple[Any, Any]] = {}
+
+    def _step(self, compressor: Compressor, state: State, encode: Clock, decode: Clock) -> int:
+        if (compressor, state) not in self._graphs:
+            self._graphs[compressor, state] = self._graph(compressor, state)
+        exchange, graph = self._graphs[compressor, state]
+        vector, sent = self._tensorflow.convert_to_tensor(self.ops.copy(self.vector)), exchange.horovod.traffic.sent
+        exchange.horovod.left.clear()
+        began = time.perf_counter()
+        graph(vector)
+        ended = time.perf_counter()
+        encode.seconds.append(exchange.horovod.left[0] - began)
+        decode.seconds.append(ended - exchange.horovod.left[0])
+        exchange.commit()
+        return exchange.horovod.traffic.sent - sent
+
+    def _graph(self, compressor: Compressor, state: State) -> tuple[Any, Any]:
+        """Return an exchange and the graph of its step, in which each collective returns its own input."""
+        from hvd_compress.tensorflow.exchange import GraphExchange
+        from hvd_compress.transports.horovod_tensorflow import HorovodTransport
+
+        class Transport(HorovodTransport):
+            def __init__(self) -> None:
+                super().__init__()
+                self.left: list[float] = []  # when each call of a step ended
+
+            def leaves(self, takes: int) -> None:
+                super().leaves(takes)
+                self.left.append(time.perf_counter())
+
+        exchange = GraphExchange(
+            compressor, self.layout, Transport(), dtype="float32", device="CPU:0", name="bench", seed=0
+        )
+        exchange.state = state
+
+        def step(vector: Array) -> Array:
+            [array] = exchange.begin(vector, own=True)
+            for number in range(len(exchange.rounds)):
+                [array] = exchange.resume(array, number)
+            return array
+
+        return exchange, self._tensorflow.function(step, autograph=False)
