@@ -1,6 +1,6 @@
 """Train many times in one start: each argument is a command line of a framework's example.
 
-PYTHONPATH=examples/torch mpirun -np 2 python -m benchmarks.digits.train_many "--compression topk" "--epochs 5"
+PYTHONPATH=examples/torch mpirun -np 2 python examples/train_many.py "--compression topk" "--epochs 5"
 
 PYTHONPATH tells whose example: its `train` is what is imported, once, which takes longer than a training of the digits.
 Rank 0 prints one JSON object a training, as examples/FRAMEWORK/train.py does.
