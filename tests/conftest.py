@@ -15,6 +15,8 @@ os.environ |= {
     "PRTE_MCA_hwloc_default_binding_policy": "none",
     # Ranks of one machine need no TCP; where it finds no interface, Open MPI sleeps for a second at every start.
     "OMPI_MCA_btl": "self,sm",
+    # A rank that waits leaves its core to others instead of asking for messages all the time.
+    "OMPI_MCA_mpi_yield_when_idle": "1",
 }
 
 settings.register_profile(

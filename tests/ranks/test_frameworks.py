@@ -27,7 +27,7 @@ def arrays_of(ranks, path, program, *arguments):
     return of_ranks
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_both_frameworks_end_with_the_same_weights(ranks, tmp_path):
     trained = [
         arrays_of(ranks, tmp_path / framework, "train.py", framework, str(tmp_path / framework), *SPECS)

@@ -102,6 +102,7 @@ def test_missing_data_are_named(tmp_path):
     assert said.count(str(tmp_path / "nothing")) == 1
 
 
+@pytest.mark.alone
 def test_without_fault_tolerance_a_death_ends_everything_and_the_checkpoint_stands(rows, tmp_path):
     line = ["--data", rows, "--batch", 8, "--slow", 0.01, "--checkpoint", tmp_path / "kept", "--max-epochs", 200]
     process = subprocess.Popen(
