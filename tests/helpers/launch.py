@@ -1,4 +1,4 @@
-"""How the tests start jobs of the parameter servers."""
+"""Start jobs of the parameter servers, wait for them, and read their results."""
 
 import json
 import os
@@ -15,7 +15,7 @@ LEAST_SQUARES = ROOT / "tests" / "servers" / "least_squares.py"
 
 
 def start(ranks, program, *arguments):
-    """Start a job, and leave it alone."""
+    """Start a job in the background."""
     command = [*MPIRUN, str(ranks), sys.executable, str(program), *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -24,18 +24,18 @@ def start(ranks, program, *arguments):
 
 
 def job(ranks, program, *arguments, timeout=120):
-    """Run a job to its end; return its result and what it said."""
+    """Run a job; return its result, or None, and its standard error."""
     return ended(start(ranks, program, *arguments), timeout)
 
 
 def ended(process, timeout=120):
-    """Return a job's result, or None, and what it said."""
+    """Wait for a job to end; return its result, or None, and its standard error."""
     results, said = all_ended(process, timeout)
     return (results[-1] if results else None), said
 
 
 def all_ended(process, timeout=120):
-    """Return the results of several jobs of one start, and what they said."""
+    """Wait for several jobs of one start to end; return their results and their standard error."""
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -59,7 +59,7 @@ def least_squares(ranks, *arguments, **more):
 def least_squares_in_one_start(ranks, jobs):
     """Run jobs on the quadratic, by name, one after another in one start; return their results by name.
 
-    To start three ranks takes longer than to run most of the jobs.
+    Starting the ranks takes longer than most of the jobs.
     """
     results, said = all_ended(start(ranks, LEAST_SQUARES, json.dumps(list(jobs.values()))), timeout=280)
     assert len(results) == len(jobs), said
@@ -67,7 +67,7 @@ def least_squares_in_one_start(ranks, jobs):
 
 
 def pid_of(process, rank):
-    """Return the process of a rank of a running job."""
+    """Return the process ID of a rank of a running job."""
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
             if child.environ().get("OMPI_COMM_WORLD_RANK") == str(rank) and "python" in child.name():
@@ -78,7 +78,7 @@ def pid_of(process, rank):
 
 
 def wait_for(process, text, seconds=60):
-    """Read what a job says until it says something."""
+    """Read a job's standard error up to a line with a text, and raise AssertionError if there is none in time."""
     until = time.monotonic() + seconds
     for line in process.stderr:
         if text in line:

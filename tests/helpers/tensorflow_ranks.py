@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from hvd_compress import methods, parse
 
-FEW = [  # that tell of each family
+FEW = [  # one or two of each family
     "none",
     "topk(ratio=0.05, values=fp16, scope=model)",
     "randomk(ratio=0.1)",
@@ -24,7 +24,7 @@ FEW = [  # that tell of each family
 ]
 RANKS = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("HOROVOD_SIZE") or 2)
 SPECS = list(dict.fromkeys([*FEW, *methods(), "ef_signsgd(feedback=momentum(masking=False, clip=1.0))"]))
-# Named at the start: with process sets that come and go, Horovod is at times a tenth of a second slower a step.
+# Passed to hvd.init: process sets that are added and removed later can slow Horovod down by 0.1 s a step.
 SECOND = hvd.ProcessSet([1])
 if RANKS > 2:
     SPECS = FEW

@@ -9,7 +9,7 @@ from torch import nn
 from hvd_compress import methods, parse
 
 RANKS = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("HOROVOD_SIZE") or 2)
-# Named at the start: with process sets that come and go, Horovod is at times a tenth of a second slower a step.
+# Passed to hvd.init: process sets that are added and removed later can slow Horovod down by 0.1 s a step.
 HALF, LAST = hvd.ProcessSet(list(range(RANKS // 2))), hvd.ProcessSet([RANKS - 1])
 SPECS = [
     "none",
@@ -21,7 +21,7 @@ SPECS = [
     "sketched_sgd",
 ]
 SPECS += ["dgc(ratio=exponential(0.25, 0.01, steps=3), feedback=momentum(nesterov=True))", "qsgd(feedback=ef21)"]
-if RANKS == 2:  # on more, a few tell enough
+if RANKS == 2:  # a few represent the families on more
     SPECS += [*methods(), "topk(ratio=0.05, values=qsgd(bits=3))"]
     SPECS += ["ef_signsgd(feedback=momentum(masking=False, clip=1.0))"]
     SPECS = list(dict.fromkeys(SPECS))
@@ -67,10 +67,10 @@ def flat(model):
 
 
 def repeats(got, expected):
-    """Whether a run gave what another gave: bit for bit, as far as Horovod does.
+    """Whether two runs agree: bit for bit where Horovod is deterministic, else within a tolerance.
 
-    Horovod fuses what is ready at the same time, and with more than two ranks the order of a sum depends on the place
-    in the fused buffer: without fusion turned off, such runs repeat only nearly.
+    Horovod fuses tensors that are ready at the same time. With more than two ranks, the order of summation depends on
+    a tensor's place in the fused buffer, so that runs agree bit for bit only with fusion turned off.
     """
     if hvd.size() == 2 or os.environ.get("HOROVOD_FUSION_THRESHOLD") == "0":
         return torch.equal(got, expected)

@@ -1,4 +1,4 @@
 import os
 
-# What is in these folders runs on several ranks: test_ranks.py starts it.
+# These folders are collected only on ranks of a job, which test_ranks.py starts.
 collect_ignore = [] if {"OMPI_COMM_WORLD_RANK", "HOROVOD_RANK"} & set(os.environ) else ["torch", "tensorflow"]

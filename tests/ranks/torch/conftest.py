@@ -14,5 +14,5 @@ def _horovod():
 
 @pytest.fixture(autouse=True)
 def _together(_horovod):
-    """No rank begins a test before all have ended the last."""
+    """Begin each test on all ranks together, after all have ended the one before."""
     hvd.barrier()
