@@ -20,11 +20,13 @@ demo: setup  ## train with several compressors on two processes, print a table, 
 
 test: setup  ## run the tests
 	@python -m pytest -m "not slow and not jobs" -n auto --maxprocesses 8
-	@python -m pytest -m "not slow and jobs"
+	@python -m pytest -m "not slow and jobs and not alone" -n 2 --dist loadfile
+	@python -m pytest -m "not slow and alone"
 
 test-slow: setup  ## run the slow tests as well
 	@python -m pytest -m "not jobs" -n auto --maxprocesses 8
-	@python -m pytest -m jobs
+	@python -m pytest -m "jobs and not alone" -n 2 --dist loadfile
+	@python -m pytest -m alone
 
 sanitize: setup  ## test and fuzz the kernels, built with AddressSanitizer and UndefinedBehaviorSanitizer
 	@bash scripts/sanitize.sh

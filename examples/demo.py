@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +29,24 @@ SPECS = ("none", "fp16", "topk(ratio=0.01)", "qsgd(bits=4)", "powersgd(rank=2)",
 TRAININGS = {**{spec: ("torch", spec) for spec in SPECS}, "topk(ratio=0.01), Keras": ("keras", "topk(ratio=0.01)")}
 
 
-def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Start one training under horovodrun and return the JSON object that it ends with."""
-    example, compression = TRAININGS[name]
-    script = Path(__file__).parent / example / "train.py"
-    command = ["horovodrun", "-np", str(args.processes), sys.executable, str(script), "--compression", compression]
-    command += ["--seed", str(seed), "--epochs", str(args.epochs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = re.findall(r'\{"accuracy".*\}', done.stdout)
-    if done.returncode or not found:
-        sys.exit(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(found[-1])
-    return result
+def run(example: str, compressors: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Train with each compressor in one start of horovodrun; yield the JSON objects, one a training, as they come."""
+    folder = Path(__file__).parent
+    command = ["horovodrun", "-np", str(args.processes), sys.executable, str(folder / "train_many.py")]
+    for seed in range(args.seeds):
+        common = ["--seed", str(seed), "--epochs", str(args.epochs)]
+        command += [shlex.join(["--compression", compression, *common]) for compression in compressors]
+    paths = [str(folder / example), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env) as job:
+            assert job.stdout is not None
+            for line in job.stdout:
+                if found := re.search(r'\{"accuracy".*\}', line):
+                    yield json.loads(found[0])
+        if job.returncode:
+            errors.seek(0)
+            sys.exit(f"{shlex.join(command)}\nended with {job.returncode}:\n{errors.read()[-3000:]}")
 
 
 def percent(values: list[float]) -> tuple[float, float]:
@@ -106,10 +116,12 @@ def main() -> None:
             parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in TRAININGS}
     with tqdm(total=len(TRAININGS) * args.seeds, unit="training") as progress:
-        for seed in range(args.seeds):
-            for name in TRAININGS:
-                progress.set_description(name)
-                results[name].append(run(name, seed, args))
+        for example in ("torch", "keras"):
+            names = [name for name, (of, _) in TRAININGS.items() if of == example]
+            progress.set_description(example)
+            done = run(example, [TRAININGS[name][1] for name in names], args)
+            for name, result in zip(names * args.seeds, done, strict=True):
+                results[name].append(result)
                 progress.update()
     Console(width=120).print(table(results, args))
     draw(results, args, args.output / "demo.png")

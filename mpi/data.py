@@ -11,9 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_svmlight_file
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.preprocessing import normalize
 
 from hvd_compress.parameter_server.objectives import LogisticRegression, Objective, Perceptron, Regularizer, Softmax
 
@@ -76,6 +73,10 @@ def _logistic(path: Path, regularizer: Regularizer) -> LogisticRegression:
 
 
 def _libsvm(path: Path, regularizer: Regularizer) -> LogisticRegression:
+    # Imported where they are used: scikit-learn takes longer to import than everything else that a rank needs.
+    from sklearn.datasets import load_svmlight_file
+    from sklearn.preprocessing import normalize
+
     try:
         features, labels = load_svmlight_file(str(path), dtype=np.float32)
     except (EOFError, ValueError) as error:
@@ -89,6 +90,8 @@ def _libsvm(path: Path, regularizer: Regularizer) -> LogisticRegression:
 
 
 def _sentences(path: Path, regularizer: Regularizer) -> LogisticRegression:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     sentences: list[str] = []
     signs: list[int] = []
     for name, sign in zip(SENTENCES, (-1, 1), strict=True):

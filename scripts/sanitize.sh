@@ -16,5 +16,5 @@ LD_PRELOAD=$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so
 export LD_PRELOAD PYTHONPATH=$PWD ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
 python -c 'import hvd_compress.native.cpu._kernels as k; assert "sanitize" in k.__file__, k.__file__'
 # Not those that need PyTorch, nor the one about the memory that the sanitizers replace.
-python -m pytest -q -s -p no:cacheprovider -p no:faulthandler "$root/tests/test_native.py" -k "not tensors and not large_arrays"
+python -m pytest -q -s -p no:cacheprovider -p no:faulthandler "$root/tests/unit/test_native.py" -k "not tensors and not large_arrays"
 python "$root/scripts/fuzz.py" "${SECONDS_TO_FUZZ:-30}"

@@ -1,29 +1,25 @@
 import importlib.util
 import os
-from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, settings
 
 # PyTorch's CUDA build loads Triton late, and where TensorFlow is loaded by then, that ends the process.
 if importlib.util.find_spec("triton"):
     import triton  # noqa: F401
 
+# For every mpirun that a test starts: it may be root's, have more ranks than cores, and share the cores with others.
+os.environ |= {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    # Ranks of one machine need no TCP; where it finds no interface, Open MPI sleeps for a second at every start.
+    "OMPI_MCA_btl": "self,sm",
+    # A rank that waits leaves its core to others instead of asking for messages all the time.
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+}
+
 settings.register_profile(
     "tests", deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tests")
-
-# What runs on several ranks is started by test_ranks.py.
-collect_ignore = [] if {"OMPI_COMM_WORLD_RANK", "HOROVOD_RANK"} & set(os.environ) else ["ranks", "ranks_tensorflow"]
-
-
-# Files whose tests start jobs of several processes.
-JOBS = {"digits", "double_quantization", "examples", "failing_servers", "frameworks", "mpi", "ranks", "setup"}
-JOBS |= {"server_bench", "server_benchmarks", "server_jobs", "server_sgd", "server_sketch"}
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.parent == Path(__file__).parent and item.path.stem.removeprefix("test_") in JOBS:
-            item.add_marker(pytest.mark.jobs)

@@ -43,7 +43,7 @@ def trained(lines: list[str], ranks: int, framework: str) -> Iterator[dict[str, 
         RuntimeError: if the job ends before its time; the message has the end of its output.
     """
     command = ["mpirun", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "-np", str(ranks)]
-    command += [sys.executable, "-m", "benchmarks.digits.train_many", *lines]
+    command += [sys.executable, str(ROOT / "examples" / "train_many.py"), *lines]
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     paths = [str(ROOT / "examples" / framework), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {"OMP_NUM_THREADS": "1", **os.environ, **allowed, "PYTHONPATH": os.pathsep.join(paths)}

@@ -102,18 +102,19 @@ def train(args: argparse.Namespace, shares: Shares, model: keras.Model) -> dict[
     )
 
 
+def prepared(args: argparse.Namespace) -> tuple[Any, ...]:
+    """Return what `train` takes."""
+    parse(args.compression)
+    shares = Shares(load(args.task, args.data, args.limit), args.batch_size, args.seed)
+    return args, shares, prepare(args, shares)
+
+
 def main() -> int:
     """Run the job; 2 stands for bad input, 130 for Ctrl-C."""
     args = arguments(__doc__.splitlines()[0], list(MODELS))
     hvd.init()
     use_own_part_of_the_machine()
-
-    def prepared() -> tuple[Any, ...]:
-        parse(args.compression)
-        shares = Shares(load(args.task, args.data, args.limit), args.batch_size, args.seed)
-        return args, shares, prepare(args, shares)
-
-    return run_job(hvd, prepared, train)
+    return run_job(hvd, lambda: prepared(args), train)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A job on a quadratic whose optimum is known: python least_squares.py '{"algorithm": {...}, "settings": {...}}'."""
+"""A job on a quadratic whose optimum is known: python least_squares.py '{"algorithm": {...}, "settings": {...}}'.
+
+A list of several jobs runs one after another in one start.
+"""
 
 import json
 import os
@@ -89,17 +92,14 @@ class Silent:
         print(text, file=sys.stderr, flush=True)
 
 
-def main():
-    from mpi4py import MPI
-
+def run(given, comm):
     import hvd_compress.parameter_server as ps
 
-    given = json.loads(sys.argv[1])
     settings = given["settings"]
     if settings.get("checkpoint"):
         settings["checkpoint"] = Path(settings["checkpoint"])
     kind = getattr(ps, given.get("kind", "DoubleQuantization"))
-    rank, console = MPI.COMM_WORLD.Get_rank(), Silent()
+    rank, console = comm.Get_rank(), Silent()
 
     if rank in given.get("nonsense", []) or rank in given.get("raising", []):
         sensible, raising = kind.worker_part, rank in given.get("raising", [])
@@ -116,13 +116,26 @@ def main():
         return objective
 
     result = ps.run(
-        kind(**given["algorithm"]), load, ps.Settings(**settings), console, lambda objective: objective.optimum()
+        kind(**given["algorithm"]), load, ps.Settings(**settings), console, lambda objective: objective.optimum(), comm
     )
     assert not {"horovod", "torch", "tensorflow"} & set(sys.modules)
     if result is not None:
         curve = [gap for _, gap, _ in console.said]
         print(json.dumps({**result.record, "curve": curve, "model": result.model.tolist()}), flush=True)
-    ps.leave()
+
+
+def main():
+    from mpi4py import MPI
+
+    from hvd_compress.parameter_server import leave
+
+    given = json.loads(sys.argv[1])
+    if isinstance(given, list):
+        for each in given:
+            run(each, MPI.COMM_WORLD.Dup())
+    else:
+        run(given, MPI.COMM_WORLD)
+    leave()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""Starts the tests in torch/ and tensorflow/ on real ranks, under MPI and under Gloo."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.jobs
+
+HERE = Path(__file__).parent
+LAUNCHERS = {
+    "mpi": ["mpirun", "-np"],
+    "gloo": ["horovodrun", "--gloo", "-np"],
+}
+assert all(shutil.which(command[0]) for command in LAUNCHERS.values()), "run the tests with `make test`"
+
+
+# What depends on the number of ranks, or on MPI: a failure reaches several others, process sets have several members,
+# sums have an order.
+DEPENDS = "test_bad_input or test_sparse or test_training or test_transports"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("framework", "launcher", "ranks", "only"),
+    [
+        ("torch", "gloo", 2, ""),
+        ("torch", "mpi", 4, DEPENDS),
+        pytest.param("torch", "mpi", 4, f"not ({DEPENDS})", marks=pytest.mark.slow),
+        pytest.param("torch", "mpi", 2, "", marks=pytest.mark.slow),
+        pytest.param("torch", "gloo", 4, "", marks=pytest.mark.slow),
+        ("tensorflow", "mpi", 2, ""),
+        pytest.param("tensorflow", "gloo", 4, "", marks=pytest.mark.slow),
+    ],
+)
+def test_on_ranks(framework, launcher, ranks, only):
+    command = [*LAUNCHERS[launcher], str(ranks), sys.executable, "-m", "pytest", str(HERE / framework), "-k", only]
+    command += ["-q", "--tb=short", "--color=no", "-p", "no:cacheprovider", "--timeout=120", "--timeout-method=thread"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HOROVOD_LOG_LEVEL": "fatal"}
+    if ranks == 4 and (launcher == "mpi" or framework == "tensorflow"):
+        env["HOROVOD_FUSION_THRESHOLD"] = "0"  # for what must repeat bit for bit
+    done = subprocess.run(command, capture_output=True, text=True, timeout=550, check=False, env=env)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    assert len(re.findall(r"\d+ passed", done.stdout)) == ranks, done.stdout[-6000:]

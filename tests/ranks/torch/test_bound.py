@@ -1,0 +1,66 @@
+"""The compressors under Horovod's own, unpatched optimizer."""
+
+import horovod.torch as hvd
+import pytest
+import torch
+from torch import nn
+from torch_ranks import batch, flat, repeats, same_on_all_ranks, sgd, small_cnn, train
+
+import hvd_compress.torch as hvdc
+from hvd_compress.compressors.named import as_compressor
+from hvd_compress.torch.compression import TorchCompression
+
+SPECS = ["none", "fp16", "topk(ratio=0.05)", "randomk(ratio=0.1)", "qsgd", "powersgd"]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("groups", [None, 2])
+def test_horovods_own_optimizer_with_a_bound_compressor(spec, groups):
+    theirs, ours = small_cnn(), small_cnn()
+    bound = TorchCompression(as_compressor(spec)).bind(theirs.named_parameters())
+    expected = train(
+        ours, hvdc.DistributedOptimizer(sgd(ours), ours.named_parameters(), compression=spec, bucket_bytes=1), 8
+    )
+    got = train(
+        theirs,
+        hvd.DistributedOptimizer(sgd(theirs), theirs.named_parameters(), compression=bound, groups=groups),
+        8,
+    )
+    assert same_on_all_ranks(got)
+    assert bound.compression_stats()["bytes_sent"] > 0
+    if hvd.size() == 2:
+        assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
+    else:  # where the order of a sum may differ, and with it a random rounding
+        assert torch.dist(got, expected) < 0.05 * torch.dist(expected, flat(small_cnn()))
+
+
+@pytest.mark.parametrize("method", [hvdc.Compression.topk, hvdc.Compression.randomk])
+def test_bound_compressor_sums_when_told_so(method):
+    def gradient(op):
+        model = small_cnn()
+        bound = method(ratio=0.1).bind(model.named_parameters(), op=op)
+        optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), compression=bound, op=op)
+        images, labels = batch(0)
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.synchronize()
+        return torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+
+    assert torch.allclose(gradient(hvd.Sum), hvd.size() * gradient(hvd.Average), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["none", "fp16"])
+def test_stateless_compressors_replace_horovods_class_unbound(name):
+    theirs, ours = small_cnn(), small_cnn()
+    settings = {"compression": getattr(hvd.Compression, name)}
+    expected = train(theirs, hvd.DistributedOptimizer(sgd(theirs), theirs.named_parameters(), **settings), 5)
+    settings = {"compression": getattr(hvdc.Compression, name)}
+    assert repeats(train(ours, hvd.DistributedOptimizer(sgd(ours), ours.named_parameters(), **settings), 5), expected)
+
+
+def test_unbound_state_under_horovods_optimizer_says_to_bind():
+    model = small_cnn()
+    optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), compression=hvdc.Compression.topk())
+    images, labels = batch(0)
+    with pytest.raises(RuntimeError, match=r"bind it: compression = compression.bind\(model.named_parameters\(\)\)"):
+        nn.functional.cross_entropy(model(images), labels).backward()
+    del optimizer

@@ -1,0 +1,54 @@
+"""An optimizer over a transport that it is given, here MPI's, which matches collectives by their order."""
+
+import horovod.torch as hvd
+import pytest
+import torch
+from torch_ranks import HALF, same_on_all_ranks, sgd, small_cnn, train
+
+import hvd_compress.torch as hvdc
+from hvd_compress.ops.torch import TorchOps
+
+pytestmark = pytest.mark.skipif(not hvd.mpi_enabled(), reason="under Gloo there are no MPI ranks")
+
+
+@pytest.fixture(scope="module")
+def transport():
+    from hvd_compress.transports.mpi import MPITransport
+
+    return MPITransport(ops=TorchOps())
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 1 << 30])
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.05)", "powersgd", "sketched_sgd", "threshold(threshold=0.01)"])
+def test_it_trains_as_over_horovod(spec, bucket_bytes, transport):
+    over_mpi, over_horovod = small_cnn(), small_cnn()
+    optimizer = hvdc.DistributedOptimizer(
+        sgd(over_mpi), over_mpi.named_parameters(), spec, bucket_bytes=bucket_bytes, transport=transport
+    )
+    got = train(over_mpi, optimizer, 5)
+    assert same_on_all_ranks(got)
+    expected = train(
+        over_horovod,
+        hvdc.DistributedOptimizer(sgd(over_horovod), over_horovod.named_parameters(), spec, bucket_bytes=bucket_bytes),
+        5,
+    )
+    assert torch.allclose(got, expected, rtol=1e-3, atol=1e-5)
+    assert optimizer.compression_stats()["bytes_sent"] > 0
+
+
+def test_errors_and_changes_of_compression_reach_all(transport):
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), "topk(ratio=0.05)", transport=transport)
+    train(model, optimizer, 2)
+    optimizer.set_compression("qsgd")
+    assert same_on_all_ranks(train(model, optimizer, 2, start=2))
+    optimizer.set_compression("none") if hvd.rank() == 0 else None
+    message = r"not all called set_compression\(\)" if hvd.rank() == 0 else r"rank 0 called set_compression\(\)"
+    with pytest.raises((hvdc.WorkersDisagree, hvdc.WorkerFailed), match=message):
+        train(model, optimizer, 1)
+
+
+def test_a_transport_has_its_own_workers(transport):
+    model = small_cnn()
+    with pytest.raises(ValueError, match="either transport or process_set"):
+        hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), transport=transport, process_set=HALF)

@@ -1,0 +1,152 @@
+"""The package as it is imported and installed."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hvd_compress
+from hvd_compress import Layout, methods, parse
+from hvd_compress.torch.compression import Compression
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("module", ["hvd_compress", "hvd_compress.cli"])
+def test_importing_it_imports_no_framework(module):
+    code = f"import sys, {module}; print({{'torch', 'tensorflow', 'horovod', 'mpi4py'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("framework", "other"), [("torch", "tensorflow"), ("tensorflow", "torch")])
+def test_frameworks_do_not_import_each_other(framework, other):
+    code = f"import sys, hvd_compress.{framework}; print('{other}' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_a_horovod_without_the_framework_is_named(framework):
+    code = f"import sys; sys.modules['horovod.{framework}'] = None; import hvd_compress.{framework}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"hvd_compress.{framework} needs " in done.stderr
+    assert f"HOROVOD_WITH_{ {'torch': 'PYTORCH', 'tensorflow': 'TENSORFLOW'}[framework] }=1" in done.stderr
+
+
+@pytest.mark.slow
+def test_it_installs_and_simulates_without_a_framework(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", str(ROOT)], check=True, timeout=250)
+    code = (
+        "import numpy as np; from hvd_compress import Simulation, parse; x = np.ones(100, np.float32); "
+        "print(Simulation(parse('topk(ratio=0.1)'), 100, 2).reduce([x, x])[0].mean.sum())"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "10.0"
+
+
+def test_algorithms_import_neither_framework_nor_transport():
+    for path in (ROOT / "hvd_compress" / "compressors").glob("*.py"):
+        for line in path.read_text().splitlines():
+            if line.startswith(("import ", "from ")):
+                assert not any(word in line for word in ("torch", "horovod", "mpi", "transports", "numpy")), line
+
+
+def test_readme_has_every_compressor_with_its_bytes():
+    readme = (ROOT / "README.md").read_text()
+    done = subprocess.run(["hvd-compress", "list"], capture_output=True, text=True, check=True)
+    for name in methods():
+        listed = next(line for line in done.stdout.splitlines() if line.startswith(f"| {name}("))
+        settings, formula, wire, sent, bits = (listed.split("|")[i].strip() for i in (1, 2, 3, 7, 8))
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` | {formula} |"))
+        assert row.startswith(f"| `{name}` | {formula} | {wire} | {sent} | {bits} |")
+        assert settings == f"{name}()" or f"`{settings}`" in readme
+
+
+def test_list_refuses_what_is_wrong():
+    for args, message in (
+        (["topq"], "unknown compressor 'topq'; known are"),
+        (["--rows", "0"], "--rows must be at least 1; got 0"),
+    ):
+        done = subprocess.run(["hvd-compress", "list", *args], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_size_tells_what_a_sketch_sends():
+    command = ["hvd-compress", "size", "--parameters", "1000000", "--k", "1000", "--workers", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
+    table = {row[0].split("(")[0]: row[1:] for row in rows}
+    assert table["none"][1:] == ["4000000", "", "4000000", "1"]
+    columns, sums = 1000, math.ceil(math.log(1_000_000 * 10_000 / 0.05))
+    assert table["sketch, by the theory"][0] == f"{sums + 1 - sums % 2} x {columns}"
+    assert int(table["topk"][3]) == 8 * int(table["topk"][1])
+    split = parse("sketched_sgd(k=1000)").bare.split(1_000_000)
+    assert table["sketched_sgd"][:3] == [f"{split.rows} x {split.columns}", str(4 * split.numbers), "4000"]
+    for more, message in (
+        ([], "times the bytes of topk; it pays with more workers"),
+        (["--workers", "256"], "times fewer bytes than dense"),
+        (["--k", "200000"], "times the bytes of the dense gradient, and buys nothing"),
+    ):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+        assert message in done.stdout
+    for args, message in (
+        (["--k", "1000001"], "--k must be in 1 to 1000000; got 1000001"),
+        (["--delta", "1"], "--delta must be above 0 and below 1; got 1.0"),
+        (["--steps", "0"], "--steps must be at least 1; got 0"),
+    ):
+        done = subprocess.run([*command, *args], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_bench_times_writes_and_draws(tmp_path):
+    report, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    specs = ["topk(ratio=0.01)", "qsgd(bits=4)", "randomk", "powersgd", "dgc", "signum", "fp16", "threshold"]
+    specs += ["topk(feedback=ef21)", "none", "sketched_sgd(k=400, rows=5, columns=800, p1=0, p2=1)"]
+    command = ["hvd-compress", "bench", "--size", "40000", "--repetitions", "2", "--json", str(report)]
+    for more in (["--plot", str(picture)], ["--framework", "tensorflow"], ["--framework", "numpy", "--threads", "1"]):
+        done = subprocess.run([*command, "--only", *specs, *more], capture_output=True, text=True, check=True)
+        assert all(f"| {name} " in done.stdout for name in specs)
+        found = json.loads(report.read_text())
+        assert found["size"] == 40000
+        assert found["memcpy_s"] > 0
+        assert [result["spec"] for result in found["results"]] == specs
+        for result in found["results"]:
+            compressor = parse(result["spec"])
+            layout = Layout.of([("matrix", (200, 200)), ("rest", (0,))])
+            assert result["encode_s"] > 0
+            assert result["decode_s"] > 0
+            assert (result["decode4_s"] is None) == (compressor.collectives[0] == "allreduce")
+            if not compressor.varying:
+                assert 8 * result["payload_bytes"] == compressor.payload_bits(layout)
+    assert found["threads"] == 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_refuses_what_is_wrong_before_it_begins():
+    for args, message in (
+        (["--only", "topk", "topq"], "unknown compressor 'topq'; known are"),
+        (["--size", "0"], "--size must be at least 1; got 0"),
+        (["--threads", "-1"], "--threads must be at least 1; got -1"),
+    ):
+        done = subprocess.run(["hvd-compress", "bench", *args], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_all_names_exist():
+    for name in hvd_compress.__all__:
+        assert hasattr(hvd_compress, name)
+
+
+def test_compression_functions_have_their_classes_help():
+    assert "Vogels" in Compression.powersgd.__doc__
+    assert Compression.none() is Compression.none
+    assert repr(Compression.topk(ratio=0.1)) == "Compression('topk(ratio=0.1)')"
