@@ -12,6 +12,7 @@ from torch import Tensor
 from hvd_compress.compressors import Compressor
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
+from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Bucket, Gradient, Rule, one_bucket_each
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange
 from hvd_compress.reduction.exchange import VectorSteps, advance_until
@@ -92,7 +93,11 @@ class BoundCompression(TensorReducer):
         """
         check_gradient(tensor)
         if not self._agreed:
-            self.agree(self.gradients, {"dtypes": self.dtypes})
+            try:
+                self.agree(self.gradients, {"dtypes": self.dtypes})
+            except WorkersDisagree as error:  # a worker that follows another plan waits in Horovod's optimizer
+                self.fail(error)
+                raise
             self._agreed = True
         name = self._names[self._find(tensor)]
         exchange = self._exchanges[name]

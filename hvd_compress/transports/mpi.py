@@ -84,8 +84,7 @@ class MPITransport:
         if _FAILED in lengths:
             raise WorkerFailed(self._explain(None))
         if _LEFT in lengths and length != _LEFT:
-            left = ", ".join(str(rank) for rank in np.flatnonzero(lengths == _LEFT))
-            raise WorkerFailed(f"rank {left} called set_compression(), and this one did not")
+            return self._agree(length)  # those who have left the plan say next that they cannot go on
         return lengths
 
     def _explain(self, error: BaseException | None) -> str:
