@@ -37,7 +37,15 @@ class BoundCompression(GraphReducer):
         self._factor = self.transport.workers if settings.op == "sum" else 1
         self._next = 0
         self._agreed = False
+        self._changes = 0
         self.plan(self.gradients)
+
+    def __hash__(self) -> int:
+        # Horovod keeps the graphs of eager programs by their arguments, this among them: a change makes it trace anew.
+        return hash((id(self), self._changes))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
 
     def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
         return one_bucket_each(gradients, self.compressor, self.settings.rules, self.settings.dense_below)
@@ -97,6 +105,7 @@ class BoundCompression(GraphReducer):
         self._end_step()
         self.change(settings)
         self._agreed, self._next = False, 0
+        self._changes += 1
         self.plan(self.gradients)
 
     def compression_stats(self) -> Stats:

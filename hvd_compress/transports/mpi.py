@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,12 @@ _FAILED, _LEFT = np.uint64(2**64 - 1), np.uint64(2**64 - 2)  # what a worker may
 def _add_halves(source: Any, target: Any, _datatype: MPI.Datatype) -> None:
     total = np.frombuffer(target, np.float16)
     total += np.frombuffer(source, np.float16)
+
+
+@functools.cache  # mpi4py has room for few operations
+def _half_sum() -> MPI.Op:
+    """Return the sum of float16 numbers, which MPI lacks."""
+    return MPI.Op.Create(_add_halves, commute=True)
 
 
 class Handle(NamedTuple):
@@ -44,7 +51,6 @@ class MPITransport:
         self.rank, self.workers = comm.Get_rank(), comm.Get_size()
         self.ops: Ops = NumpyOps() if ops is None else ops
         self.traffic = Traffic()
-        self._half_sum = MPI.Op.Create(_add_halves, commute=True)
 
     def start(self, collective: Collective, name: str) -> Handle:
         """Begin a collective; it returns once the workers have agreed on the lengths.
@@ -73,7 +79,7 @@ class MPITransport:
         if op == "max":
             raise TypeError("MPI has no float16 maximum")
         kind = MPI.BYTE.Create_contiguous(2).Commit()
-        request = self.comm.Iallreduce([own, own.size, kind], [total, own.size, kind], self._half_sum)
+        request = self.comm.Iallreduce([own, own.size, kind], [total, own.size, kind], _half_sum())
         kind.Free()
         return request
 
