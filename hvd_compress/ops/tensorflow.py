@@ -278,7 +278,10 @@ class TensorFlowOps(Ops):
         return self.nonzero(Array(above | equal))
 
     def above(self, vector: Array, threshold: float) -> Array:
-        return self.nonzero(~(abs(vector) < threshold))
+        # As integers, the bits without the sign are in the order of the magnitudes, with NaN above all; TensorFlow's
+        # comparison of floats takes denormals for zeros.
+        bits = int(np.float32(max(threshold, 0.0)).view(np.int32))
+        return self.nonzero((self.bits_of(vector) & 0x7FFFFFFF) >= bits)
 
     def nonzero(self, condition: Array) -> Array:
         return Array(tf.reshape(tf.where(condition.tensor), [-1]))
