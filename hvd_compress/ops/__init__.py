@@ -68,8 +68,14 @@ class Ops(Protocol):
     give the same bits without.
     """
 
-    def fits_kernels(self, array: Array, axes: int, dtypes: Sequence[str]) -> bool:
-        """Tell whether kernels take an array: of that many axes and one of the dtypes, contiguous and aligned."""
+    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]], axes: int) -> bool:
+        """Tell whether kernels take the arrays among some arguments: of so many axes, contiguous and aligned.
+
+        Args:
+            arguments: of an operation.
+            arrays: for each array its place among them, and the dtypes that fit. One that is None or missing fits.
+            axes: their number.
+        """
 
     # --- making and converting
 

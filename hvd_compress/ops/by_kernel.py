@@ -32,10 +32,8 @@ def by_kernel(call: Callable[..., Any] | None = None, *, axes: int = 1, **dtypes
             ops = arguments[0]
             if ops.kernels is None:
                 return body(*arguments)
-            for place, fit in arrays:
-                array = arguments[place] if place < len(arguments) else None
-                if array is not None and not ops.fits_kernels(array, axes, fit):
-                    return body(*arguments)
+            if not ops.fit_kernels(arguments, arrays, axes):
+                return body(*arguments)
             if call:
                 return call(ops, ops.kernels, *arguments[1:])
             return getattr(ops.kernels, name)(*arguments[1:])

@@ -38,9 +38,15 @@ class NumpyOps(Ops):
     def __init__(self, kernels: bool = True) -> None:
         self.kernels = native.load() if kernels else None
 
-    def fits_kernels(self, array: Array, axes: int, dtypes: Sequence[str]) -> bool:
-        flags = array.flags
-        return array.ndim == axes and array.dtype in dtypes and flags.c_contiguous and flags.aligned
+    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]], axes: int) -> bool:
+        for place, dtypes in arrays:
+            array = arguments[place] if place < len(arguments) else None
+            if array is None:
+                continue
+            flags = array.flags
+            if array.ndim != axes or array.dtype not in dtypes or not flags.c_contiguous or not flags.aligned:
+                return False
+        return True
 
     def from_numpy(self, array: Array) -> Array:
         return array
@@ -65,9 +71,9 @@ class NumpyOps(Ops):
         return array.copy()
 
     def cast(self, array: Array, dtype: str) -> Array:
-        if self.kernels and dtype == "float16" and self.fits_kernels(array, 1, ("float32",)):
+        if self.kernels and dtype == "float16" and self.fit_kernels((array,), ((0, ("float32",)),), 1):
             return self.kernels.to_half(array).view(np.float16)
-        if self.kernels and dtype == "float32" and self.fits_kernels(array, 1, ("float16",)):
+        if self.kernels and dtype == "float32" and self.fit_kernels((array,), ((0, ("float16",)),), 1):
             return self.kernels.from_half(array.view(np.uint16))
         with np.errstate(invalid="ignore", over="ignore"):
             return array.astype(dtype, copy=False)

@@ -161,7 +161,7 @@ class TensorFlowOps(Ops):
     def __init__(self, device: str = "CPU:0") -> None:
         self.device = device
 
-    def fits_kernels(self, array: Array, axes: int, dtypes: Sequence[str]) -> bool:
+    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]], axes: int) -> bool:
         return False
 
     def from_numpy(self, array: np.ndarray[Any, Any]) -> Array:

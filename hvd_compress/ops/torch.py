@@ -29,9 +29,16 @@ class TorchOps(Ops):
         module = native.load() if kernels and self.device.type == "cpu" else None
         self.kernels = cast(Kernels, OnTensors(module)) if module else None
 
-    def fits_kernels(self, array: Tensor, axes: int, dtypes: Sequence[str]) -> bool:
-        fits = array.dim() == axes and str(array.dtype)[len("torch.") :] in dtypes
-        return fits and array.is_contiguous() and not array.data_ptr() % array.itemsize
+    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]], axes: int) -> bool:
+        for place, dtypes in arrays:
+            array = arguments[place] if place < len(arguments) else None
+            if array is None:
+                continue
+            if array.dim() != axes or str(array.dtype)[len("torch.") :] not in dtypes or not array.is_contiguous():
+                return False
+            if array.data_ptr() % array.itemsize:
+                return False
+        return True
 
     def _new(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a tensor of any content; a large one on the CPU from memory that was used before."""

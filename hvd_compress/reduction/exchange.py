@@ -28,6 +28,7 @@ class VectorSteps:
     A step: `launch`, then `feed` what came of each `pending` collective until `finished`, then `commit` or `rollback`.
 
     Attributes:
+        pending: the collective that the step under way waits for, or None.
         mean: the result, a vector of the layout's size or `Rows`, once `finished`.
         state: the compressor's state for this vector.
         compression_seconds: time spent in the compressor since construction.
@@ -42,15 +43,11 @@ class VectorSteps:
         self.compressor, self.layout, self.ops = compressor, layout, ops
         self.name = self.next_name = name
         self.state = State(layout, rank=peers.rank, workers=peers.workers, seed=seed)
+        self.pending: Collective | None = None
         self.mean: Any = None
         self.compression_seconds = 0.0
         self._step: Step | None = None
         self._left, self._doublings = 0.0, 0
-
-    @property
-    def pending(self) -> Collective | None:
-        """The collective that the step under way waits for."""
-        return self._step.pending if self._step is not None else None
 
     @property
     def finished(self) -> bool:
@@ -96,7 +93,7 @@ class VectorSteps:
 
     def feed(self, combined: Any) -> None:
         """Resume the compressor with what came of the pending collective."""
-        step, self._step = self._step, None
+        step, self._step, self.pending = self._step, None, None
         assert step is not None, f"{self.name}: no collective is pending"
         began = time.perf_counter()
         try:
@@ -110,7 +107,7 @@ class VectorSteps:
 
     def _keep(self, step: Step) -> None:
         if step.result is None:
-            self._step = step
+            self._step, self.pending = step, step.pending
         else:
             self.mean = step.result.mean
 
@@ -129,7 +126,7 @@ class VectorSteps:
     def abandon(self) -> None:
         """Drop the step under way, whose collectives will not finish."""
         self.state.rollback()
-        self._step = self.mean = None
+        self._step = self.pending = self.mean = None
 
     def _take(self) -> Any:
         assert self.mean is not None, f"{self.name}: the step is not finished"
