@@ -23,7 +23,7 @@ Tensor = Any
 
 
 class _FrozenAdam:
-    """What ``keras.optimizers.AdamW`` is extended by."""
+    """The methods that replace those of ``keras.optimizers.AdamW``."""
 
     _warmup_steps: int
     _plain: Settings

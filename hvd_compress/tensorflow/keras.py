@@ -39,7 +39,7 @@ __all__ = [
 
 
 class _Distributed:
-    """What the optimizer's own class is extended by."""
+    """The methods that replace those of the optimizer's own class."""
 
     _trainable_variables: Any
     _settings: Settings

@@ -16,7 +16,7 @@ from hvd_compress.transports.horovod_tensorflow import GraphTransport
 
 
 class _Distributed:
-    """What the tape's own class is extended by."""
+    """The method that replaces that of the tape's own class."""
 
     _settings: Settings
     _where: tuple[Any, GraphTransport | None]

@@ -20,7 +20,7 @@ from hvd_compress.torch.optimizer import DistributedOptimizer
 
 
 class FrozenAdam(torch.optim.Optimizer):
-    """Adam, of which the variance is frozen after some steps; from then on gradients are taken for momenta.
+    """Adam with a second moment that is frozen after some steps; afterwards ``p.grad`` holds the averaged first moment.
 
     Weight decay is decoupled (Loshchilov and Hutter 2019).
 

@@ -29,7 +29,7 @@ _created: defaultdict[Any, Iterator[int]] = defaultdict(itertools.count)
 
 
 class _Methods:
-    """What the optimizer's own class is extended by; `_wrapped` is that class."""
+    """The methods that replace those of the optimizer's own class, `_wrapped`."""
 
     _wrapped: Any
     _reducer: GradientReducer | None
