@@ -105,6 +105,8 @@ def case() -> tuple:
         lambda: ("bitmap", indices(), size),
         lambda: ("encode_indices", indices(), size),
         lambda: ("scatter_add", vector(), indices(), vector()[:count].copy()),
+        lambda: ("scatter_zero", vector(), indices()),
+        lambda: ("take_out", vector(), indices()),
         lambda: ("take", vector(), indices()),
         lambda: ("pack", indices().astype(rng.choice(["uint8", "int32", "int64"])), bits),
         lambda: ("top_k", vector(), count),

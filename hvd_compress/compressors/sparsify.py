@@ -52,8 +52,8 @@ class Sparsifier(GatherCompressor):
         if not isinstance(inner, str) and not (isinstance(inner, Quantizer) and not inner.majority_vote):
             raise ValueError(f"{self.name}: values must be fp32, fp16 or a quantizer; got {inner!r}")
 
-    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
-        """Return the indices to send, ascending int64, and the values to send there."""
+    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array | None]:
+        """Return the indices to send, ascending int64, and the values to send there; None for the vector's own."""
         raise NotImplementedError
 
     def count(self, layout: Layout) -> int:
@@ -62,6 +62,22 @@ class Sparsifier(GatherCompressor):
 
     def encode(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Contribution]:
         indices, values = self.select(ops, vector, state)
+        return self._pack(ops, indices, ops.take(vector, indices) if values is None else values, state)
+
+    def encode_rest(
+        self, ops: Ops, vector: Array, residual: Array | None, state: State
+    ) -> tuple[Array, Contribution, Array]:
+        """As of any method; a coordinate that is sent as it is leaves nothing, and is looked at once."""
+        if residual is not None:
+            vector = ops.add(vector, residual)
+        indices, values = self.select(ops, vector, state)
+        if values is None and self.values == "fp32":
+            values, vector = ops.take_out(vector, indices)
+            return *self._pack(ops, indices, values, state), vector
+        payload, own = self._pack(ops, indices, ops.take(vector, indices) if values is None else values, state)
+        return payload, own, own.add_to(vector, -1.0)
+
+    def _pack(self, ops: Ops, indices: Array, values: Array, state: State) -> tuple[Array, Contribution]:
         count = indices.shape[0]
         if isinstance(self.values, Quantizer):
             coded, own = self.values.encode(ops, values, state.of(Layout.flat(count))) if count else (values, None)
@@ -129,13 +145,12 @@ class LargestOfEach(Sparsifier):
         """Return the indices to send of a tensor, or of the whole gradient."""
         raise NotImplementedError
 
-    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
+    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, None]:
         parts = []
         for p in self._tensors(state.layout):
             indices = self.largest(ops, vector[p.slice])
             parts.append(indices + p.offset if p.offset else indices)
-        indices = ops.concat(parts) if len(parts) > 1 else parts[0]
-        return indices, ops.take(vector, indices)
+        return ops.concat(parts) if len(parts) > 1 else parts[0], None
 
     def count(self, layout: Layout) -> int:
         return sum(count_of(self.ratio, p.size) for p in self._tensors(layout))
@@ -193,9 +208,8 @@ class Threshold(Sparsifier):
     threshold: float = setting(1e-3, above=0)
     values: Any = setting("fp32", choices=("fp32", "fp16"), nested=True)  # type: ignore[misc]
 
-    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
-        indices = ops.above(vector, self.threshold)
-        return indices, ops.take(vector, indices)
+    def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, None]:
+        return ops.above(vector, self.threshold), None
 
     def count(self, layout: Layout) -> int:
         """All: there is no expectation for a threshold."""
@@ -239,7 +253,7 @@ class DGC(LargestOfEach):
     def largest(self, ops: Ops, vector: Array) -> Array:
         size = vector.shape[0]
         count = count_of(self.ratio, size)
-        sample = vector[::SAMPLE_STRIDE]
+        sample = ops.copy(vector[::SAMPLE_STRIDE])  # side by side, as kernels want it
         largest = ops.take(sample, ops.top_k(sample, count_of(self.ratio, sample.shape[0])))
         indices = ops.above(vector, -ops.largest(-abs(largest)))
         return indices if LEAST_OF_K * count <= indices.shape[0] <= MOST_OF_K * count else ops.top_k(vector, count)

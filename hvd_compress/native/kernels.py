@@ -168,6 +168,12 @@ class Kernels(Protocol):
     def scatter_add(self, total: Floats, indices: Indices, values: Floats, /) -> None:
         """Add values at ascending distinct indices; ValueError, and nothing added, if they are not."""
 
+    def take_out(self, vector: Floats, indices: Indices, /) -> Floats:
+        """Return the elements at ascending distinct indices, and set them to zero; ValueError if they are not."""
+
+    def scatter_zero(self, total: Floats, indices: Indices, /) -> None:
+        """Set the elements at ascending distinct indices to zero; ValueError, and nothing set, if they are not."""
+
     # --- products of low rank: matrices of one shape at offsets of a vector, and factors of `rank` columns for each
 
     def times(self, vector: Floats, offsets: list[int], shape: Shape, right: Floats, rank: int, /) -> Floats:

@@ -41,6 +41,15 @@ def _scatter_add(ops: Ops, kernels: Kernels, total: Array, indices: Array, value
     return total
 
 
+def _take_out(ops: Ops, kernels: Kernels, vector: Array, indices: Array) -> tuple[Array, Array]:
+    return kernels.take_out(vector, indices), vector
+
+
+def _scatter_zero(ops: Ops, kernels: Kernels, total: Array, indices: Array) -> Array:
+    kernels.scatter_zero(total, indices)
+    return total
+
+
 def _add_product(
     ops: Ops, kernels: Kernels, total: Array, places: Sequence[slice], left: Array, right: Array, factor: float
 ) -> Array:
@@ -227,8 +236,14 @@ class Ops(Protocol):
         The values are of shape (count, width).
         """
 
+    @by_kernel(_take_out, vector="float32", indices="int64")
+    def take_out(self, vector: Array, indices: Array) -> tuple[Array, Array]:
+        """Return the elements at ascending distinct indices, and the vector, overwritten, with zeros there."""
+        return self.take(vector, indices), self.scatter_zero(vector, indices)
+
+    @by_kernel(_scatter_zero, total="float32", indices="int64")
     def scatter_zero(self, total: Array, indices: Array) -> Array:
-        """Set the elements at distinct indices to zero; `total` may be overwritten."""
+        """Set the elements at ascending distinct indices to zero; `total` may be overwritten."""
 
     def ascending_below(self, indices: Array, size: int) -> bool:
         """Tell whether the indices are ascending, distinct and in [0, size)."""

@@ -224,6 +224,12 @@ def test_take_and_scatter(kernels, size):
     kernels.scatter_add(got, indices, values)
     wanted[indices] += values
     same(got, wanted)
+    left = other.copy()
+    same(kernels.take_out(left, indices), other[indices])
+    same(left, np.where(np.isin(np.arange(size), indices), 0, other).astype(np.float32))
+    kernels.scatter_zero(got, indices)
+    wanted[indices] = 0
+    same(got, wanted)
 
 
 # --- random numbers
@@ -304,6 +310,11 @@ def test_disorder_anywhere_is_refused(kernels):
             with pytest.raises(ValueError, match="ascending"):
                 kernels.scatter_add(total, broken, np.ones(count, np.float32))
             assert not total.any()
+            ones = np.ones(size, np.float32)
+            for change in (kernels.scatter_zero, kernels.take_out):
+                with pytest.raises(ValueError, match="ascending"):
+                    change(ones, broken)
+                assert ones.all()
             if not 0 <= wrong < size:
                 with pytest.raises(ValueError, match="range"):
                     kernels.take(total, broken)

@@ -47,6 +47,24 @@ void bind_scatter(py::module_& m) {
         },
         array("total"), array("indices"), array("values")
     );
+    m.def(
+        "take_out",
+        [](py::array& vector, const py::array& indices) {
+            const auto x = inout<float>(vector, "vector");
+            const auto at = in<int64_t>(indices, "indices");
+            return filled<float>(at.size, [&](float* out) { take_out(x.data, x.size, at.data, at.size, out); });
+        },
+        array("vector"), array("indices")
+    );
+    m.def(
+        "scatter_zero",
+        [](py::array& total, const py::array& indices) {
+            const auto target = inout<float>(total, "total");
+            const auto at = in<int64_t>(indices, "indices");
+            unlocked([&] { scatter_zero(target.data, target.size, at.data, at.size); });
+        },
+        array("total"), array("indices")
+    );
 }
 
 }  // namespace hvd

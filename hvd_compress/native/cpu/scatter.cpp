@@ -40,6 +40,23 @@ void scatter_add(float* total, int64_t n, const int64_t* indices, int64_t count,
     });
 }
 
+void take_out(float* x, int64_t n, const int64_t* indices, int64_t count, float* out) {
+    require_ascending(indices, count, n);
+    for_ranges(count, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            out[i] = x[indices[i]];
+            x[indices[i]] = 0.0f;
+        }
+    });
+}
+
+void scatter_zero(float* total, int64_t n, const int64_t* indices, int64_t count) {
+    require_ascending(indices, count, n);
+    for_ranges(count, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) total[indices[i]] = 0.0f;
+    });
+}
+
 void scatter(const std::vector<Sparse>& parts, float factor, int64_t n, float* out) {
     std::atomic<bool> sound{true};
     for_ranges(n, CHUNK, [&](int64_t first, int64_t last) {

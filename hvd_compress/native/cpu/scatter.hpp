@@ -8,8 +8,10 @@
 namespace hvd {
 
 void take(const float* x, int64_t n, const int64_t* indices, int64_t count, float* out);
-void require_ascending(const int64_t* indices, int64_t count, int64_t size);  // throws std::invalid_argument
+void take_out(float* x, int64_t n, const int64_t* indices, int64_t count, float* out);  // sets them to zero in x
+void require_ascending(const int64_t* indices, int64_t count, int64_t size);            // throws std::invalid_argument
 void scatter_add(float* total, int64_t n, const int64_t* indices, int64_t count, const float* values);
+void scatter_zero(float* total, int64_t n, const int64_t* indices, int64_t count);
 
 // Ascending distinct indices and a value for each.
 struct Sparse {
