@@ -314,7 +314,7 @@ class TensorFlowOps(Ops):
         return payload if size == 1 else Array(tf.bitcast(tf.reshape(payload.tensor, [-1, size]), dtype))
 
     def add_at(self, total: Array, place: slice, values: Array, factor: float) -> Array:
-        parts = [total[: place.start], total[place] + values * factor, total[place.stop :]]
+        parts = [total[: place.start], self.add(total[place], values, factor), total[place.stop :]]
         total.tensor = self.concat(parts).tensor
         return total
 

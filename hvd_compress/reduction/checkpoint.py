@@ -82,10 +82,10 @@ class Saved:
         return self.rank == rank or not (self.carried or any(entry.state["local"] for entry in self.exchanges))
 
 
-def warn_of_another_rank() -> None:
-    """Tell the user that residuals of another rank are left out."""
+def warn_of_another_rank(stacklevel: int) -> None:
+    """Tell the user, so many calls up, that residuals of another rank are left out."""
     warnings.warn(
         "the state was saved by another rank: this rank's residual begins at zero. For an exact resumption every rank "
         "saves and loads its own state.",
-        stacklevel=4,
+        stacklevel=stacklevel,
     )

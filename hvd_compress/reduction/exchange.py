@@ -195,6 +195,7 @@ class Exchange(VectorSteps):
         """Wait for the collective under way, resume the compressor, and start the next collective."""
         began = time.perf_counter()
         combined = self.transport.wait(self._handle)
+        self._handle = None
         self.waiting_seconds += time.perf_counter() - began
         self.feed(combined)
         self._start()

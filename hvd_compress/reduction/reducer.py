@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from hvd_compress.compressors import Compressor
 from hvd_compress.ops import Array, Ops
@@ -21,6 +24,20 @@ from hvd_compress.reduction.stats import Stats, stats_of
 from hvd_compress.transports import Peers
 
 E = TypeVar("E", bound=VectorSteps)
+
+_counts: defaultdict[Any, Iterator[int]] = defaultdict(itertools.count)
+_counts_of_transports: WeakKeyDictionary[Any, Iterator[int]] = WeakKeyDictionary()
+
+
+def numbered_prefix(where: Any, transport: Any = None) -> str:
+    """Return what begins the names of a reducer's collectives: each worker must make as many there, in the same order.
+
+    Args:
+        where: the number of a process set, or what else names a group of workers.
+        transport: the one that the reducer is given, if it is given one; others do not count.
+    """
+    count = _counts[where] if transport is None else _counts_of_transports.setdefault(transport, itertools.count())
+    return f"hvd_compress.{where}.{next(count)}"
 
 
 class Reducer(Generic[E]):
@@ -252,7 +269,7 @@ class Reducer(Generic[E]):
     def _state(self, exchange: E) -> dict[str, Any]:
         return _each_array(exchange.state.state_dict(), lambda array: self.exported(array, exchange))
 
-    def load(self, saved: Saved) -> None:
+    def load(self, saved: Saved, stacklevel: int = 4) -> None:
         """Take over a state; of another rank's, what belongs to that rank alone is left out, with a warning.
 
         Raises:
@@ -265,7 +282,7 @@ class Reducer(Generic[E]):
         self.steps = saved.steps
         self.carried = dict(saved.carried) if saved.rank == self.peers.rank else {}
         if not saved.is_of(self.peers.rank):
-            warn_of_another_rank()
+            warn_of_another_rank(stacklevel)
 
     def _load_exchanges(self, saved: Saved) -> None:
         dense, sparse = saved.states_of([[p.name for p in e.layout.parameters] for e in self.exchanges], self.rows)

@@ -53,6 +53,7 @@ class BoundCompression(GraphReducer):
     def carried_here(self) -> list[GraphExchange]:
         return [exchange for exchange in self.exchanges if not _summed_by_horovod(exchange)]
 
+    @tf.autograph.experimental.do_not_convert
     def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """Return what Horovod is to sum, and a context for `decompress`.
 
@@ -74,6 +75,7 @@ class BoundCompression(GraphReducer):
             [array] = exchange.proceed(array, number)
         return tf.zeros(0), (exchange, tensor, array)
 
+    @tf.autograph.experimental.do_not_convert
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
         """Return the mean (or sum) of the decoded gradients."""
         if ctx is None:
@@ -103,7 +105,10 @@ class BoundCompression(GraphReducer):
         settings = self.settings.with_compression(compression, rules)
         settings.check_each_tensor_alone(INSTEAD)
         self._end_step()
+        left = self._left_plan
         self.change(settings)
+        if not self._agreed:  # on the plan that is given up now
+            self._left_plan = left
         self._agreed, self._next = False, 0
         self._changes += 1
         self.plan(self.gradients)
@@ -113,6 +118,7 @@ class BoundCompression(GraphReducer):
 
         Horovod's own time for what it carries is in ``communication_seconds``.
         """
+        self._end_step()
         return self.stats()
 
     def serialize(self) -> bytes:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,8 +16,8 @@ import tensorflow as tf
 from hvd_compress.compressors import Compressor
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.reduction.buckets import Gradient, Rule
-from hvd_compress.reduction.reducer import Reducer
+from hvd_compress.reduction.buckets import Bucket, Gradient, Rule
+from hvd_compress.reduction.reducer import Reducer, numbered_prefix
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.tensorflow.exchange import CollectiveTimer, GraphExchange, RowsExchange
 from hvd_compress.tensorflow.saved import read, written
@@ -29,7 +27,6 @@ from hvd_compress.transports.horovod import op_name
 from hvd_compress.transports.horovod_tensorflow import GraphTransport, HorovodTransport
 
 Tensor = Any
-_created: defaultdict[Any, Iterator[int]] = defaultdict(itertools.count)
 
 
 class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
@@ -106,9 +103,11 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
 
     def change(self, settings: Settings) -> None:
         """As of any reducer; a graph that was traced with the exchanges so far is refused from now on."""
-        for exchange in self.all:
-            exchange.retired = True
+        former = self.all
         super().change(settings)
+        for exchange in former:
+            exchange.retired = True
+            exchange.state.reset()  # graphs keep the exchange, and need its memory no more
 
     def serialize(self) -> bytes:
         """Return the compressors' state, as NumPy's file of arrays."""
@@ -177,8 +176,11 @@ class GradientReducer(GraphReducer):
                 self._apart[position] = "sparse"
         apart = [f"{position}: {kind}" for position, kind in self._apart.items()]
         self.agree(self.gradients, {"dtypes": self.dtypes, "gradients that are missing or sparse": apart})
-        present = [g for g in self.gradients if g.size and self._apart.get(g.key) != "missing"]
+        present = [gradient for gradient in self.gradients if self._apart.get(gradient.key) != "missing"]
         self.plan(present, [position for position, kind in self._apart.items() if kind == "sparse"])
+
+    def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
+        return [bucket for bucket in super().divide(gradients) if bucket.layout.size]
 
     def _nodes(self, gradients: list[Tensor]) -> list[Tensor]:
         given = dict(zip(self.positions, gradients, strict=True))
@@ -206,7 +208,7 @@ class GradientReducer(GraphReducer):
             ]
 
     def _begin(self, exchange: GraphExchange, given: dict[str, Tensor]) -> list[Tensor]:
-        places = exchange.layout.parameters
+        places = [place for place in exchange.layout.parameters if place.size]
         parts = [self._part(place.size, given[place.name], exchange.dtype) for place in places]
         vector = tf.concat(parts, 0) if len(parts) > 1 else parts[0]
         if self.scale_before != 1:
@@ -347,8 +349,7 @@ def new_reducer(
     variables: Sequence[Variable], settings: Settings, process_set: Any, transport: GraphTransport | None = None
 ) -> GradientReducer:
     """Return a reducer, over Horovod unless a transport is given."""
-    where = process_set.process_set_id if transport is None else "transport"
-    prefix = f"hvd_compress.{where}.{next(_created[where])}"
+    prefix = numbered_prefix(process_set.process_set_id if transport is None else "transport", transport)
     return GradientReducer(variables, settings, transport or HorovodTransport(process_set), prefix)
 
 

@@ -133,7 +133,8 @@ def CompressedAdam(
     own_rules = [
         replace(rule, compression=of_momentum(rule.compression)) for rule in as_rules(rules, [n for n, _ in named])
     ]
-    several = process_set.included() and process_set.size() > 1
+    transport = settings.get("transport")
+    several = process_set.included() and process_set.size() > 1 if transport is None else transport.workers > 1
     optimizer = FrozenAdam(params, lr, *betas, eps, weight_decay, warmup_steps if several else 0)
     return DistributedOptimizer(
         optimizer,

@@ -70,6 +70,8 @@ class BoundCompression(TensorReducer):
     def plan(self, gradients: Sequence[Gradient], apart: Collection[str] = ()) -> None:
         super().plan(gradients, apart)
         self._exchanges = {exchange.layout.parameters[0].name: exchange for exchange in self.exchanges}
+        # Those whose collectives are started here.
+        self._own = [exchange for exchange in self.exchanges if isinstance(exchange, TensorExchange)]
 
     def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
         return one_bucket_each(gradients, self.compressor, self.settings.rules, self.settings.dense_below)
@@ -77,11 +79,6 @@ class BoundCompression(TensorReducer):
     def carried_here(self) -> list[Any]:
         # Last those that Horovod carries: with groups, it has names of its own for them.
         return sorted(self.exchanges, key=lambda exchange: isinstance(exchange, SummedByHorovod))
-
-    @property
-    def _own(self) -> list[TensorExchange]:
-        """The exchanges whose collectives are started here."""
-        return [exchange for exchange in self.exchanges if isinstance(exchange, TensorExchange)]
 
     def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """Begin the exchange of a gradient; return what Horovod is to sum, and a context.
@@ -152,7 +149,10 @@ class BoundCompression(TensorReducer):
         if any(exchange.launched and not exchange.finished for exchange in self.exchanges):
             raise RuntimeError("set_compression() was called while gradients are exchanged: call it between steps")
         self._end_step()
+        left = self._left_plan
         self.change(settings)
+        if not self._agreed:  # on the plan that is given up now
+            self._left_plan = left
         self._agreed = False
         self.plan(self.gradients)
 
@@ -202,6 +202,7 @@ class BoundCompression(TensorReducer):
 
         Horovod's own time for what it carries is not in ``communication_seconds``.
         """
+        self._end_step()
         return self.stats()
 
     def _end_step(self) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import horovod.torch as hvd
@@ -16,7 +15,8 @@ from torch import Tensor
 from hvd_compress.compressors import AdamMomentum, spec
 from hvd_compress.compressors.feedback import AdamMomentumOfMean
 from hvd_compress.reduction.buckets import Rule
-from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings, check_passes
+from hvd_compress.reduction.reducer import numbered_prefix
+from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.reduction.stats import nothing_sent
 from hvd_compress.torch.bound import check_gradient
 from hvd_compress.torch.compression import Compression, TorchCompression
@@ -24,8 +24,6 @@ from hvd_compress.torch.reducer import GradientReducer
 from hvd_compress.transports import Transport
 from hvd_compress.transports.horovod import op_name
 from hvd_compress.transports.horovod_torch import HorovodTransport
-
-_created: defaultdict[Any, Iterator[int]] = defaultdict(itertools.count)
 
 
 class _Methods:
@@ -100,7 +98,7 @@ class _Methods:
 
     def set_backward_passes_per_step(self, passes: int) -> None:
         """Change the number of backward passes whose gradients a step accumulates."""
-        check_passes(passes)
+        self._settings = replace(self._settings, backward_passes_per_step=passes)
         if self._reducer is not None:
             self._reducer.set_passes(passes)
 
@@ -249,16 +247,11 @@ def DistributedOptimizer(
     result._synchronized, result._should_synchronize = False, True
     result._reducer, result._settings = None, settings
     if transport is None and process_set.included() and process_set.size() > 1:
-        prefix = _prefix(process_set.process_set_id)
+        prefix = numbered_prefix(process_set.process_set_id)
         result._reducer = GradientReducer(parameters, settings, HorovodTransport(process_set, prefix), prefix)
     elif transport is not None and transport.workers > 1:
-        result._reducer = GradientReducer(parameters, settings, transport, _prefix("transport"))
+        result._reducer = GradientReducer(parameters, settings, transport, numbered_prefix("transport", transport))
     return result
-
-
-def _prefix(where: Any) -> str:
-    """Return what begins the names of an optimizer's collectives, of which each worker makes as many there."""
-    return f"hvd_compress.{where}.{next(_created[where])}"
 
 
 def _check_momentum(optimizer: Any, settings: Settings) -> None:

@@ -238,14 +238,14 @@ class GradientReducer(TensorReducer):
         try:
             if not self.planned:
                 self._make_plan()
-            for name, exchange in self.rows.items():
-                exchange.launch(self.with_carried(exchange, self._rows(name)))
             for exchange in self.exchanges:
                 if not exchange.launched:
                     for place in exchange.layout.parameters:
                         if self.parameters[place.name] not in self._arrived:
                             self._collect(exchange, self.parameters[place.name])
                     self._launch(exchange)
+            for name, exchange in self.rows.items():  # after all buckets, of which hooks have launched some
+                exchange.launch(self.with_carried(exchange, self._rows(name)))
             self.waiting_seconds += advance_until(lambda: all(e.finished for e in self.all), self.all)
         except Exception as error:
             self.fail(error)
@@ -291,7 +291,7 @@ class GradientReducer(TensorReducer):
             return loss
         handle = self.transport.start(AllReduce(loss.detach()), f"{self.prefix}.loss")
         mean: Tensor = self.transport.wait(handle)
-        return mean
+        return mean.view(loss.shape)
 
     def fail(self, error: Exception) -> None:
         super().fail(error)
@@ -304,7 +304,12 @@ class GradientReducer(TensorReducer):
             if p.grad is not None and p.grad.is_sparse:
                 self.sparse_dims[name] = p.grad.sparse_dim()
         self.sparse_dims |= self.agree(self.gradients, {"dtypes": self.dtypes}, self.sparse_dims)
-        self.plan(self.gradients, () if self.settings.sparse_as_dense else self.sparse_dims)
+        try:
+            self.plan(self.gradients, () if self.settings.sparse_as_dense else self.sparse_dims)
+        finally:  # also when a state that was loaded does not fit: all go on without it
+            self._find_places()
+
+    def _find_places(self) -> None:
         self._exchange_of = {
             self.parameters[place.name]: exchange for exchange in self.exchanges for place in exchange.layout.parameters
         }
@@ -323,6 +328,6 @@ class GradientReducer(TensorReducer):
             ValueError: if it belongs to another compression or other rules.
         """
         state, sparse_dims = read(saved, self.settings, self.transport.rank)
-        self.load(state)
         self.sparse_dims |= sparse_dims
         self._reset()
+        self.load(state, stacklevel=5)

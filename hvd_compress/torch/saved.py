@@ -50,6 +50,7 @@ def read(state: Mapping[str, Any] | None, settings: Settings, rank: int) -> tupl
     """
     if state is None:
         return Saved.empty(settings, rank), {}
+    state = {"rank": rank, "steps": 0, "carried": {}, "buckets": [], "sparse": {}, **state}  # older ones lack some
     carried: dict[str, Any] = {}
     sparse_dims = {name: entry["axes"] for name, entry in state["sparse"].items()}
     for name, tensor in state["carried"].items():

@@ -248,3 +248,18 @@ def test_it_gives_what_simulated_workers_give(spec, device, monkeypatch):
     sent = {kind: entry["sent"] for kind, entry in stats["collectives"].items() if kind != "agreement"}
     if hvd.rank() == 0:  # whose bytes are those that the simulation counts
         assert sum(sent.values()) == simulation.traffic.sent
+
+
+def test_an_empty_variable_has_its_place_in_layouts():
+    """What random numbers and checkpoints go by has all variables in it, the empty ones too."""
+    variables = [tf.Variable(tf.ones(shape)) for shape in ((40, 50), (0, 5), (60, 50))]
+    with tf.GradientTape() as tape:
+        loss = tf.add_n([tf.reduce_sum(variable**2) for variable in variables])
+    gradients = hvdc.DistributedGradientTape(tape, "wangni", rules=[("*", "wangni(ratio=0.1)")]).gradient(
+        loss, variables
+    )
+    assert [gradient.shape for gradient in gradients] == [variable.shape for variable in variables]
+    from hvd_compress.tensorflow.reducer import _found
+
+    [exchange] = _found(variables).exchanges
+    assert [place.name for place in exchange.layout.parameters] == ["2", "1", "0"]

@@ -140,3 +140,26 @@ def test_a_state_without_compression_begins_anew():
     stats = optimizer.compression_stats()
     assert stats["steps"] == 0
     assert stats["residual_norm"] == 0
+
+
+def test_a_state_that_does_not_fit_is_refused_once():
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="topk(ratio=0.1)")
+    train(model, optimizer, 2)
+    state = optimizer.state_dict()
+    model, settings = small_cnn(), {"compression": "topk(ratio=0.1)", "bucket_bytes": 1}
+    again = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), **settings)
+    again.load_state_dict(state)
+    with pytest.raises(ValueError, match="the state was saved for the buckets"):
+        train(model, again, 1)
+    assert same_on_all_ranks(train(model, again, 2))
+
+
+def test_a_state_without_later_entries_is_loaded():
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="topk(ratio=0.1)")
+    train(model, optimizer, 2)
+    norm, state = optimizer.compression_stats()["residual_norm"], optimizer.state_dict()
+    del state["compression"]["carried"], state["compression"]["sparse"]
+    optimizer.load_state_dict(state)
+    assert optimizer.compression_stats()["residual_norm"] == norm != 0

@@ -3,7 +3,8 @@
 import horovod.torch as hvd
 import pytest
 import torch
-from torch_ranks import HALF, same_on_all_ranks, sgd, small_cnn, train
+from torch import nn
+from torch_ranks import HALF, batch, same_on_all_ranks, sgd, small_cnn, train
 
 import hvd_compress.torch as hvdc
 from hvd_compress.ops.torch import TorchOps
@@ -52,3 +53,44 @@ def test_a_transport_has_its_own_workers(transport):
     model = small_cnn()
     with pytest.raises(ValueError, match="either transport or process_set"):
         hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), transport=transport, process_set=HALF)
+
+
+def test_rows_and_unused_layers_keep_one_order(transport):
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {"rows": nn.Embedding(50, 30, sparse=True), "used": nn.Linear(30, 40), "at_times": nn.Linear(40, 40)}
+    )
+    optimizer = hvdc.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), 0.1), model.named_parameters(), "topk", bucket_bytes=1, transport=transport
+    )
+    for step in range(3):
+        optimizer.zero_grad()
+        hidden = model["used"](model["rows"](torch.arange(step, step + 4)))
+        if step != 1 or hvd.rank() != 1:
+            hidden = model["at_times"](hidden)
+        hidden.square().sum().backward()
+        optimizer.step()
+    assert same_on_all_ranks(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+
+
+def test_a_closure_s_loss_keeps_its_shape(transport):
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), "topk", transport=transport)
+
+    def closure():
+        optimizer.zero_grad()
+        images, labels = batch(0)
+        loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).shape == ()
+
+
+def test_adam_in_two_phases_asks_the_transport_for_its_workers(transport):
+    model = small_cnn()
+    optimizer = hvdc.CompressedAdam(
+        model.parameters(), named_parameters=model.named_parameters(), warmup_steps=2, transport=transport
+    )
+    assert same_on_all_ranks(train(model, optimizer, 4))
+    assert optimizer.param_groups[0]["frozen_after"] == 2

@@ -260,3 +260,22 @@ def test_a_rank_that_did_not_call_it_under_horovods_own_optimizer(caller):
     else:
         with pytest.raises(Exception, match=r"Mismatched|not all called"):
             train(model, optimizer, 1)
+
+
+def test_the_number_of_backward_passes_stays():
+    model = small_cnn()
+    optimizer = wrap(model, "topk(ratio=0.1)")
+    optimizer.set_backward_passes_per_step(2)
+    train(model, optimizer, 1, passes=2)
+    optimizer.set_compression("qsgd")
+    assert same_on_all_ranks(train(model, optimizer, 2, passes=2, start=1))
+
+
+def test_bound_it_is_told_before_the_first_step_as_well():
+    model = nn.Sequential(small_cnn())  # names of its own: Horovod keeps what is pending
+    bound = hvdc.Compression.topk(ratio=0.1).bind(model.named_parameters())
+    if hvd.rank() == 0:
+        bound.set_compression("qsgd")
+    optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), compression=bound)
+    with pytest.raises(hvdc.WorkersDisagree, match="compression: rank 0: qsgd"):
+        train(model, optimizer, 1)
