@@ -53,6 +53,7 @@ class Reducer(Generic[E]):
         prefix: begins the names of all collectives; the same on all workers, and of no other reducer.
 
     Attributes:
+        agreed: whether the workers have compared their settings, and so may follow the plan.
         exchanges: one a bucket, once they are `planned`.
         rows: those of sparse gradients, by the parameter's key.
         steps: that were taken.
@@ -66,7 +67,7 @@ class Reducer(Generic[E]):
         self.settings, self.transport, self.prefix = settings, transport, prefix
         self.exchanges: list[E] = []
         self.rows: dict[str, E] = {}
-        self.planned = False
+        self.planned = self.agreed = False
         self.steps = 0
         self.carried: Carried = {}
         self._left_plan: list[tuple[str, str]] = []  # the first collectives of a plan that was given up
@@ -160,6 +161,7 @@ class Reducer(Generic[E]):
         found: dict[str, int] = {}
         for theirs in agree(self.peers, description, f"{self.prefix}.agreement", dict(sparse or {})):
             found |= theirs
+        self.agreed = True
         return found
 
     def plan(self, gradients: Sequence[Gradient], apart: Collection[str] = ()) -> None:
@@ -229,11 +231,12 @@ class Reducer(Generic[E]):
             self.carried.update(self._residuals_in(self._waiting))
         self.carried.update(self._residuals())
         self._seconds_before += sum(exchange.compression_seconds for exchange in self.all)
-        if self.planned:
+        if self.agreed:  # else nobody has followed this plan
             self._left_plan = [(e.next_name, e.compressor.collectives[0]) for e in self.carried_here() if e.layout.size]
         self.settings = settings
         self.exchanges, self.rows = [], {}
-        self.planned, self._waiting = False, None
+        self.planned = self.agreed = False
+        self._waiting = None
 
     def _residuals(self) -> Carried:
         """Return what the exchanges have not sent, by parameter."""

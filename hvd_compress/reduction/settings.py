@@ -54,7 +54,8 @@ class Settings:
             raise ValueError("gradient_predivide_factor not supported with op != Average")
         if not self.gradient_predivide_factor > 0:
             raise ValueError(f"gradient_predivide_factor must be above 0; got {self.gradient_predivide_factor}")
-        check_passes(self.backward_passes_per_step)
+        if self.backward_passes_per_step < 1:
+            raise ValueError(f"backward_passes_per_step must be > 0; got {self.backward_passes_per_step}")
         for name, least in (("bucket_bytes", 1), ("dense_below", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
@@ -100,12 +101,6 @@ class Settings:
             "bucket_bytes": self.bucket_bytes,
             "dense_below": self.dense_below,
         }
-
-
-def check_passes(passes: int) -> None:
-    """Raise ValueError unless there is at least one backward pass to a step."""
-    if passes < 1:
-        raise ValueError(f"backward_passes_per_step must be > 0; got {passes}")
 
 
 def as_rules(rules: Iterable[Rule | tuple[str, Any]] | None, names: Collection[str] | None) -> tuple[Rule, ...]:

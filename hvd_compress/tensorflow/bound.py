@@ -36,7 +36,6 @@ class BoundCompression(GraphReducer):
         super().__init__(variables, settings, HorovodTransport(), f"hvd_compress.bound.{next(_bound)}")
         self._factor = self.transport.workers if settings.op == "sum" else 1
         self._next = 0
-        self._agreed = False
         self._changes = 0
         self.plan(self.gradients)
 
@@ -63,9 +62,8 @@ class BoundCompression(GraphReducer):
         """
         if 0 in tensor.shape:
             return tensor, None
-        if not self._agreed:
+        if not self.agreed:
             self.agree(self.gradients, {"dtypes": self.dtypes})
-            self._agreed = True
         exchange = self.exchanges[self._find(tensor)]
         vector = tf.cast(tf.reshape(tensor, [-1]), exchange.dtype)
         [array] = exchange.begin(vector, own=False, end_last=self._end_step)
@@ -105,11 +103,8 @@ class BoundCompression(GraphReducer):
         settings = self.settings.with_compression(compression, rules)
         settings.check_each_tensor_alone(INSTEAD)
         self._end_step()
-        left = self._left_plan
         self.change(settings)
-        if not self._agreed:  # on the plan that is given up now
-            self._left_plan = left
-        self._agreed, self._next = False, 0
+        self._next = 0
         self._changes += 1
         self.plan(self.gradients)
 

@@ -22,10 +22,10 @@ from hvd_compress.tensorflow.conditions import refuse_conditions
 from hvd_compress.tensorflow.reducer import (
     GradientReducer,
     changed_reducer,
-    graph_transport,
     reducer_of,
     reduction_settings,
 )
+from hvd_compress.transports.horovod import check_one_given
 from hvd_compress.transports.horovod_tensorflow import GraphTransport
 
 __all__ = [
@@ -155,7 +155,8 @@ def DistributedOptimizer(
     settings = reduction_settings(
         compression, op, gradient_predivide_factor, sparse_as_dense, bucket_bytes, dense_below, seed, rules
     )
-    where = (process_set, graph_transport(process_set, transport))
+    check_one_given(transport, process_set, hvd)
+    where = (process_set, transport)
     _check_momentum(optimizer, settings)
     wrapped = type(optimizer)
     # What is saved names the class by its module.

@@ -286,17 +286,6 @@ def reduction_settings(
     )
 
 
-def graph_transport(process_set: Any, transport: GraphTransport | None) -> GraphTransport | None:
-    """Return the transport that these arguments of a tape or an optimizer mean, or None for Horovod's.
-
-    Raises:
-        ValueError: if both are given.
-    """
-    if transport is not None and process_set is not hvd.global_process_set:
-        raise ValueError("a transport knows its workers: give either transport or process_set, not both")
-    return transport
-
-
 def reducer_of(
     variables: Sequence[Any], settings: Settings, process_set: Any, transport: GraphTransport | None = None
 ) -> GradientReducer:

@@ -11,7 +11,8 @@ import tensorflow as tf
 from hvd_compress.reduction.buckets import Rule
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
-from hvd_compress.tensorflow.reducer import graph_transport, reducer_of, reduction_settings
+from hvd_compress.tensorflow.reducer import reducer_of, reduction_settings
+from hvd_compress.transports.horovod import check_one_given
 from hvd_compress.transports.horovod_tensorflow import GraphTransport
 
 
@@ -76,7 +77,8 @@ def DistributedGradientTape(
     settings = reduction_settings(
         compression, op, gradient_predivide_factor, sparse_as_dense, bucket_bytes, dense_below, seed, rules
     )
-    where = (process_set, graph_transport(process_set, transport))
+    check_one_given(transport, process_set, hvd)
+    where = (process_set, transport)
     wrapped = type(gradtape)
     tape: Any = object.__new__(
         type(wrapped.__name__, (_Distributed, wrapped), {"_settings": settings, "_where": where})

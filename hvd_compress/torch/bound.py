@@ -57,7 +57,6 @@ class BoundCompression(TensorReducer):
         self._names = {p: name for name, p in trained}
         self._order = [p for _, p in reversed(trained)]
         self._next = 0
-        self._agreed = False
         self.plan(self.gradients)
 
     def new_exchange(
@@ -89,13 +88,12 @@ class BoundCompression(TensorReducer):
             WorkersDisagree: in the first step, if the workers' compressors differ in version, settings or parameters.
         """
         check_gradient(tensor)
-        if not self._agreed:
+        if not self.agreed:
             try:
                 self.agree(self.gradients, {"dtypes": self.dtypes})
             except WorkersDisagree as error:  # a worker that follows another plan waits in Horovod's optimizer
                 self.fail(error)
                 raise
-            self._agreed = True
         name = self._names[self._find(tensor)]
         exchange = self._exchanges[name]
         if exchange.finished:
@@ -149,11 +147,7 @@ class BoundCompression(TensorReducer):
         if any(exchange.launched and not exchange.finished for exchange in self.exchanges):
             raise RuntimeError("set_compression() was called while gradients are exchanged: call it between steps")
         self._end_step()
-        left = self._left_plan
         self.change(settings)
-        if not self._agreed:  # on the plan that is given up now
-            self._left_plan = left
-        self._agreed = False
         self.plan(self.gradients)
 
     def fail(self, error: Exception) -> None:

@@ -22,7 +22,7 @@ from hvd_compress.torch.bound import check_gradient
 from hvd_compress.torch.compression import Compression, TorchCompression
 from hvd_compress.torch.reducer import GradientReducer
 from hvd_compress.transports import Transport
-from hvd_compress.transports.horovod import op_name
+from hvd_compress.transports.horovod import check_one_given, op_name
 from hvd_compress.transports.horovod_torch import HorovodTransport
 
 
@@ -234,8 +234,7 @@ def DistributedOptimizer(
         groups=_number_groups(parameters, groups),
     )
     _check_momentum(optimizer, settings)
-    if transport is not None and process_set is not hvd.global_process_set:
-        raise ValueError("a transport knows its workers: give either transport or process_set, not both")
+    check_one_given(transport, process_set, hvd)
 
     wrapped = type(optimizer)
     # Horovod's `broadcast_optimizer_state` tells a distributed optimizer by the module of its class.

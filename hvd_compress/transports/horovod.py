@@ -31,6 +31,12 @@ def require_horovod(framework: str) -> None:
         ) from error
 
 
+def check_one_given(transport: Any, process_set: Any, hvd: Any) -> None:
+    """Raise ValueError if both a transport and a process set of its own are given."""
+    if transport is not None and process_set is not hvd.global_process_set:
+        raise ValueError("a transport knows its workers: give either transport or process_set, not both")
+
+
 def op_name(op: int, hvd: Any) -> str:
     """Return what an ``op`` argument means: "average" or "sum".
 
