@@ -108,6 +108,7 @@ def case() -> tuple:
         lambda: ("scatter_zero", vector(), indices()),
         lambda: ("take_out", vector(), indices()),
         lambda: ("take", vector(), indices()),
+        lambda: ("accumulate", vector(), 0.9, vector(), vector(), bool(count % 2)),
         lambda: ("pack", indices().astype(rng.choice(["uint8", "int32", "int64"])), bits),
         lambda: ("top_k", vector(), count),
         lambda: ("above", vector(), float(rng.standard_cauchy())),
@@ -142,7 +143,7 @@ def mutated(payload: np.ndarray) -> np.ndarray:
 
 def outcome(name: str, arguments: tuple) -> object:
     """Return what a call comes to, as something that can be compared."""
-    changes = name in ("scatter_add", "sketch", "sketch_sparse")
+    changes = name in ("scatter_add", "scatter_zero", "take_out", "accumulate", "sketch", "sketch_sparse")
     arguments = tuple(a.copy() if changes and isinstance(a, np.ndarray) else a for a in arguments)
     try:
         result = getattr(_kernels, name)(*arguments)
@@ -156,15 +157,13 @@ def outcome(name: str, arguments: tuple) -> object:
     if name == "decode_indices":
         assert len(result) == arguments[2], name
         assert not len(result) or result[-1] < arguments[1], name
-    if changes:
-        result = arguments[0]
-    if not isinstance(result, np.ndarray):
-        return result
     if name == "quantize" and not np.isfinite(arguments[0]).all():
         return len(result)  # a norm of NaN may have any bits
-    if result.dtype.kind == "f":
-        result[np.isnan(result)] = np.nan  # a sum of two NaN may be either
-    return result.tobytes()
+    arrays = [item for item in (result, *(arguments if changes else ())) if isinstance(item, np.ndarray)]
+    for array in arrays:
+        if array.dtype.kind == "f":
+            array[np.isnan(array)] = np.nan  # a sum of two NaN may be either
+    return [array.tobytes() for array in arrays] or result
 
 
 end = time.monotonic() + float(sys.argv[1])

@@ -10,6 +10,7 @@ from hvd_compress.compressors.base import AllReduce, Compressor, Exchanging, Red
 from hvd_compress.compressors.cast import NoCompression
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
+from hvd_compress.ops.by_kernel import by_kernel
 from hvd_compress.ops.layout import Layout
 
 
@@ -64,8 +65,7 @@ class ErrorFeedback(Feedback):
         def keep(rest: Array, sent: Array | None) -> None:
             state.local["residual"] = rest
 
-        reduced = yield from self.inner.reduce_rest(ops, vector, state.local.get("residual"), state, keep)
-        return Reduced(reduced.mean, None)
+        return self.inner.reduce_rest(ops, vector, state.local.get("residual"), state, keep)
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,21 @@ class EF21(Feedback):
         state.local["estimate"] = reduced.sent.add_to(ops.copy(own))
         state.shared["estimate"] = ops.affine(mean, 1.0, reduced.mean, 1.0)
         return Reduced(ops.copy(state.shared["estimate"]), None)
+
+
+@by_kernel(
+    lambda ops, kernels, u, momentum, g, v, nesterov: (g, kernels.accumulate(u, momentum, g, v, nesterov)),
+    u="float32",
+    g="float32",
+    v="float32",
+)
+def accumulate(ops: Ops, u: Array, momentum: float, g: Array, v: Array, nesterov: bool) -> tuple[Array, Array]:
+    """Return u' = m u + g, for which g is overwritten, and v + u'; by Nesterov v + m u' + g."""
+    if not nesterov:
+        u = ops.affine(u, momentum, g, 1.0, g)
+        return u, ops.affine(v, 1.0, u, 1.0)
+    u = ops.affine(u, momentum, g, 1.0)
+    return u, ops.affine(v, 1.0, ops.affine(u, momentum, g, 1.0, g), 1.0)
 
 
 @dataclass(frozen=True)
@@ -132,17 +147,15 @@ class MomentumCorrection(Feedback):
             norm = ops.norm(vector) * state.workers**0.5
             vector = vector * (self.clip / norm) if norm > self.clip else vector
         u, v = state.local.get("momentum"), state.local.get("residual")
-        g = ops.copy(vector) if self.nesterov else vector
-        u = vector if u is None else ops.affine(u, self.momentum, vector, 1.0, vector)
-        ahead = ops.affine(u, self.momentum, g, 1.0) if self.nesterov else u
-        v = ops.copy(ahead) if v is None else ops.affine(v, 1.0, ahead, 1.0)
+        u = ops.zeros_like(vector) if u is None else u
+        v = ops.zeros_like(vector) if v is None else v
+        u, v = accumulate(ops, u, self.momentum, vector, v, self.nesterov)
 
         def keep(rest: Array, sent: Array | None) -> None:
             state.local["residual"] = rest
             state.local["momentum"] = ops.scatter_zero(u, sent) if self.masking else u
 
-        reduced = yield from self.inner.reduce_rest(ops, v, None, state, keep)
-        return Reduced(reduced.mean, None)
+        return self.inner.reduce_rest(ops, v, None, state, keep)
 
 
 @dataclass(frozen=True)

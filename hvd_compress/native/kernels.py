@@ -74,6 +74,9 @@ class Kernels(Protocol):
     def affine(self, x: Floats, a: float, y: Floats, b: float, out: Floats | None, /) -> Floats:
         """Return a * x + b * y, in `out` if it is given; that may be x or y."""
 
+    def accumulate(self, u: Floats, momentum: float, vector: Floats, v: Floats, nesterov: bool, /) -> Floats:
+        """Return v + u', by Nesterov v + momentum * u' + vector; the vector becomes u' = momentum * u + vector."""
+
     def half_rest(self, vector: Floats, residual: Floats | None, /) -> Halves:
         """Return the bits of vector + residual as float16, to the nearest; the vector becomes the rest."""
 

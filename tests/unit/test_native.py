@@ -345,6 +345,14 @@ def test_whole_vectors(kernels, size):
             same(got[numbers], expected[numbers])
             assert np.isnan(got[~numbers]).all()
             assert out is None or got is out
+        for nesterov in (False, True):
+            with np.errstate(over="ignore", invalid="ignore"):
+                momentum = other * np.float32(0.9) + vector
+                expected = total + (momentum * np.float32(0.9) + vector if nesterov else momentum)
+            gradient = vector.copy()
+            got = kernels.accumulate(other, 0.9, gradient, total, nesterov)
+            np.testing.assert_array_equal(gradient, momentum)
+            np.testing.assert_array_equal(got, expected)
     for at in (0, size // 2, size - 1):
         vector = np.ones(size, np.float32)
         vector[at] = -np.inf

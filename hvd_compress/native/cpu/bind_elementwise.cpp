@@ -54,6 +54,18 @@ void bind_elementwise(py::module_& m) {
         array("x"), py::arg("a"), array("y"), py::arg("b"), py::arg("out").none(true)
     );
     m.def(
+        "accumulate",
+        [](const py::array& u, float momentum, py::array& vector, const py::array& v, bool nesterov) {
+            const auto before = in<float>(u, "u"), sum = in<float>(v, "v");
+            const auto g = inout<float>(vector, "vector");
+            require(before.size == g.size && sum.size == g.size, "u, vector and v must be of one length");
+            return filled<float>(g.size, [&](float* out) {
+                accumulate(before.data, momentum, g.data, sum.data, nesterov, g.size, out);
+            });
+        },
+        array("u"), py::arg("momentum"), array("vector"), array("v"), py::arg("nesterov")
+    );
+    m.def(
         "half_rest",
         [](py::array& vector, const py::object& residual) {
             const auto x = inout<float>(vector, "vector");

@@ -32,6 +32,12 @@ void affine(const float* x, float a, const float* y, float b, int64_t n, float* 
     });
 }
 
+void accumulate(const float* u, float momentum, float* g, const float* v, bool nesterov, int64_t n, float* out) {
+    for_ranges(n, CHUNK, [&](int64_t begin, int64_t end) {
+        loops().elementwise.accumulate(u + begin, momentum, g + begin, v + begin, nesterov, end - begin, out + begin);
+    });
+}
+
 void half_rest(float* x, const float* residual, int64_t n, uint16_t* halves) {
     for_ranges(n, CHUNK, [&](int64_t begin, int64_t end) {
         loops().elementwise.half_rest(x + begin, residual ? residual + begin : nullptr, end - begin, halves + begin);
