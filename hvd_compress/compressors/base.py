@@ -186,16 +186,24 @@ class Compressor:
                 "residual would grow without bound; use feedback=none"
             )
 
+    @functools.cached_property
+    def scheduled(self) -> bool:
+        """Whether a setting, here or of a compressor inside, follows a schedule."""
+        values = [getattr(self, item.name) for item in dataclasses.fields(self)]
+        return any(isinstance(v, Schedule) or (isinstance(v, Compressor) and v.scheduled) for v in values)
+
     def at(self: Self, step: int) -> Self:
         """Return the compressor with each scheduled setting at its value for a step."""
+        if not self.scheduled:
+            return self
         changed: dict[str, Any] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Schedule):
                 changed[item.name] = round(value.at(step)) if str(item.type).startswith("int") else value.at(step)
-            elif isinstance(value, Compressor) and value.at(step) is not value:
+            elif isinstance(value, Compressor):
                 changed[item.name] = value.at(step)
-        return dataclasses.replace(self, **changed) if changed else self
+        return dataclasses.replace(self, **changed)
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Exchange one vector with the other workers.
@@ -212,14 +220,14 @@ class Compressor:
     def reduce_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State, keep: Keep) -> Exchanging:
         """Exchange vector + residual, and call `keep` once, as soon as this worker's contribution is known.
 
-        `vector` is overwritten, by the rest as a rule; `residual` is not.
+        `vector` is overwritten, by the rest as a rule; `residual` is not. The result has no `sent`.
         """
         if residual is not None:
             vector = ops.add(vector, residual)
         reduced = yield from self.reduce(ops, vector, state)
         assert reduced.sent is not None
         keep(reduced.sent.add_to(vector, -1.0), reduced.sent.indices)
-        return reduced
+        return Reduced(reduced.mean, None)
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """Return the bits that this worker hands to the collectives in one step, headers included.
@@ -275,17 +283,16 @@ class GatherCompressor(Compressor):
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         payload, own = self.encode(ops, vector, state)
-        return (yield from self._gather(ops, payload, own, state))
+        return Reduced(self._mean(ops, (yield AllGather(payload, self.varying)), own, state), own)
 
     def reduce_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State, keep: Keep) -> Exchanging:
         payload, own, rest = self.encode_rest(ops, vector, residual, state)
         keep(rest, own.indices)
-        return (yield from self._gather(ops, payload, own, state))
+        return Reduced(self._mean(ops, (yield AllGather(payload, self.varying)), own, state), None)
 
-    def _gather(self, ops: Ops, payload: Array, own: Contribution, state: State) -> Exchanging:
-        payloads = yield AllGather(payload, self.varying)
+    def _mean(self, ops: Ops, payloads: list[Array], own: Contribution, state: State) -> Array:
         sent = (own if rank == state.rank else self.read(ops, p, state.layout) for rank, p in enumerate(payloads))
-        return Reduced(self.combine(ops, sent, len(payloads), state.layout), own)
+        return self.combine(ops, sent, len(payloads), state.layout)
 
 
 def check_length(name: str, payload: Array, expected: int) -> None:

@@ -152,7 +152,7 @@ class Quantizer(GatherCompressor):
         """Return the block, or the groups' lengths."""
         if self.block > 0:
             return self.block
-        return [layout.size] if self.block == WHOLE else [p.size for p in layout.parameters if p.size]
+        return [layout.size] if self.block == WHOLE else [p.size for p in layout.nonempty]
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 a scale, and `bits` a coordinate, in whole bytes for every eight."""
@@ -169,7 +169,7 @@ class Quantizer(GatherCompressor):
             return [vector.reshape(1, layout.size)]
         if self.block:
             return [ops.blocks(vector, self.block)]
-        return [vector[p.slice].reshape(1, p.size) for p in layout.parameters if p.size]
+        return [vector[p.slice].reshape(1, p.size) for p in layout.nonempty]
 
 
 def reciprocal(ops: Ops, scales: Array, numerator: float = 1.0) -> Array:

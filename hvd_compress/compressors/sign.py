@@ -63,7 +63,7 @@ class SignsAndMeans(Sign):
         if rest:
             return super()._encode_by_kernel(ops, vector, residual, rest, state)
         assert ops.kernels
-        sizes = [p.size for p in state.layout.parameters if p.size]
+        sizes = [p.size for p in state.layout.nonempty]
         header = 4 * self.scales_each * len(sizes)
         payload, sides = ops.kernels.signs(vector, sizes, header)
         up, down, count = (sides[i::3].reshape(-1, 1) for i in range(3))

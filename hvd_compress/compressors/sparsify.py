@@ -155,11 +155,11 @@ class LargestOfEach(Sparsifier):
     def count(self, layout: Layout) -> int:
         return sum(count_of(self.ratio, p.size) for p in self._tensors(layout))
 
-    def _tensors(self, layout: Layout) -> list[Parameter]:
+    def _tensors(self, layout: Layout) -> tuple[Parameter, ...]:
         """Return the parts to select from separately: the tensors, or for the scope "model" the whole vector."""
         if self.scope == "model":
-            return list(Layout.flat(layout.size).parameters)
-        return [p for p in layout.parameters if p.size]
+            return Layout.flat(layout.size).parameters
+        return layout.nonempty
 
 
 @dataclass(frozen=True)

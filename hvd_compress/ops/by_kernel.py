@@ -30,9 +30,7 @@ def by_kernel(call: Callable[..., Any] | None = None, *, axes: int = 1, **dtypes
         @functools.wraps(body)
         def operation(*arguments: Any) -> Any:
             ops = arguments[0]
-            if ops.kernels is None:
-                return body(*arguments)
-            if not ops.fit_kernels(arguments, arrays, axes):
+            if ops.kernels is None or (arrays and not ops.fit_kernels(arguments, arrays, axes)):
                 return body(*arguments)
             if call:
                 return call(ops, ops.kernels, *arguments[1:])

@@ -57,3 +57,8 @@ class Layout:
     def size(self) -> int:
         """Number of coordinates of the vector."""
         return sum(parameter.size for parameter in self.parameters)
+
+    @cached_property
+    def nonempty(self) -> tuple[Parameter, ...]:
+        """The parameters that have coordinates."""
+        return tuple(parameter for parameter in self.parameters if parameter.size)

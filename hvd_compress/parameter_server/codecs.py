@@ -247,7 +247,7 @@ class GridModel:
         bits = int(payload[0]) if payload.nbytes else 0
         if bits != 32 and not 2 <= bits <= self.MOST:
             raise Malformed(f"a model of {bits} bits came in; 2 to {self.MOST} are allowed, and 32")
-        parts = [p for p in self.layout.parameters if p.size]
+        parts = self.layout.nonempty
         size = self.layout.size
         expected = 1 + (4 * size if bits == 32 else 4 * len(parts) + packed_bytes(size, bits))
         if payload.nbytes != expected:
@@ -277,7 +277,7 @@ class GridModel:
         return delta, part.astype(np.float64) / delta if delta else np.zeros(part.shape)
 
     def _tensors(self, x: Vector) -> list[Vector]:
-        return [x[p.slice] for p in self.layout.parameters if p.size]
+        return [x[p.slice] for p in self.layout.nonempty]
 
 
 class DifferenceModel:

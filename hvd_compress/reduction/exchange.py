@@ -32,7 +32,6 @@ class VectorSteps:
         mean: the result, a vector of the layout's size or `Rows`, once `finished`.
         state: the compressor's state for this vector.
         compression_seconds: time spent in the compressor since construction.
-        next_name: the name under which the other workers would start the next collective.
     """
 
     def __init__(
@@ -41,13 +40,19 @@ class VectorSteps:
         if layout.size >= 1 << 31:
             raise ValueError(f"{name}: {layout.size} coordinates in one vector; fewer than 2^31 are allowed")
         self.compressor, self.layout, self.ops = compressor, layout, ops
-        self.name = self.next_name = name
+        self.name = name
         self.state = State(layout, rank=peers.rank, workers=peers.workers, seed=seed)
         self.pending: Collective | None = None
         self.mean: Any = None
         self.compression_seconds = 0.0
         self._step: Step | None = None
         self._left, self._doublings = 0.0, 0
+        self._round = 0  # collectives started in the step under way
+
+    @property
+    def next_name(self) -> str:
+        """The name under which the next collective starts, here or on the other workers."""
+        return f"{self.name}.{self._round}"
 
     @property
     def finished(self) -> bool:
@@ -127,6 +132,7 @@ class VectorSteps:
         """Drop the step under way, whose collectives will not finish."""
         self.state.rollback()
         self._step = self.pending = self.mean = None
+        self._round = 0
 
     def _take(self) -> Any:
         assert self.mean is not None, f"{self.name}: the step is not finished"
@@ -180,12 +186,6 @@ class Exchange(VectorSteps):
         self.waiting_seconds = 0.0
         self._agreed = False
         self._handle: Any = None
-        self._rewind()
-
-    def launch(self, vector: Any, *, overwrite: bool = False) -> None:
-        """Begin a step, and start its first collective."""
-        super().launch(vector, overwrite=overwrite)
-        self._start()
 
     def ready(self) -> bool:
         """Tell whether `advance` would not have to wait."""
@@ -198,25 +198,14 @@ class Exchange(VectorSteps):
         self._handle = None
         self.waiting_seconds += time.perf_counter() - began
         self.feed(combined)
-        self._start()
 
-    def _start(self) -> None:
-        if self.pending is not None:
-            self._handle = self.transport.start(self.pending, self.next_name)
+    def _keep(self, step: Step) -> None:
+        super()._keep(step)
+        if self.pending is None:
+            self._round = 0
+        else:
+            self._handle = self.transport.start(self.pending, f"{self.name}.{self._round}")
             self._round += 1
-            self.next_name = f"{self.name}.{self._round}"
-
-    def _rewind(self) -> None:
-        self._round, self.next_name = 0, f"{self.name}.0"
-
-    def _take(self) -> Any:
-        self._rewind()
-        return super()._take()
-
-    def abandon(self) -> None:
-        """Drop the step under way, whose collectives will not finish."""
-        super().abandon()
-        self._rewind()
 
     def reduce(self, vector: Array) -> Array:
         """Do a whole step and return the mean; the state advances only if the mean is finite.

@@ -98,7 +98,6 @@ class GraphExchange(VectorSteps):
         ops = NumpyOps() if self.on_cpu else TensorFlowOps(device)
         super().__init__(compressor, layout, ops, transport, name=name, seed=seed)
         self.transport, self.dtype, self.raises = transport, dtype, raises
-        self.next_name = f"{name}.0"
         self._timer, self._prepare = timer, prepare
         self._first = self._rehearse()
         self.rounds = [step.round for step in self._first]

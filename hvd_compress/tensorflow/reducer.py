@@ -208,7 +208,7 @@ class GradientReducer(GraphReducer):
             ]
 
     def _begin(self, exchange: GraphExchange, given: dict[str, Tensor]) -> list[Tensor]:
-        places = [place for place in exchange.layout.parameters if place.size]
+        places = exchange.layout.nonempty
         parts = [self._part(place.size, given[place.name], exchange.dtype) for place in places]
         vector = tf.concat(parts, 0) if len(parts) > 1 else parts[0]
         if self.scale_before != 1:

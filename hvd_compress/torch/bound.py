@@ -36,6 +36,10 @@ class SummedByHorovod(VectorSteps):
         name = layout.parameters[0].name
         super().__init__(compressor, layout, TorchOps(self.device), peers, name=name, seed=seed)
 
+    @property
+    def next_name(self) -> str:
+        return self.name
+
 
 class BoundCompression(TensorReducer):
     """A compressor with its state for each of a model's parameters, for Horovod's own optimizer.

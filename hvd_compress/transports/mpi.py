@@ -112,7 +112,7 @@ class MPITransport:
         own, gathered, lengths = handle.buffers
         self.traffic.count("allgather", own.nbytes, gathered.nbytes)
         ends = np.cumsum(lengths.astype(np.int64))
-        return [self.ops.from_numpy(part) for part in np.split(gathered, ends[:-1])]
+        return list(map(self.ops.from_numpy, np.split(gathered, ends[:-1])))
 
     def all_have_left(self, first: Sequence[tuple[str, str]]) -> bool:
         return bool((self._agree(_LEFT) == _LEFT).all())
