@@ -23,6 +23,7 @@ class AllReduce:
 
     array: Array
     op: Literal["sum", "mean", "max"] = "mean"
+    kind: ClassVar[str] = "allreduce"
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class AllGather:
     """Hand every worker's payload to every worker; each receives the list of payloads, in the order of ranks.
 
     A payload is a one-dimensional uint8 array. With ``varying`` the workers' lengths may differ, and eight bytes of
-    length precede each payload on the wire.
+    length precede each payload on the wire. Its bytes are counted under its ``kind``.
     """
 
     payload: Array
     varying: bool = False
+    kind: str = "allgather"
 
 
 Collective = AllReduce | AllGather
@@ -123,6 +125,8 @@ class Compressor:
         selects: whether it sends some of the coordinates only.
         varying: whether the length of what it sends depends on the vector.
         overwrites: whether `reduce` may overwrite the vector.
+        coupled: names of arrays of the state of which those of all workers belong together: if one worker has lost its
+            own, all forget theirs.
         has_momentum: whether it applies momentum itself; the optimizer's own must then be 0.
         remedy: advice to the user if the residual grows without bound.
         whole_gradient: whether it needs the gradient of the whole model in one vector.
@@ -143,6 +147,7 @@ class Compressor:
     selects: ClassVar[bool] = False
     varying: ClassVar[bool] = False
     overwrites: ClassVar[bool] = False
+    coupled: ClassVar[tuple[str, ...]] = ()
     has_momentum: ClassVar[bool] = False
     remedy: ClassVar[str] = "Send more in each step, or lower the learning rate or the momentum."
     keeps_dtype: ClassVar[bool] = False
@@ -228,6 +233,16 @@ class Compressor:
         assert reduced.sent is not None
         keep(reduced.sent.add_to(vector, -1.0), reduced.sent.indices)
         return Reduced(reduced.mean, None)
+
+    def withhold(self, ops: Ops, mean: Array, places: Iterable[slice], state: State) -> None:
+        """Give back what a finished step took from the workers' residuals at places where its mean is not applied.
+
+        Args:
+            ops: the array operations of the mean's framework.
+            mean: the mean of the step.
+            places: the coordinates that no worker had a gradient for.
+            state: this worker's, before the step is committed.
+        """
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """Return the bits that this worker hands to the collectives in one step, headers included.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,8 +52,17 @@ class Feedback(Compressor):
         return self.inner.payload_bits(layout, kept)
 
 
+class WithResidual(Feedback):
+    """Feedback whose mean is what was taken out of the residuals."""
+
+    def withhold(self, ops: Ops, mean: Array, places: Iterable[slice], state: State) -> None:
+        """Add the mean to each worker's residual: their mean grows by what was taken out of it."""
+        for place in places:
+            state.local["residual"] = ops.add_at(state.local["residual"], place, mean[place], 1.0)
+
+
 @dataclass(frozen=True)
-class ErrorFeedback(Feedback):
+class ErrorFeedback(WithResidual):
     """Add to each gradient what was not sent before (Seide et al. 2014; Karimireddy et al. 2019, algorithm 2).
 
     p = g + e; exchange C(p); e <- p - sent. In a spec: ``feedback=ef``, the default of every biased method.
@@ -77,6 +87,7 @@ class EF21(Feedback):
     """
 
     name: ClassVar[str] = "ef21"
+    coupled: ClassVar[tuple[str, ...]] = ("estimate",)
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         own, mean = state.local.get("estimate"), state.shared.get("estimate")
@@ -105,7 +116,7 @@ def accumulate(ops: Ops, u: Array, momentum: float, g: Array, v: Array, nesterov
 
 
 @dataclass(frozen=True)
-class MomentumCorrection(Feedback):
+class MomentumCorrection(WithResidual):
     """Accumulate the momentum, not the gradient, and send of the sum (DGC: Lin et al. 2018, section 3.1 to 3.3).
 
     u <- m u + g; v <- v + u; exchange C(v); v <- v - sent. With `nesterov`, v <- v + m u + g. With `masking`, u <- 0 at

@@ -37,6 +37,11 @@ class Store(MutableMapping[str, Any]):
         """The arrays as of the last commit."""
         return dict(self._kept)
 
+    def forget(self, name: str) -> None:
+        """Take an array out, if there is one, for good."""
+        self._kept.pop(name, None)
+        self._written.pop(name, None)
+
     def commit(self) -> None:
         """Make the writes since the last commit permanent."""
         self._kept.update(self._written)
@@ -113,16 +118,22 @@ class State:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the last committed state, for `load_state_dict`."""
-        saved = {"step": self.step, "rank": self.rank, "shared": self.shared.kept, "local": self.local.kept}
+        saved = {
+            "step": self.step,
+            "rank": self.rank,
+            "workers": self.workers,
+            "shared": self.shared.kept,
+            "local": self.local.kept,
+        }
         return copy.deepcopy(saved)
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> bool:
-        """Replace the state by a saved one; return whether this worker's own arrays came with it.
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Replace the state by a saved one.
 
         A state that another rank saved brings its step and shared arrays alone: that rank's residual holds what that
         rank has not sent, and would be counted twice here.
         """
-        own = saved["rank"] == self.rank or not saved["local"]
+        own = saved["rank"] == self.rank
         self.reset()
         self.step = int(saved["step"])
         self.shared.update(copy.deepcopy(saved["shared"]))
@@ -130,4 +141,3 @@ class State:
             self.local.update(copy.deepcopy(saved["local"]))
         self.shared.commit()
         self.local.commit()
-        return own

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hvd_compress.ops.layout import Layout
-from hvd_compress.transports import Peers
+from hvd_compress.transports import Peers, WorkerFailed
 from hvd_compress.version import __version__
 
 
@@ -15,13 +15,26 @@ def describe(layout: Layout) -> dict[str, Any]:
     return {"version": __version__, "parameters": [f"{p.name} {p.shape}" for p in layout.parameters]}
 
 
-def agree(peers: Peers, description: Mapping[str, Any], name: str, told: Any = None) -> list[Any]:
+def agree(
+    peers: Peers, description: Mapping[str, Any], name: str, told: Any = None, error: BaseException | None = None
+) -> list[Any]:
     """Compare the workers' descriptions; return what each of them told beside, in the order of ranks.
 
+    Args:
+        peers: the workers.
+        description: what must be the same on all of them, as JSON can hold it.
+        name: of the collective.
+        told: what else the others are to know.
+        error: why this worker cannot go on, if it cannot.
+
     Raises:
+        WorkerFailed: if a worker cannot go on; its error is in the message.
         WorkersDisagree: if the descriptions differ.
     """
-    answers = peers.gather_object([description, told], name)
+    text = None if error is None else f"{type(error).__name__}: {error}"
+    answers = peers.gather_object([description, told, text], name)
+    if failed := [f"rank {rank} failed with {answer[2]}" for rank, answer in enumerate(answers) if answer[2]]:
+        raise WorkerFailed("; ".join(failed))
     check_agreement([answer[0] for answer in answers])
     return [answer[1] for answer in answers]
 

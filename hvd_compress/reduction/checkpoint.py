@@ -77,6 +77,10 @@ class Saved:
             )
         return [entry.state for entry in dense], sparse
 
+    def is_whole(self, rank: int, workers: int) -> bool:
+        """Tell whether it has what one of so many workers keeps for itself; an older one does not tell their number."""
+        return self.rank == rank and all(entry.state.get("workers") == workers for entry in self.exchanges)
+
     def is_of(self, rank: int) -> bool:
         """Tell whether nothing in it is of another worker alone."""
         return self.rank == rank or not (self.carried or any(entry.state["local"] for entry in self.exchanges))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from hvd_compress.compressors import Compressor, spec
@@ -115,6 +115,12 @@ class VectorSteps:
             self._step, self.pending = step, step.pending
         else:
             self.mean = step.result.mean
+
+    def withhold(self, names: Collection[str]) -> None:
+        """Give the mean of some parameters back to the residual it came from, before the step ends."""
+        places = [place.slice for place in self.layout.parameters if place.name in names]
+        if places and self.finite:
+            self.compressor.withhold(self.ops, self.mean, places, self.state)
 
     def commit(self) -> Any:
         """End the step, keep the state, and return the mean."""
@@ -254,12 +260,14 @@ def advance_until(finished: Callable[[], bool], exchanges: Sequence[Exchange]) -
     return waited
 
 
-def settle(exchanges: Sequence[VectorSteps]) -> tuple[bool, list[Any]]:
+def settle(exchanges: Sequence[VectorSteps], finite: bool | None = None) -> tuple[bool, list[Any]]:
     """End a step of several exchanges together: keep all states if all means are finite, else none.
 
     The means are equal on all workers, hence so is the decision, and it needs no message. Returns it with the means.
+    `finite` is the decision, if it is known.
     """
-    finite = all(exchange.finite for exchange in exchanges)
+    if finite is None:
+        finite = all(exchange.finite for exchange in exchanges)
     return finite, [exchange.commit() if finite else exchange.rollback() for exchange in exchanges]
 
 

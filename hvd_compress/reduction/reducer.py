@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
 
 from hvd_compress.compressors import Compressor
 from hvd_compress.ops import Array, Ops
@@ -20,24 +19,14 @@ from hvd_compress.reduction.checkpoint import Saved, SavedExchange, warn_of_anot
 from hvd_compress.reduction.exchange import VectorSteps, settle
 from hvd_compress.reduction.rows import Rows, SparseRows, sparse_rows
 from hvd_compress.reduction.settings import Settings
+from hvd_compress.reduction.shared import packed, same, source_of, summary, unpacked
 from hvd_compress.reduction.stats import Stats, stats_of
 from hvd_compress.transports import Peers
 
 E = TypeVar("E", bound=VectorSteps)
 
-_counts: defaultdict[Any, Iterator[int]] = defaultdict(itertools.count)
-_counts_of_transports: WeakKeyDictionary[Any, Iterator[int]] = WeakKeyDictionary()
-
-
-def numbered_prefix(where: Any, transport: Any = None) -> str:
-    """Return what begins the names of a reducer's collectives: each worker must make as many there, in the same order.
-
-    Args:
-        where: the number of a process set, or what else names a group of workers.
-        transport: the one that the reducer is given, if it is given one; others do not count.
-    """
-    count = _counts[where] if transport is None else _counts_of_transports.setdefault(transport, itertools.count())
-    return f"hvd_compress.{where}.{next(count)}"
+_next_number: defaultdict[str, int] = defaultdict(int)
+"""For each channel the lowest number that no reducer of this process has there."""
 
 
 class Reducer(Generic[E]):
@@ -50,9 +39,11 @@ class Reducer(Generic[E]):
     Args:
         settings: what the user said.
         transport: who carries the collectives.
-        prefix: begins the names of all collectives; the same on all workers, and of no other reducer.
+        channel: names the group of workers who meet to agree. When they do, the reducer gets a number that none of
+            them has given away: channel and number begin the names of its collectives, whatever else a worker made.
 
     Attributes:
+        prefix: begins the names of all collectives.
         agreed: whether the workers have compared their settings, and so may follow the plan.
         exchanges: one a bucket, once they are `planned`.
         rows: those of sparse gradients, by the parameter's key.
@@ -63,8 +54,10 @@ class Reducer(Generic[E]):
 
     ops: Ops
 
-    def __init__(self, settings: Settings, transport: Any, prefix: str) -> None:
-        self.settings, self.transport, self.prefix = settings, transport, prefix
+    def __init__(self, settings: Settings, transport: Any, channel: str) -> None:
+        self.settings, self.transport, self.channel = settings, transport, channel
+        self.prefix = channel
+        self._number: int | None = None
         self.exchanges: list[E] = []
         self.rows: dict[str, E] = {}
         self.planned = self.agreed = False
@@ -72,6 +65,8 @@ class Reducer(Generic[E]):
         self.carried: Carried = {}
         self._left_plan: list[tuple[str, str]] = []  # the first collectives of a plan that was given up
         self._waiting: Saved | None = None  # a state that was loaded before the plan
+        self._whole = True  # whether the state has all that is this worker's own
+        self._told: list[Any] = []  # the summaries of the workers' states, until they have been compared
         self._seconds_before = 0.0  # in compressors that were replaced
 
     @property
@@ -138,31 +133,102 @@ class Reducer(Generic[E]):
     # --- before the first exchange
 
     def agree(
-        self, gradients: Sequence[Gradient], described: Mapping[str, Any], sparse: Mapping[str, int] | None = None
-    ) -> dict[str, int]:
+        self,
+        gradients: Sequence[Gradient],
+        described: Mapping[str, Any],
+        told: Mapping[str, Any] | None = None,
+        error: BaseException | None = None,
+    ) -> list[Mapping[str, Any]]:
         """Compare what the workers say of themselves.
 
         Args:
             gradients: of all parameters, in the model's order.
             described: what else must be the same on all workers, as JSON can hold it.
-            sparse: the sparse axes of those that have turned out to be sparse here, by key.
+            told: what else the others are to know of this worker.
+            error: why this worker cannot go on, if it cannot: then all raise WorkerFailed.
 
         Returns:
-            the sparse axes of those that have turned out to be sparse on any worker.
+            what each worker has told, in the order of ranks.
 
         Raises:
             WorkersDisagree: if the workers differ in version, settings or model, or not all gave up the last plan.
+            WorkerFailed: if a worker cannot go on.
         """
         if self._left_plan and not self.peers.all_have_left(self._left_plan):
-            raise WorkersDisagree("the workers disagree on a change of compression: not all called set_compression()")
+            raise WorkersDisagree(
+                "the workers disagree on a change: not all called set_compression() or load_state_dict()"
+            )
         self._left_plan = []
         layout = Layout.of((gradient.key, gradient.shape) for gradient in gradients)
         description = {**describe(layout), **self.settings.described(), **described}
-        found: dict[str, int] = {}
-        for theirs in agree(self.peers, description, f"{self.prefix}.agreement", dict(sparse or {})):
-            found |= theirs
+        own = {
+            **(told or {}),
+            "number": self._number,
+            "next": _next_number[self.channel],
+            "state": summary(self.steps, self._states(), self._whole, self.ops.to_numpy),
+        }
+        answers = agree(self.peers, description, f"{self.channel}.agreement", own, error)
+        self._take_number(answers)
         self.agreed = True
-        return found
+        self._told = [answer["state"] for answer in answers]
+        if self.planned:
+            self._compare_states()
+        return answers
+
+    def _take_number(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Name the collectives by a number that the workers have not given away, unless they have one already."""
+        number = answers[0]["number"]
+        if number is None or any(answer["number"] != number for answer in answers):
+            number = max(answer["next"] for answer in answers)
+        _next_number[self.channel] = max(_next_number[self.channel], number + 1)
+        former, self.prefix, self._number = self.prefix, f"{self.channel}.{number}", number
+        for exchange in self.all:
+            if exchange.name.startswith(f"{former}."):
+                exchange.name = self.prefix + exchange.name.removeprefix(former)
+
+    def _states(self) -> list[dict[str, Any]]:
+        """Return what the exchanges keep, or will keep once they are planned; not to be modified."""
+        if self._waiting is not None:
+            return [entry.state for entry in self._waiting.exchanges]
+        return [
+            {
+                "step": exchange.state.step,
+                "shared": {name: self.exported(a, exchange) for name, a in exchange.state.shared.kept.items()},
+            }
+            for exchange in self.all
+        ]
+
+    def _compare_states(self) -> None:
+        """Take over what all workers must have in common, from one who has it, if it differs."""
+        told, self._told = self._told, []
+        source, here = source_of(told), self.peers.rank
+        if source is not None:
+            shared = packed(self._states(), self.ops.to_numpy) if here == source else None
+            theirs = self.peers.gather_object(shared, f"{self.prefix}.state")[source]
+            if not same(told[here], told[source]):
+                warnings.warn(
+                    f"rank {here} had the compressors' state of step {told[here]['steps']}, and rank {source} that of "
+                    f"step {told[source]['steps']}: what all ranks have in common is taken from there, and this "
+                    "rank's residual begins at zero. For an exact resumption every rank saves and loads its own state.",
+                    stacklevel=5,
+                )
+                self._take_over(theirs, told[source]["steps"])
+        if source is not None or not all(answer["whole"] for answer in told):
+            for exchange in self.all:
+                for name in exchange.compressor.coupled:
+                    exchange.state.shared.forget(name)
+                    exchange.state.local.forget(name)
+        self._whole = True
+
+    def _take_over(self, told: Sequence[Any], steps: int) -> None:
+        def array_of(array: Any, number: int) -> Array:
+            return self.imported(self.ops.from_numpy(array), self.all[number])
+
+        for exchange in self.all:
+            exchange.state.reset()
+        for exchange, (step, shared) in zip(self.all, unpacked(told, array_of), strict=False):
+            exchange.state.load_state_dict({"step": step, "rank": self.peers.rank, "shared": shared, "local": {}})
+        self.steps, self.carried = steps, {}
 
     def plan(self, gradients: Sequence[Gradient], apart: Collection[str] = ()) -> None:
         """Make the exchanges of all gradients; those whose keys are `apart` exchange rows."""
@@ -173,6 +239,8 @@ class Reducer(Generic[E]):
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             self._load_exchanges(waiting)
+        if self._told:
+            self._compare_states()
 
     def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
         """Return the buckets of dense gradients."""
@@ -206,14 +274,27 @@ class Reducer(Generic[E]):
         carried = {name: self._moved(self.carried[name], exchange, self.imported) for name in names}
         return add_carried(exchange.ops, vector, exchange.layout, carried)
 
-    def finish(self, exchanges: Sequence[E] | None = None) -> list[Any]:
-        """End a step of some exchanges (None: of all), which are finished, and return their means in their order."""
+    def finish(
+        self, exchanges: Sequence[E] | None = None, nobodys: Collection[str] = (), finite: bool | None = None
+    ) -> list[Any]:
+        """End a step of some exchanges (None: of all), which are finished, and return their means in their order.
+
+        The means of `nobodys`, the keys of gradients that no worker had, are not applied: what they took from the
+        residuals is given back. `finite` tells whether the means are, if that is known.
+        """
         ended = self.all if exchanges is None else exchanges
-        finite, means = settle(ended)
+        for exchange in ended if nobodys else ():
+            exchange.withhold(nobodys)
+        finite, means = settle(ended, finite)
         if finite and self.carried:
             for exchange in ended:
                 for place in exchange.layout.parameters:
                     self.carried.pop(place.name, None)
+        if finite and nobodys:
+            for exchange, mean in zip(ended, means, strict=True):
+                name = exchange.layout.parameters[0].name if exchange.layout.parameters else ""
+                if isinstance(mean, Rows) and name in nobodys and mean.indices.shape[0]:
+                    self.carried[name] = self._moved(mean, exchange, self.exported)
         self.steps += 1
         return means
 
@@ -231,12 +312,17 @@ class Reducer(Generic[E]):
             self.carried.update(self._residuals_in(self._waiting))
         self.carried.update(self._residuals())
         self._seconds_before += sum(exchange.compression_seconds for exchange in self.all)
-        if self.agreed:  # else nobody has followed this plan
-            self._left_plan = [(e.next_name, e.compressor.collectives[0]) for e in self.carried_here() if e.layout.size]
+        self._leave_plan()
         self.settings = settings
         self.exchanges, self.rows = [], {}
-        self.planned = self.agreed = False
+        self.planned = False
         self._waiting = None
+
+    def _leave_plan(self) -> None:
+        """Let the workers agree anew before the next step."""
+        if self.agreed:  # else nobody has followed this plan
+            self._left_plan = [(e.next_name, e.compressor.collectives[0]) for e in self.carried_here() if e.layout.size]
+        self.agreed = False
 
     def _residuals(self) -> Carried:
         """Return what the exchanges have not sent, by parameter."""
@@ -275,6 +361,8 @@ class Reducer(Generic[E]):
     def load(self, saved: Saved, stacklevel: int = 4) -> None:
         """Take over a state; of another rank's, what belongs to that rank alone is left out, with a warning.
 
+        In the next step the workers compare their states: what they must have in common is taken from one who has it.
+
         Raises:
             ValueError: if it belongs to other buckets.
         """
@@ -282,6 +370,8 @@ class Reducer(Generic[E]):
             self._load_exchanges(saved)
         else:
             self._waiting = saved
+        self._leave_plan()
+        self._whole = saved.is_whole(self.peers.rank, self.peers.workers)
         self.steps = saved.steps
         self.carried = dict(saved.carried) if saved.rank == self.peers.rank else {}
         if not saved.is_of(self.peers.rank):

@@ -11,7 +11,8 @@ Stats = dict[str, Any]
 """Keys: ``steps``; ``bytes_sent`` and ``bytes_received`` (the buffers handed to and got from the collectives);
 ``dense_bytes`` (what fp32 gradients would have been); ``ratio`` (dense_bytes / bytes_sent); ``compression_seconds``
 (in compressors); ``communication_seconds`` (in waiting for collectives); ``residual_norm`` (Euclidean, of all
-residuals); ``collectives`` (calls and bytes of each kind: "agreement" is the comparison of settings)."""
+residuals); ``collectives`` (calls and bytes of each kind: "agreement" is the comparison of settings and states,
+"roll_call" what workers tell each other of their step)."""
 
 
 def stats_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,7 +16,6 @@ from hvd_compress.tensorflow.variables import Variable
 from hvd_compress.transports.horovod_tensorflow import HorovodTransport
 
 Tensor = Any
-_bound = itertools.count()
 INSTEAD = "hvd_compress.tensorflow.DistributedGradientTape"
 
 
@@ -33,7 +31,7 @@ class BoundCompression(GraphReducer):
 
     def __init__(self, variables: Sequence[Variable], settings: Settings) -> None:
         settings.check_each_tensor_alone(INSTEAD)
-        super().__init__(variables, settings, HorovodTransport(), f"hvd_compress.bound.{next(_bound)}")
+        super().__init__(variables, settings, HorovodTransport(), "hvd_compress.bound")
         self._factor = self.transport.workers if settings.op == "sum" else 1
         self._next = 0
         self._changes = 0

@@ -145,8 +145,7 @@ class GraphExchange(VectorSteps):
             collective = self.pending
             assert collective is not None
             self._look_for_failures(array)
-            kind = "allreduce" if isinstance(collective, AllReduce) else "allgather"
-            self.transport.traffic.count(kind, self._sent.nbytes, array.nbytes)
+            self.transport.traffic.count(collective.kind, self._sent.nbytes, array.nbytes)
             self.feed(incoming(collective, array, self.transport.workers))
             return [self._outgoing()] if self.mean is None else self._parts(self.mean)
 

@@ -17,7 +17,7 @@ from hvd_compress.compressors import Compressor
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.reduction.buckets import Bucket, Gradient, Rule
-from hvd_compress.reduction.reducer import Reducer, numbered_prefix
+from hvd_compress.reduction.reducer import Reducer
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.tensorflow.exchange import CollectiveTimer, GraphExchange, RowsExchange
 from hvd_compress.tensorflow.saved import read, written
@@ -39,16 +39,16 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
         variables: those whose gradients are reduced, in the order of the gradients.
         settings: what the user said.
         transport: who carries the collectives.
-        prefix: begins the names of all collectives.
+        channel: names the group of workers.
     """
 
     ops = NumpyOps()
     raises = False  # whether an error of a step is raised by the exchange that it is in
 
     def __init__(
-        self, variables: Sequence[Variable], settings: Settings, transport: GraphTransport, prefix: str
+        self, variables: Sequence[Variable], settings: Settings, transport: GraphTransport, channel: str
     ) -> None:
-        super().__init__(settings, transport, prefix)
+        super().__init__(settings, transport, channel)
         self.variables = variables
         self.positions = [str(number) for number in range(len(variables))]
         self._timer = CollectiveTimer()
@@ -132,9 +132,9 @@ class GradientReducer(GraphReducer):
     """
 
     def __init__(
-        self, variables: Sequence[Variable], settings: Settings, transport: GraphTransport, prefix: str
+        self, variables: Sequence[Variable], settings: Settings, transport: GraphTransport, channel: str
     ) -> None:
-        super().__init__(variables, settings, transport, prefix)
+        super().__init__(variables, settings, transport, channel)
         self.scale_before, self.scale_after = settings.scales(transport.workers)
         self.present: list[bool] = []  # which variables have a gradient, for an optimizer that leaves out the others
         self._apart: dict[str, str] = {}  # variables in no bucket: what their gradients are, "missing" or "sparse"
@@ -338,8 +338,8 @@ def new_reducer(
     variables: Sequence[Variable], settings: Settings, process_set: Any, transport: GraphTransport | None = None
 ) -> GradientReducer:
     """Return a reducer, over Horovod unless a transport is given."""
-    prefix = numbered_prefix(process_set.process_set_id if transport is None else "transport", transport)
-    return GradientReducer(variables, settings, transport or HorovodTransport(process_set), prefix)
+    channel = f"hvd_compress.{process_set.process_set_id if transport is None else 'transport'}"
+    return GradientReducer(variables, settings, transport or HorovodTransport(process_set), channel)
 
 
 def _found(variables: Sequence[Any]) -> GradientReducer:

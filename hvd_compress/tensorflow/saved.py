@@ -28,6 +28,7 @@ def written(saved: Saved) -> bytes:
         "compression": saved.compression,
         "rules": saved.rules,
         "rank": next((entry.state["rank"] for entry in saved.exchanges), saved.rank),
+        "workers": next((entry.state.get("workers") for entry in saved.exchanges), None),
         "steps": saved.steps,
         "buckets": [
             {"parameters": entry.parameters, "step": entry.state["step"], "rows": entry.rows}
@@ -62,7 +63,8 @@ def read(data: bytes, settings: Settings, shapes: Mapping[str, tuple[int, ...]])
         arrays = dict(file)
     about = json.loads(arrays.pop("about").tobytes())
     states: list[dict[str, Any]] = [
-        {"step": bucket["step"], "rank": about["rank"], "shared": {}, "local": {}} for bucket in about["buckets"]
+        {"step": b["step"], "rank": about["rank"], "workers": about.get("workers"), "shared": {}, "local": {}}
+        for b in about["buckets"]
     ]
     carried: dict[tuple[str, ...], dict[str, Any]] = {}
     for place, array in arrays.items():

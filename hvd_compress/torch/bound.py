@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ from hvd_compress.torch.saved import written
 from hvd_compress.transports import Peers
 from hvd_compress.transports.horovod_torch import HorovodTransport
 
-_bound = itertools.count()
 INSTEAD = "hvd_compress.torch.DistributedOptimizer"
 
 
@@ -52,11 +50,11 @@ class BoundCompression(TensorReducer):
 
     def __init__(self, parameters: dict[str, Tensor], settings: Settings) -> None:
         settings.check_each_tensor_alone(INSTEAD)
-        trained = [(name, p) for name, p in parameters.items() if p.requires_grad]
+        trained = [(name, p) for name, p in once(parameters.items()) if p.requires_grad]
         for name, p in trained:
             check_gradient(p, name)
         transport = HorovodTransport(explains=False)  # the others may wait in Horovod's optimizer
-        super().__init__(trained, settings, transport, f"hvd_compress.bound.{next(_bound)}")
+        super().__init__(trained, settings, transport, "hvd_compress.bound")
         self._factor = transport.workers if settings.op == "sum" else 1
         self._names = {p: name for name, p in trained}
         self._order = [p for _, p in reversed(trained)]
@@ -94,7 +92,7 @@ class BoundCompression(TensorReducer):
         check_gradient(tensor)
         if not self.agreed:
             try:
-                self.agree(self.gradients, {"dtypes": self.dtypes})
+                self._agree()
             except WorkersDisagree as error:  # a worker that follows another plan waits in Horovod's optimizer
                 self.fail(error)
                 raise
@@ -154,13 +152,11 @@ class BoundCompression(TensorReducer):
         self.change(settings)
         self.plan(self.gradients)
 
-    def fail(self, error: Exception) -> None:
+    def _tell(self, error: Exception) -> None:
         own = [exchange.next_name for exchange in self._own if not exchange.finished]
         # Horovod carries a tensor under each parameter's name, if only an empty one.
         horovods = [name for name, exchange in self._exchanges.items() if not exchange.launched]
         self.transport.fail(error, [*own, *horovods])
-        for exchange in self.exchanges:
-            exchange.abandon()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all parameters' compressors; each worker has its own."""
@@ -226,6 +222,14 @@ def flat(tensor: Tensor, compressor: Compressor) -> Tensor:
     """Return a gradient as the vector that a compressor takes."""
     vector = tensor.reshape(-1)
     return vector if compressor.keeps_dtype and tensor.dtype != torch.bfloat16 else vector.float()
+
+
+def once(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """Return names and parameters, each parameter (of tied layers, say) under its first name alone."""
+    first: dict[Tensor, str] = {}
+    for name, p in named:
+        first.setdefault(p, name)
+    return [(name, p) for p, name in first.items()]
 
 
 def check_gradient(tensor: Tensor, name: str = "a gradient") -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,10 +17,9 @@ from torch import Tensor
 from hvd_compress.compressors import AdamMomentum, spec
 from hvd_compress.compressors.feedback import AdamMomentumOfMean
 from hvd_compress.reduction.buckets import Rule
-from hvd_compress.reduction.reducer import numbered_prefix
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.reduction.stats import nothing_sent
-from hvd_compress.torch.bound import check_gradient
+from hvd_compress.torch.bound import check_gradient, once
 from hvd_compress.torch.compression import Compression, TorchCompression
 from hvd_compress.torch.reducer import GradientReducer
 from hvd_compress.transports import Transport
@@ -33,6 +34,8 @@ class _Methods:
     _reducer: GradientReducer | None
     _synchronized: bool
     _should_synchronize: bool
+    _stepping: bool
+    _own_methods: dict[str, Any]  # what the optimizer's own instance had under these names
     _settings: Settings
 
     def synchronize(self) -> None:
@@ -41,7 +44,9 @@ class _Methods:
         Raises:
             WorkersDisagree: in the first step, if the workers differ in version, settings or model.
             WorkerFailed: if another worker failed; its own error is in the message.
+            RuntimeError: if gradients were changed after the backward pass.
         """
+        _check_momentum(self, self._settings)
         if self._reducer is not None:
             self._reducer.synchronize()
         self._synchronized = True
@@ -55,14 +60,47 @@ class _Methods:
         finally:
             self._should_synchronize = True
 
+    @contextmanager
+    def ignore_gradients(self) -> Iterator[None]:
+        """Exchange no gradients that are computed inside this context: they are to be thrown away.
+
+        That is how a discriminator's gradients from its generator's loss are discarded: call ``zero_grad`` afterwards.
+        All workers must do so alike.
+        """
+        if self._reducer is None:
+            yield
+            return
+        with self._reducer.ignore():
+            yield
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Synchronize and update the parameters.
 
         With a closure, each gradient that it computes is synchronized, and the loss that it returns is averaged over
         the workers: so all of them take the same decisions.
+
+        Raises:
+            RuntimeError: if it would exchange means again, after `synchronize` and without `skip_synchronize`, with a
+                compressor that keeps state; and as `synchronize` does.
         """
+        if self._stepping:  # called by what the optimizer's instance has for a method
+            return self._wrapped.step(self, closure)
+        self._stepping = True
+        try:
+            return self._step(closure)
+        finally:
+            self._stepping = False
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         pending = closure is None or (self._reducer is not None and self._reducer.busy)
         if pending and self._should_synchronize:
+            again = self._synchronized and self._reducer is not None and not self._reducer.busy
+            if again and self._reducer.stateful:  # type: ignore[union-attr]
+                raise RuntimeError(
+                    "optimizer.step() was called after optimizer.synchronize() and would exchange the means again, "
+                    f"which {spec(self._settings.compression)} would take for gradients. Call it inside `with "
+                    "optimizer.skip_synchronize():`"
+                )
             if self._synchronized:
                 warnings.warn(
                     "optimizer.step() called without optimizer.skip_synchronize() context after "
@@ -72,8 +110,9 @@ class _Methods:
                 )
             self.synchronize()
         self._synchronized = False
+        own = self._own_methods.get("step") or functools.partial(self._wrapped.step, self)
         if closure is None or self._reducer is None:
-            return self._wrapped.step(self, closure)
+            return own(closure) if closure is not None else own()
         reducer = self._reducer
 
         def synchronized() -> Any:
@@ -81,7 +120,7 @@ class _Methods:
             reducer.synchronize()
             return reducer.mean_loss(loss)
 
-        return self._wrapped.step(self, synchronized)
+        return own(synchronized)
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Reset the gradients.
@@ -94,7 +133,8 @@ class _Methods:
                 "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or "
                 "optimizer.synchronize(). This is prohibited as it can cause a race condition."
             )
-        self._wrapped.zero_grad(self, *args, **kwargs)
+        own = self._own_methods.get("zero_grad") or functools.partial(self._wrapped.zero_grad, self)
+        own(*args, **kwargs)
 
     def set_backward_passes_per_step(self, passes: int) -> None:
         """Change the number of backward passes whose gradients a step accumulates."""
@@ -131,6 +171,13 @@ class _Methods:
             "add them to the optimizer that it wraps and wrap it anew"
         )
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse: a copy would not be connected with the other workers."""
+        raise TypeError(
+            "a DistributedOptimizer can be neither copied nor pickled: copy the model, make an optimizer for the copy "
+            "and wrap it, or save state_dict()"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state and, under "compression", the compressors'.
 
@@ -164,8 +211,8 @@ class _Methods:
         ``dense_bytes`` (what fp32 gradients would have been); ``ratio`` (dense_bytes / bytes_sent);
         ``compression_seconds`` and ``communication_seconds`` (in compressors, and in waiting for collectives);
         ``residual_norm`` (Euclidean, of all residuals); ``collectives`` (calls and bytes of each kind: "agreement" is
-        the comparison of settings in the first step and after `set_compression`). All zero with a single worker, who
-        sends nothing.
+        the comparison of settings in the first step and after `set_compression`, "roll_call" what workers tell each
+        other in each step). All zero with a single worker, who sends nothing.
         """
         return self._reducer.stats() if self._reducer is not None else nothing_sent()
 
@@ -190,8 +237,9 @@ def DistributedOptimizer(
     """Wrap an optimizer so that its gradients are averaged over Horovod's processes, compressed.
 
     The arguments up to `process_set` are those of ``horovod.torch.DistributedOptimizer`` and mean the same. The
-    result is an instance of the optimizer's own class, and shares its parameters and state. With a single process
-    nothing is sent, and gradients stay as they are.
+    result is an instance of the optimizer's own class, and shares its parameters, state and attributes: what is made
+    for the optimizer, such as a learning rate scheduler, works with the result. With a single process nothing is sent,
+    and gradients stay as they are.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
@@ -215,10 +263,13 @@ def DistributedOptimizer(
 
     Raises:
         ValueError: if an argument's value is not allowed, or a parameter has no name, or two have the same, or a rule
-            matches no parameter's name, or both a compressor and the optimizer keep a momentum.
+            matches no parameter's name, or both a compressor and the optimizer keep a momentum, or the optimizer is
+            distributed already.
         TypeError: if `compression` is none, or `rules` holds anything but rules, or a parameter is not of a real
             floating dtype.
     """
+    if isinstance(getattr(type(optimizer), "_wrapped", None), type):
+        raise ValueError("the optimizer is a DistributedOptimizer already: wrap the one that it was made of")
     parameters = _check_parameters(optimizer, named_parameters)
     settings = Settings(
         compression,
@@ -242,15 +293,46 @@ def DistributedOptimizer(
     for name in ("__dict__", "__weakref__"):
         members.pop(name, None)
     result: Any = object.__new__(type(wrapped.__name__, (wrapped,), members))
-    result.__dict__.update(optimizer.__dict__)
-    result._synchronized, result._should_synchronize = False, True
+    object.__setattr__(result, "__dict__", optimizer.__dict__)
+    _take_methods(result)
+    result._synchronized = result._stepping = False
+    result._should_synchronize = True
     result._reducer, result._settings = None, settings
+    this = weakref.ref(result)
+
+    def trained() -> Iterator[Tensor]:
+        groups = own.param_groups if (own := this()) is not None else []
+        return (p for group in groups for p in group["params"] if p.requires_grad)
+
     if transport is None and process_set.included() and process_set.size() > 1:
-        prefix = numbered_prefix(process_set.process_set_id)
-        result._reducer = GradientReducer(parameters, settings, HorovodTransport(process_set, prefix), prefix)
+        channel = f"hvd_compress.{process_set.process_set_id}"
+        result._reducer = GradientReducer(
+            parameters, trained, settings, HorovodTransport(process_set, channel), channel
+        )
     elif transport is not None and transport.workers > 1:
-        result._reducer = GradientReducer(parameters, settings, transport, numbered_prefix("transport", transport))
+        result._reducer = GradientReducer(parameters, trained, settings, transport, "hvd_compress.transport")
     return result
+
+
+def _take_methods(result: Any) -> None:
+    """Let what an instance has in place of a method, of a learning rate scheduler for instance, go through ours."""
+    members = vars(result)
+    result._own_methods = {}
+    for name in ("step", "zero_grad"):
+        if name not in members:
+            continue
+        own = members.pop(name)
+        own = getattr(own, "_own", own)  # of an optimizer that was wrapped before
+        ours = weakref.WeakMethod(getattr(result, name))
+
+        def through_ours(*args: Any, ours: Any = ours, own: Any = own, **kwargs: Any) -> Any:
+            method = ours()
+            return own(*args, **kwargs) if method is None else method(*args, **kwargs)
+
+        functools.update_wrapper(through_ours, own)
+        through_ours._own = own  # type: ignore[attr-defined]
+        result._own_methods[name] = own
+        members[name] = through_ours
 
 
 def _check_momentum(optimizer: Any, settings: Settings) -> None:
@@ -275,7 +357,7 @@ def _check_momentum(optimizer: Any, settings: Settings) -> None:
 def _check_parameters(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, Tensor]] | None
 ) -> list[tuple[str, Tensor]]:
-    """Return (name, parameter) of those that the optimizer has and that require gradients."""
+    """Return (name, parameter) of those that the optimizer has."""
     if named_parameters is None:
         named = [
             (f"allreduce.noname.{i}.{j}", p)
@@ -301,7 +383,7 @@ def _check_parameters(
             "named_parameters was specified, but one or more model parameters were not named. Their shapes: "
             + ", ".join(map(str, unnamed))
         )
-    chosen = [(name, p) for name, p in named if p in optimized and p.requires_grad]
+    chosen = once([(name, p) for name, p in named if p in optimized])
     for name, p in chosen:
         check_gradient(p, name)
     return chosen

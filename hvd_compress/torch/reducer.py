@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from hvd_compress.compressors import AllReduce, Compressor
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
+from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Gradient
 from hvd_compress.reduction.exchange import Exchange, advance_until
 from hvd_compress.reduction.reducer import Reducer
+from hvd_compress.reduction.roll_call import RollCall
 from hvd_compress.reduction.rows import Rows
 from hvd_compress.reduction.settings import Settings
 from hvd_compress.torch.saved import read, written
 from hvd_compress.torch.sparse import as_rows, as_tensor
-from hvd_compress.transports import Transport
+from hvd_compress.transports import Transport, WorkerFailed
 
+_averaged_by = WeakIdKeyDictionary()  # a parameter: a weak reference to the reducer of its gradients
 SENT_AS = {torch.float16: "float16", torch.float64: "float64"}  # others as float32: Horovod sums no bfloat16
 
 
@@ -67,15 +73,15 @@ class TensorReducer(Reducer[TensorExchange]):
         parameters: (name, parameter) of all that require gradients, in the model's order.
         settings: what the user said.
         transport: who carries the collectives.
-        prefix: begins the names of all collectives.
+        channel: names the group of workers.
     """
 
     ops = TorchOps()
 
     def __init__(
-        self, parameters: Sequence[tuple[str, Tensor]], settings: Settings, transport: Transport, prefix: str
+        self, parameters: Sequence[tuple[str, Tensor]], settings: Settings, transport: Transport, channel: str
     ) -> None:
-        super().__init__(settings, transport, prefix)
+        super().__init__(settings, transport, channel)
         self.parameters = dict(parameters)
         self.sparse_dims: dict[str, int] = {}
         self.waiting_seconds = 0.0  # beside what the exchanges count
@@ -122,9 +128,20 @@ class TensorReducer(Reducer[TensorExchange]):
 
     def fail(self, error: Exception) -> None:
         """Tell the other workers that this one cannot go on, and drop the step under way."""
-        self.transport.fail(error, [exchange.next_name for exchange in self.all if not exchange.finished])
+        if self.agreed or isinstance(error, WorkersDisagree | WorkerFailed):
+            self._tell(error)
+        else:  # they wait, or will wait, for an agreement
+            with suppress(WorkersDisagree, WorkerFailed):
+                self._agree(error)
         for exchange in self.all:
             exchange.abandon()
+
+    def _agree(self, error: Exception | None = None) -> None:
+        self.agree(self.gradients, {"dtypes": self.dtypes}, error=error)
+
+    def _tell(self, error: Exception) -> None:
+        unfinished = [exchange for exchange in self.all if not exchange.finished]
+        self.transport.fail(error, [exchange.next_name for exchange in unfinished or self.all])
 
 
 class GradientReducer(TensorReducer):
@@ -132,30 +149,104 @@ class GradientReducer(TensorReducer):
 
     The first `synchronize` plans the buckets: by then it is known which gradients are sparse. From the second backward
     pass on, a bucket is launched as soon as its last gradient is there, and communication overlaps with the rest of the
-    pass. After `change` all this is done anew.
+    pass. After `change`, and when the parameters are others, all this is done anew.
+
+    Args:
+        named: all parameters that may ever be trained, in the model's order.
+        trained: returns those that the optimizer has and that require gradients, now.
+        settings, transport, channel: as of any reducer.
+
+    Attributes:
+        busy: whether gradients were computed that are not yet synchronized.
+        ignoring: whether gradients that are computed now are none of this reducer's.
+        complete: whether so far all workers have had all gradients in each step.
     """
 
     def __init__(
-        self, parameters: Sequence[tuple[str, Tensor]], settings: Settings, transport: Transport, prefix: str
+        self,
+        named: Sequence[tuple[str, Tensor]],
+        trained: Callable[[], Iterable[Tensor]],
+        settings: Settings,
+        transport: Transport,
+        channel: str,
     ) -> None:
-        super().__init__(parameters, settings, transport, prefix)
+        super().__init__((), settings, transport, channel)
         self.scale_before, self.scale_after = settings.scales(transport.workers)
+        self.named = dict(named)
+        self._name_of = {p: name for name, p in named}
+        self._trained = trained
+        self._now: set[Tensor] = set()  # those of `parameters`
+        self._hooked: set[Tensor] = set()
         self._exchange_of: dict[Tensor, TensorExchange] = {}
         self._left: dict[Tensor, int] = {}  # passes that are still to come in this step
-        self._arrived: set[Tensor] = set()
-        self.busy = False  # whether gradients were computed that are not yet synchronized
+        self._arrived: set[Tensor] = set()  # gradients that were copied to their buckets
+        self._seen: dict[Tensor, tuple[int, int]] = {}  # gradients as they came: identity and version
+        self._roll_call = RollCall(transport, self.ops)
+        self.complete = True
+        self._retired = self.busy = self.ignoring = False
+        self._look_at_parameters()
         self._reset()
-        # Weakly: once the optimizer is gone, another may take over its parameters.
-        ready = weakref.WeakMethod(self._gradient_ready)
+
+    # --- which parameters
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(p.shape) for name, p in self.named.items()}
+
+    @property
+    def coordinates(self) -> int:
+        return sum(p.numel() for p in self.parameters.values())
+
+    def _look_at_parameters(self) -> None:
+        """Give up the plan if the optimizer has other parameters than it is for, or trains others of them.
+
+        Raises:
+            ValueError: if one of them has no name.
+        """
+        now = set(self._trained())
+        if now == self._now:
+            return
+        unknown = [tuple(p.shape) for p in now if p not in self._name_of]
+        if unknown:
+            raise ValueError(
+                "the optimizer has parameters that it had not when it was wrapped, and nobody averages their "
+                f"gradients; their shapes: {', '.join(map(str, unknown))}. Wrap the optimizer anew, with the "
+                "named_parameters of the model as it is now"
+            )
+        if self.planned:
+            self.change(self.settings)
+        self._now = now
+        self.parameters = {name: p for name, p in self.named.items() if p in now}
         for p in self.parameters.values():
-            p.register_post_accumulate_grad_hook(lambda p: method(p) if (method := ready()) else None)
+            if p not in self._hooked:
+                self._take(p)
+        self._left = {p: self._left.get(p, self.settings.backward_passes_per_step) for p in now}
+
+    def _take(self, parameter: Tensor) -> None:
+        """Average this parameter's gradients from now on, and nobody else."""
+        former = _averaged_by.get(parameter)
+        if former is not None and (other := former()) is not None and other is not self:
+            other._retired = True
+        _averaged_by[parameter] = weakref.ref(self)
+        self._hooked.add(parameter)
+        ready = weakref.WeakMethod(self._gradient_ready)
+        parameter.register_post_accumulate_grad_hook(lambda p: method(p) if (method := ready()) else None)
 
     # --- during the backward pass
+
+    @contextmanager
+    def ignore(self) -> Iterator[None]:
+        """Leave out the gradients that are computed inside."""
+        self.ignoring = True
+        try:
+            yield
+        finally:
+            self.ignoring = False
 
     def set_passes(self, passes: int) -> None:
         """Change the number of backward passes to a step."""
         self.settings = replace(self.settings, backward_passes_per_step=passes)
-        self._left = dict.fromkeys(self.parameters.values(), passes)
+        self._left = dict.fromkeys(self._now, passes)
 
     def change(self, settings: Settings) -> None:
         """As of any reducer.
@@ -172,7 +263,13 @@ class GradientReducer(TensorReducer):
         self._exchange_of = {}
 
     def _gradient_ready(self, parameter: Tensor) -> None:
+        if self.ignoring or self._retired:
+            return
         try:
+            if not self.busy:
+                self._look_at_parameters()
+            if parameter not in self._now:
+                return  # not the optimizer's any more
             if self._left[parameter] <= 0:
                 raise AssertionError(
                     "Gradients were computed more than backward_passes_per_step times before call to step(). "
@@ -180,9 +277,13 @@ class GradientReducer(TensorReducer):
                 )
             self._left[parameter] -= 1
             self.busy = True
-            exchange = self._exchange_of.get(parameter)
-            if self._left[parameter] or exchange is None:
-                return  # more passes to come; or no plan yet, or sparse: `synchronize` sends it
+            if self._left[parameter]:
+                return
+            gradient, exchange = parameter.grad, self._exchange_of.get(parameter)
+            if gradient is not None:
+                self._seen[parameter] = id(gradient), gradient._version
+            if exchange is None or not self.agreed:
+                return  # no plan yet, or sparse: `synchronize` sends it
             self._collect(exchange, parameter)
             if self.transport.ordered:
                 self._launch_in_order()
@@ -203,7 +304,7 @@ class GradientReducer(TensorReducer):
         target = exchange.buffer()[place.slice].view(place.shape)
         gradient = parameter.grad
         if gradient is None:
-            target.zero_()
+            target.fill_(math.nan if self.complete else 0.0)
             return
         if gradient.is_sparse:
             if not self.settings.sparse_as_dense:
@@ -228,43 +329,113 @@ class GradientReducer(TensorReducer):
 
     # --- at the end of it
 
+    @property
+    def stateful(self) -> bool:
+        """Whether an exchange leaves traces in a compressor's state."""
+        return any(compressor.stateful for compressor in self.settings.compressors)
+
     def synchronize(self) -> None:
         """Wait for all gradients and put their means into the parameters' ``grad``.
 
         Raises:
             WorkersDisagree: in the first step, if the workers differ in version, settings or model.
             WorkerFailed: if another worker failed; its own error is in the message.
+            RuntimeError: if gradients were changed since they were computed.
         """
         try:
+            self._check_gradients()
             if not self.planned:
                 self._make_plan()
-            for exchange in self.exchanges:
-                if not exchange.launched:
-                    for place in exchange.layout.parameters:
-                        if self.parameters[place.name] not in self._arrived:
-                            self._collect(exchange, self.parameters[place.name])
-                    self._launch(exchange)
-            for name, exchange in self.rows.items():  # after all buckets, of which hooks have launched some
-                exchange.launch(self.with_carried(exchange, self._rows(name)))
-            self.waiting_seconds += advance_until(lambda: all(e.finished for e in self.all), self.all)
+            elif not self.agreed:
+                self._agree()
+            nobodys, finite = self._exchange_all()
         except Exception as error:
             self.fail(error)
             raise
-        self._give(dict(zip(self.all, self.finish(), strict=True)))
+        self._give(dict(zip(self.all, self.finish(nobodys=nobodys, finite=finite), strict=True)), nobodys)
         self._reset()
+
+    def _exchange_all(self) -> tuple[list[str], bool]:
+        """Finish all exchanges; return the names of the gradients that no worker has, and whether means are finite."""
+        roll = None
+        while True:
+            self._launch_all()
+            if roll is None and not self.complete:
+                self._start_roll_call()
+            self.waiting_seconds += advance_until(lambda: all(e.finished for e in self.all), self.all)
+            finite = all(exchange.finite for exchange in self.all)
+            if self.complete and finite:
+                return [], True
+            if roll is None:
+                if self.complete:
+                    self._start_roll_call()
+                roll = self._roll_call.finish()
+            if not self.complete or all(roll.everywhere):
+                return [n for n, there in zip(self.parameters, roll.anywhere, strict=True) if not there], finite
+            self.complete = False  # a worker has sent NaN for a gradient that it lacks
+            for exchange in self.all:
+                exchange.rollback()
+            self._empty_buckets()
+
+    def _launch_all(self) -> None:
+        for exchange in self.exchanges:
+            if not exchange.launched:
+                for place in exchange.layout.parameters:
+                    if self.parameters[place.name] not in self._arrived:
+                        self._collect(exchange, self.parameters[place.name])
+                self._launch(exchange)
+        for name, exchange in self.rows.items():  # after all buckets, of which hooks have launched some
+            exchange.launch(self.with_carried(exchange, self._rows(name)))
+
+    def _start_roll_call(self) -> None:
+        present = [p.grad is not None for p in self.parameters.values()]
+        self._roll_call.start(f"{self.prefix}.roll_call", self.steps, present)
+
+    def _check_gradients(self) -> None:
+        if self._retired:
+            raise RuntimeError(
+                "the parameters of this DistributedOptimizer were given to another one, which averages their "
+                "gradients now: use that one, and make learning rate schedulers for it"
+            )
+        former = self._now
+        self._look_at_parameters()
+        if self._now != former and any(exchange.launched for exchange in self.all):
+            raise RuntimeError("the optimizer's parameters were changed after loss.backward() and before the step")
+        changed = [
+            self._name_of[p]
+            for p, seen in self._seen.items()
+            if p in self._now and (p.grad is None or (id(p.grad), p.grad._version) != seen)
+        ]
+        if changed:
+            if self.exchanges and all(exchange.launched for exchange in self.all):
+                # Nothing is left to refuse in this step: the others learn of it in the next one.
+                advance_until(lambda: all(exchange.finished for exchange in self.all), self.all)
+            raise RuntimeError(
+                f"the gradient of {changed[0]} ({len(changed)} in all) was changed after loss.backward() had handed it "
+                "to the other workers, so that the change would be lost. Clip or unscale means, after "
+                "optimizer.synchronize(), and then call step() inside `with optimizer.skip_synchronize():`"
+            )
 
     def _rows(self, name: str) -> Rows:
         parameter = self.parameters[name]
         rows = as_rows(parameter.grad, parameter, self.sparse_dims[name])
+        if parameter.grad is None and self.complete:
+            rows = Rows(
+                rows.indices.new_zeros(1), rows.values.new_full((1, rows.values.shape[1]), math.nan), rows.height
+            )
         return rows if self.scale_before == 1 else replace(rows, values=rows.values * self.scale_before)
 
-    def _give(self, means: Mapping[TensorExchange, Any]) -> None:
-        """Put the means into the parameters' ``grad``."""
+    def _give(self, means: Mapping[TensorExchange, Any], nobodys: Sequence[str]) -> None:
+        """Put the means into the parameters' ``grad``, but not those of gradients that no worker had."""
         for exchange in self.exchanges:
             mean = means[exchange] if self.scale_after == 1 else means[exchange] * self.scale_after
             for place in exchange.layout.parameters:
+                if place.name in nobodys:
+                    continue
                 self._give_one(self.parameters[place.name], place.name, mean[place.slice].view(place.shape))
         for name, exchange in self.rows.items():
+            if name in nobodys:
+                continue
             rows, parameter = means[exchange], self.parameters[name]
             values = rows.values if self.scale_after == 1 else rows.values * self.scale_after
             parameter.grad = as_tensor(rows.indices, values, parameter.shape, self.sparse_dims[name])
@@ -279,9 +450,13 @@ class GradientReducer(TensorReducer):
             parameter.grad.set_(mean)  # type: ignore[call-overload]  # undeclared, and what Horovod does
 
     def _reset(self) -> None:
-        self._arrived.clear()
+        self._seen.clear()
         self.busy = False
-        self._left = dict.fromkeys(self.parameters.values(), self.settings.backward_passes_per_step)
+        self._left = dict.fromkeys(self._now, self.settings.backward_passes_per_step)
+        self._empty_buckets()
+
+    def _empty_buckets(self) -> None:
+        self._arrived.clear()
         for exchange in self.exchanges:
             exchange.missing = len(exchange.layout.parameters)
 
@@ -303,11 +478,19 @@ class GradientReducer(TensorReducer):
         for name, p in self.parameters.items():
             if p.grad is not None and p.grad.is_sparse:
                 self.sparse_dims[name] = p.grad.sparse_dim()
-        self.sparse_dims |= self.agree(self.gradients, {"dtypes": self.dtypes}, self.sparse_dims)
+        self._agree()
         try:
             self.plan(self.gradients, () if self.settings.sparse_as_dense else self.sparse_dims)
         finally:  # also when a state that was loaded does not fit: all go on without it
             self._find_places()
+
+    def _agree(self, error: Exception | None = None) -> None:
+        complete = all(p.grad is not None for p in self.parameters.values())
+        told = {"sparse": self.sparse_dims, "complete": complete}
+        answers = self.agree(self.gradients, {"dtypes": self.dtypes}, told, error)
+        for answer in answers:
+            self.sparse_dims |= answer["sparse"]
+        self.complete = all(answer["complete"] for answer in answers)
 
     def _find_places(self) -> None:
         self._exchange_of = {

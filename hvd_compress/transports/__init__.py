@@ -173,4 +173,4 @@ def packed_object(item: Any) -> NDArray[np.uint8]:
 
 def unpacked_objects(gathered: Array, workers: int) -> list[Any]:
     """Return the objects that `packed_object` has packed, one of each worker."""
-    return [json.loads(bytes(part.tolist())) for part in split_varying(gathered, workers)]
+    return [json.loads(np.asarray(part).tobytes()) for part in split_varying(gathered, workers)]

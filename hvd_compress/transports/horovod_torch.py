@@ -70,8 +70,7 @@ class HorovodTransport:
             if explanation:
                 raise WorkerFailed(explanation) from None
             raise error
-        kind = "allreduce" if isinstance(handle.collective, AllReduce) else "allgather"
-        self.traffic.count(kind, handle.sent, result.nbytes)
+        self.traffic.count(handle.collective.kind, handle.sent, result.nbytes)
         return incoming(handle.collective, result, self.workers)
 
     def fail(self, error: BaseException, names: Sequence[str]) -> None:

@@ -110,7 +110,7 @@ class MPITransport:
                 total = (total / self.workers).astype(total.dtype)
             return self.ops.from_numpy(total)
         own, gathered, lengths = handle.buffers
-        self.traffic.count("allgather", own.nbytes, gathered.nbytes)
+        self.traffic.count(handle.collective.kind, own.nbytes, gathered.nbytes)
         ends = np.cumsum(lengths.astype(np.int64))
         return list(map(self.ops.from_numpy, np.split(gathered, ends[:-1])))
 

@@ -228,7 +228,7 @@ def test_unused_parameters_and_gradients_of_some_ranks_only(spec, bucket_bytes):
         optimizer.step()
     assert same_on_all_ranks(flat(model))
     assert torch.equal(model.layers[2].weight, unused)
-    assert (model.layers[2].weight.grad == 0).all()
+    assert model.layers[2].weight.grad is None
 
 
 def test_missing_gradients_count_as_zero():
@@ -360,10 +360,11 @@ def test_stats_count_what_payload_bits_promise(spec):
     compressor = optimizer._reducer.compressor
     from hvd_compress import Layout
 
-    sent = sum(entry["sent"] for kind, entry in stats["collectives"].items() if kind != "agreement")
+    beside = ("agreement",)
+    sent = sum(entry["sent"] for kind, entry in stats["collectives"].items() if kind not in beside)
     if not compressor.varying:
         assert 8 * sent == 3 * compressor.payload_bits(Layout.of([("weight", (50, 64))]))
-    assert stats["bytes_sent"] == sent + stats["collectives"]["agreement"]["sent"]
+    assert stats["bytes_sent"] == sent + sum(stats["collectives"][kind]["sent"] for kind in beside)
     assert stats["dense_bytes"] == 3 * 4 * 64 * 50
     assert stats["ratio"] == stats["dense_bytes"] / stats["bytes_sent"]
     assert stats["steps"] == 3
