@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -99,7 +100,8 @@ class _FrozenAdam:
         self.assign(m, tf.where(frozen, gradient, b * m.value + (1 - b) * gradient))
         self.assign(v, tf.where(frozen, v.value, c * v.value + (1 - c) * tf.square(gradient)))
         rate = tf.cast(learning_rate, dtype) * tf.sqrt(1 - c ** tf.cast(last, dtype)) / (1 - b ** tf.cast(steps, dtype))
-        self.assign_sub(variable, rate * m.value / (tf.sqrt(v.value) + self.epsilon))
+        deviation = tf.where(v.value == 0, tf.cast(math.inf, dtype), tf.sqrt(v.value))  # no update where it is 0
+        self.assign_sub(variable, rate * m.value / (deviation + self.epsilon))
 
     def compression_stats(self) -> dict[str, Any]:
         """Return what this worker sent since construction (see `hvd_compress.reduction.stats.Stats`)."""
@@ -126,8 +128,10 @@ def CompressedAdam(
 
     In the first phase gradients are averaged uncompressed, and it is ``keras.optimizers.AdamW``. Then the variance is
     frozen, and workers exchange their momenta, compressed, with error feedback: with ``compression="onebit"``, its
-    default, or ``"ef_signsgd"`` that is 1-bit Adam. The feedback that a compression comes with is not used. With a
-    single process the variance is never frozen. Sparse gradients are exchanged as dense ones. It is saved as AdamW.
+    default, or ``"ef_signsgd"`` that is 1-bit Adam. The feedback that a compression comes with is not used. A
+    coordinate that had no gradient in the first phase (of an unused row of an embedding, say) is not updated in the
+    second, but for its weight decay: its variance is 0, and its momentum the compression's noise. With a single process
+    the variance is never frozen. Sparse gradients are exchanged as dense ones. It is saved as AdamW.
 
     Args:
         learning_rate: a number, or a schedule of Keras.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,8 @@ from hvd_compress.torch.optimizer import DistributedOptimizer
 class FrozenAdam(torch.optim.Optimizer):
     """Adam with a second moment that is frozen after some steps; afterwards ``p.grad`` holds the averaged first moment.
 
-    Weight decay is decoupled (Loshchilov and Hutter 2019).
+    Weight decay is decoupled (Loshchilov and Hutter 2019). A coordinate with a second moment of 0 is not updated, only
+    decayed: it has had no gradient, and a compressed first moment is not 0 there.
 
     Args:
         params: the parameters, or groups of them.
@@ -71,10 +73,10 @@ class FrozenAdam(torch.optim.Optimizer):
         else:
             state.pop("exp_avg", None)
             m = gradient
-        unbiased = 1 - group["beta2"] ** min(step, last)
-        denominator = (state["exp_avg_sq"] / unbiased).sqrt_().add_(group["eps"])
+        root = math.sqrt(1 - group["beta2"] ** min(step, last))
+        denominator = torch.threshold_(state["exp_avg_sq"].sqrt(), 0.0, math.inf).add_(root * group["eps"])
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.addcdiv_(m, denominator, value=-group["lr"] / (1 - group["beta1"] ** step))
+        parameter.addcdiv_(m, denominator, value=-group["lr"] * root / (1 - group["beta1"] ** step))
 
 
 def CompressedAdam(
@@ -95,8 +97,10 @@ def CompressedAdam(
 
     In the first phase gradients are averaged uncompressed, and it is AdamW. Then the variance is frozen, and workers
     exchange their momenta, compressed, with error feedback: with ``compression="onebit"``, its default, or
-    ``"ef_signsgd"`` that is 1-bit Adam. The feedback that a compression comes with is not used. With a single process
-    the variance is never frozen. The other way to compress under Adam, its gradients, is
+    ``"ef_signsgd"`` that is 1-bit Adam. The feedback that a compression comes with is not used. A coordinate that had
+    no gradient in the first phase (of an unused row of an embedding, say) is not updated in the second, but for its
+    weight decay: its variance is 0, and its momentum the compression's noise. With a single process the variance is
+    never frozen. The other way to compress under Adam, its gradients, is
     ``DistributedOptimizer(torch.optim.Adam(...), compression=...)``.
 
     Args:
