@@ -16,6 +16,7 @@ from mnist_files import write_mnist
 from scipy import sparse
 from scipy.optimize import minimize, minimize_scalar
 
+from hvd_compress.parameter_server import DoubleQuantization
 from hvd_compress.parameter_server.objectives import (
     LogisticRegression,
     Perceptron,
@@ -25,6 +26,8 @@ from hvd_compress.parameter_server.objectives import (
     minimum,
 )
 from hvd_compress.parameter_server.objectives.torch_objective import TorchObjective
+from hvd_compress.parameter_server.protocols import JobPlan
+from hvd_compress.parameter_server.runtime.roles import Roles
 
 KINDS = ("logistic", "softmax", "mlp", "torch")
 NONE = Regularizer()
@@ -275,6 +278,15 @@ def test_smoothness_of_a_batch_is_of_its_range():
             problem("softmax").smoothness(batch)
     for kind in ("mlp", "torch"):
         assert problem(kind).smoothness(5) is None
+
+
+def test_a_step_size_needs_a_curvature():
+    flat = LogisticRegression(sparse.csr_array((8, 5), dtype=np.float32), np.ones(8, np.float32), NONE)
+    for smoothness, message in ((flat.smoothness(4), "is flat: its smoothness is 0"), (None, "has no estimate")):
+        plan = JobPlan(flat.layout, flat.rows, NONE, smoothness, None, Roles(1, 2))
+        with pytest.raises(ValueError, match=f"step must be given: this objective {message}"):
+            DoubleQuantization().check(plan)
+        DoubleQuantization(step=0.1).check(plan)
 
 
 # --- the minimum

@@ -257,8 +257,9 @@ class DoubleQuantization:
 
     def check(self, plan: JobPlan) -> None:
         BoundedDelay.check(delay_bound(self.max_delay, plan), plan.roles)
-        if self.step is None and plan.smoothness is None:
-            raise ValueError("step must be given: this objective has no estimate of its smoothness")
+        if self.step is None and not plan.smoothness:
+            why = "has no estimate of its smoothness" if plan.smoothness is None else "is flat: its smoothness is 0"
+            raise ValueError(f"step must be given: this objective {why}")
 
     def eta(self, plan: JobPlan) -> float:
         """Return the step size, for Acc-AsyLPG times theta."""
