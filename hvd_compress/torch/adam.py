@@ -58,6 +58,13 @@ class FrozenAdam(torch.optim.Optimizer):
                     self._update(parameter, group)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; where an older one lacks ``exp_avg``, it is 0 until the next step sets it."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            if "exp_avg" not in state:
+                state["exp_avg"] = torch.zeros_like(parameter)
+
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
@@ -69,14 +76,12 @@ class FrozenAdam(torch.optim.Optimizer):
         if step <= last:
             state["exp_avg"].lerp_(gradient, 1 - group["beta1"])
             state["exp_avg_sq"].mul_(group["beta2"]).addcmul_(gradient, gradient, value=1 - group["beta2"])
-            m = state["exp_avg"]
         else:
-            state.pop("exp_avg", None)
-            m = gradient
+            state["exp_avg"].copy_(gradient)
         root = math.sqrt(1 - group["beta2"] ** min(step, last))
         denominator = torch.threshold_(state["exp_avg_sq"].sqrt(), 0.0, math.inf).add_(root * group["eps"])
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.addcdiv_(m, denominator, value=-group["lr"] * root / (1 - group["beta1"] ** step))
+        parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] * root / (1 - group["beta1"] ** step))
 
 
 def CompressedAdam(

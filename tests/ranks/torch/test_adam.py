@@ -1,5 +1,7 @@
 """Adam with a compressed momentum, on real ranks."""
 
+import copy
+
 import horovod.torch as hvd
 import pytest
 import torch
@@ -111,6 +113,33 @@ def test_a_run_resumes_exactly(compression, tmp_path):
         second.load_state_dict(saved["model"])
         resumed.load_state_dict(saved["optimizer"])
         assert repeats(train(second, resumed, 8 - cut, start=cut), whole)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_rank_0_may_broadcast_what_it_alone_has_loaded(older):
+    """All states have the same tensors in both phases, or Horovod would wait for ever; older ones are filled up."""
+    model = small_cnn()
+    optimizer = adam(model, "onebit", 2)
+    trained = train(model, optimizer, 5)
+    checkpoint = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    if older:
+        for state in checkpoint["optimizer"]["state"].values():
+            del state["exp_avg"]
+    again = small_cnn(seed=1)
+    resumed = adam(again, "onebit", 2)
+    if hvd.rank() == 0:
+        again.load_state_dict(checkpoint["model"])
+        resumed.load_state_dict(checkpoint["optimizer"])
+    hvd.broadcast_parameters(again.state_dict(), root_rank=0)
+    hvd.broadcast_optimizer_state(resumed, root_rank=0)
+    assert torch.equal(flat(again), trained)
+    expected = optimizer.state_dict()["state"]
+    for key, state in resumed.state_dict()["state"].items():
+        assert state["step"] == 5
+        assert torch.equal(state["exp_avg_sq"], expected[key]["exp_avg_sq"])
+        momentum = expected[key]["exp_avg"]
+        assert momentum.any()
+        assert torch.equal(state["exp_avg"], torch.zeros_like(momentum) if older else momentum)
 
 
 def test_what_makes_no_sense_is_refused():
