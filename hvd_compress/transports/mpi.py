@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,56 @@ def _half_sum() -> MPI.Op:
     return MPI.Op.Create(_add_halves, commute=True)
 
 
+class _Duplicates:
+    """Duplicates of a communicator, each in use by one transport at a time.
+
+    Freeing a communicator is collective, and transports are garbage collected at other times on other ranks. So a
+    duplicate is not freed with its transport: the next transport takes one that is idle on all ranks.
+    """
+
+    def __init__(self) -> None:
+        self.comms: list[MPI.Comm] = []
+        self.idle: list[bool] = []
+
+    def take(self, parent: MPI.Comm, user: object) -> MPI.Comm:
+        """Return a duplicate of `parent`, for as long as `user` lives; all ranks call it."""
+        found = self.idle_everywhere(parent)
+        place = found[0] if found else len(self.comms)
+        if not found:
+            self.comms.append(parent.Dup())
+            self.idle.append(False)
+        self.idle[place] = False
+        weakref.finalize(user, self.idle.__setitem__, place, True)
+        return self.comms[place]
+
+    def idle_everywhere(self, parent: MPI.Comm) -> list[int]:
+        """Return the places of those that are idle on all ranks, which all call it."""
+        idle = np.array(self.idle, np.uint8)
+        parent.Allreduce(MPI.IN_PLACE, idle, MPI.MIN)
+        return np.flatnonzero(idle).tolist()
+
+
+def _free_duplicates(parent: MPI.Comm, _key: int, duplicates: _Duplicates) -> None:
+    """Free the idle duplicates of a communicator that is about to be freed itself, on all ranks."""
+    if parent not in (MPI.COMM_WORLD, MPI.COMM_SELF):  # which are freed in MPI_Finalize
+        for place in duplicates.idle_everywhere(parent):
+            duplicates.comms[place].Free()
+
+
+@functools.cache
+def _duplicates_key() -> int:
+    """Return the key under which a communicator keeps its duplicates."""
+    return MPI.Comm.Create_keyval(delete_fn=_free_duplicates)
+
+
+def _duplicates_of(comm: MPI.Comm) -> _Duplicates:
+    found: Any = comm.Get_attr(_duplicates_key())
+    duplicates: _Duplicates = _Duplicates() if found is None else found
+    if found is None:
+        comm.Set_attr(_duplicates_key(), duplicates)
+    return duplicates
+
+
 class Handle(NamedTuple):
     """A collective under way."""
 
@@ -38,7 +89,7 @@ class Handle(NamedTuple):
 
 
 class MPITransport:
-    """Collectives over a duplicate of an MPI communicator.
+    """Collectives over a duplicate of an MPI communicator, which all its ranks make together.
 
     MPI matches collectives by their order: all workers must start the same ones in the same order, and each starts
     with an agreement of eight bytes, the length of what is to come or the sign that a worker has failed.
@@ -47,7 +98,7 @@ class MPITransport:
     ordered = True
 
     def __init__(self, comm: MPI.Comm = MPI.COMM_WORLD, ops: Ops | None = None) -> None:
-        self.comm = comm.Dup()
+        self.comm = _duplicates_of(comm).take(comm, self)
         self.rank, self.workers = comm.Get_rank(), comm.Get_size()
         self.ops: Ops = NumpyOps() if ops is None else ops
         self.traffic = Traffic()
