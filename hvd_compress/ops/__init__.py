@@ -18,6 +18,11 @@ from hvd_compress.ops.random import Stream
 Array = Any
 
 
+def dtype_name(array: Array) -> str:
+    """Return the name of an array's dtype, the same in all frameworks: "float32"."""
+    return str(array.dtype).removeprefix("torch.")
+
+
 def packed_bytes(count: int, bits: int) -> int:
     """Return the bytes of `count` packed numbers of `bits` bits: a plane of bytes for each 8 bits, and the rest.
 

@@ -10,7 +10,7 @@ from typing import Any
 from hvd_compress.compressors import Compressor, spec
 from hvd_compress.compressors.base import Collective
 from hvd_compress.compressors.state import State
-from hvd_compress.ops import Array, Ops
+from hvd_compress.ops import Array, Ops, dtype_name
 from hvd_compress.ops.layout import Layout
 from hvd_compress.reduction.agreement import agree, describe
 from hvd_compress.reduction.rows import Rows
@@ -20,6 +20,7 @@ from hvd_compress.transports import Peers, Transport
 RESIDUAL_CHECK_EVERY = 100  # steps between divergence checks
 DOUBLINGS = 3  # in a row, after which a warning is due: a residual that fills up grows ever more slowly
 POLL_SECONDS = 5e-5
+SUMMED = ("float16", "float32", "float64", "float128")  # by transports; bfloat16 is not
 
 
 class VectorSteps:
@@ -216,11 +217,12 @@ class Exchange(VectorSteps):
     def reduce(self, vector: Array) -> Array:
         """Do a whole step and return the mean; the state advances only if the mean is finite.
 
-        All workers call it. The first time they compare version, compression, seed and layout.
+        All workers call it. The first time they compare version, compression, seed and layout. The mean is of the
+        vector's dtype; for a method that takes float32 alone, a vector of another one is cast on the way.
 
         Raises:
             ValueError: if the vector has another shape than (layout.size,).
-            TypeError: if it is not of a floating dtype.
+            TypeError: if it is not of a real floating dtype.
             WorkersDisagree: if the workers were not given the same.
             WorkerFailed: if another worker failed; its own error is in the message.
         """
@@ -230,14 +232,15 @@ class Exchange(VectorSteps):
                 described = {"compression": spec(self.compressor), "seed": self.seed}
                 agree(self.transport, {**describe(self.layout), **described}, f"{self.name}.agreement")
                 self._agreed = True
-            self.launch(vector)
+            given = self.ops.cast(vector, taken_dtype(self.compressor, vector))
+            self.launch(given, overwrite=given is not vector)
             while not self.finished:
                 self.advance()
         except Exception as error:
             self.transport.fail(error, [self.next_name])
             self.abandon()
             raise
-        return self.commit() if self.finite else self.rollback()
+        return self.ops.cast(self.commit() if self.finite else self.rollback(), dtype_name(vector))
 
 
 def advance_until(finished: Callable[[], bool], exchanges: Sequence[Exchange]) -> float:
@@ -276,4 +279,10 @@ def check_vector(name: str, vector: Array, layout: Layout) -> None:
     if tuple(vector.shape) != (layout.size,):
         raise ValueError(f"{name}: a vector of shape ({layout.size},) is expected; got {tuple(vector.shape)}")
     if "float" not in str(vector.dtype):
-        raise TypeError(f"{name}: gradients must be of a floating dtype; got {vector.dtype}")
+        raise TypeError(f"{name}: gradients must be of a real floating dtype, such as float32; got {vector.dtype}")
+
+
+def taken_dtype(compressor: Compressor, vector: Array) -> str:
+    """Return the dtype in which a compressor is given a vector: its own, or float32."""
+    own = dtype_name(vector)
+    return own if compressor.keeps_dtype and own in SUMMED else "float32"

@@ -12,7 +12,7 @@ from hvd_compress.compressors.cast import HalfPrecision
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
 from hvd_compress.compressors.sparsify import COUNT_BYTES, HALF_MAX, RandomK, Sparsifier, Threshold
 from hvd_compress.compressors.state import State
-from hvd_compress.ops import Array, Ops
+from hvd_compress.ops import Array, Ops, dtype_name
 from hvd_compress.ops.layout import Layout
 from hvd_compress.reduction.buckets import PLAIN
 
@@ -43,7 +43,7 @@ class Rows:
     def with_rows(self, ops: Ops, other: Rows) -> Rows:
         """Return these rows and others of the same matrix, in this dtype."""
         indices = ops.concat([self.indices, other.indices])
-        values = ops.concat([ops.flatten(self.values), ops.cast(ops.flatten(other.values), _name(self.values.dtype))])
+        values = ops.concat([ops.flatten(self.values), ops.cast(ops.flatten(other.values), dtype_name(self.values))])
         return Rows(indices, values.reshape(indices.shape[0], self.values.shape[1]), self.height)
 
     def finite(self, ops: Ops) -> bool:
@@ -109,7 +109,7 @@ class SparseRows(Compressor):
         Raises:
             ValueError: if an index is outside of [0, height).
         """
-        dtype, width = _name(vector.values.dtype), vector.values.shape[1]
+        dtype, width = dtype_name(vector.values), vector.values.shape[1]
         present, values = ops.sum_rows(vector.indices, vector.values)
         if not ops.ascending_below(present, vector.height):
             raise ValueError(
@@ -134,7 +134,7 @@ class SparseRows(Compressor):
         decoded = [
             (sent, arriving)
             if rank == state.rank
-            else self._decode(ops, other, vector.height, width, _name(values.dtype), state)
+            else self._decode(ops, other, vector.height, width, dtype_name(values), state)
             for rank, other in enumerate(payloads)
         ]
         places, total = _sum(ops, *decoded)
@@ -192,10 +192,6 @@ def sparse_rows(name: str, compressor: Compressor) -> SparseRows:
     if compressor != PLAIN and rows.codec == PLAIN and not rows.selects:
         logger.info("%s does not compress single rows: those of %s are sent plain", spec(compressor), name)
     return rows
-
-
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _part(state: State, shape: tuple[int, ...]) -> State:

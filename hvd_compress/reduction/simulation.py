@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from hvd_compress.compressors.base import AllGather, AllReduce, Collective, Compressor, Reduced
 from hvd_compress.compressors.state import State
-from hvd_compress.ops import Array, Ops
+from hvd_compress.ops import Array, Ops, dtype_name
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
-from hvd_compress.reduction.exchange import check_vector
+from hvd_compress.reduction.exchange import check_vector, taken_dtype
 from hvd_compress.reduction.step import Step
 from hvd_compress.transports import LENGTH_BYTES, Traffic
 
@@ -44,17 +45,19 @@ class Simulation:
         self.payloads: list[list[Array]] = []
 
     def reduce(self, vectors: Sequence[Array]) -> list[Reduced]:
-        """Do one step with one vector a worker; return what each worker ends up with.
+        """Do one step with one vector a worker; return what each worker ends up with, the mean in its vector's dtype.
 
         Raises:
             ValueError: if the vectors do not fit the layout, or the workers yield different collectives.
-            TypeError: if a vector is not of a floating dtype.
+            TypeError: if a vector is not of a real floating dtype.
         """
         if len(vectors) != len(self.states):
             raise ValueError(f"{len(self.states)} vectors are expected, one a worker; got {len(vectors)}")
         for rank, vector in enumerate(vectors):
             check_vector(f"worker {rank}", vector, self.layout)
         self.payloads, ops = [], self.ops
+        dtypes = [dtype_name(vector) for vector in vectors]
+        vectors = [ops.cast(vector, taken_dtype(self.compressor, vector)) for vector in vectors]
         if self.compressor.overwrites:
             vectors = [ops.copy(vector) for vector in vectors]
         steps = [
@@ -72,7 +75,7 @@ class Simulation:
         finite = ops.all_finite(results[0].mean)
         for state in self.states:
             state.commit() if finite else state.rollback()
-        return results
+        return [replace(r, mean=ops.cast(r.mean, dtype)) for r, dtype in zip(results, dtypes, strict=True)]
 
     def _combine(self, collectives: list[Collective]) -> Array | list[Array]:
         first = collectives[0]

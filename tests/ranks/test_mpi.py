@@ -28,6 +28,54 @@ assert not {"horovod", "torch", "tensorflow"} & set(sys.modules)
 print("rank", transport.rank, "is done")
 """
 
+DTYPES = """
+import ml_dtypes
+import numpy as np
+from hvd_compress import Exchange, Layout, methods, parse
+from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.transports import WorkerFailed
+from hvd_compress.transports.mpi import MPITransport
+
+transport = MPITransport()
+layout = Layout.of([("weights", (30, 20)), ("bias", (7,))])
+momentum, adam = parse("topk(feedback=momentum)"), parse("onebit(feedback=adam(start=1))")
+for compressor in [*map(parse, methods()), momentum, momentum.plain, adam, adam.plain]:
+    def steps(dtype):
+        exchange = Exchange(compressor, layout, NumpyOps(), transport)
+        for step in range(3):
+            # Numbers of few bits, so that float16 holds them.
+            own = np.random.default_rng([step, transport.rank]).integers(-64, 65, 607) / 64
+            gradient = own.astype(dtype)
+            mean = exchange.reduce(gradient)
+            assert mean.dtype == dtype and np.array_equal(gradient, own.astype(dtype)), (compressor, dtype)
+            yield mean
+
+    exchange = Exchange(compressor, layout, NumpyOps(), transport)
+    expected = list(steps(np.float32))
+    for dtype, bits in ((np.float16, 10), (np.float64, 23), (np.longdouble, 23), (ml_dtypes.bfloat16, 7)):
+        for got, wanted in zip(steps(dtype), expected, strict=True):
+            got, near = got.astype("f4"), 2.0 ** (2 - bits)
+            assert np.allclose(got, wanted, rtol=near, atol=near), (compressor, dtype)
+    for dtype in ("int32", "uint8", "bool", "complex64"):
+        try:
+            exchange.reduce(np.zeros(607, dtype))
+        except TypeError as error:
+            assert str(error) == f"exchange: gradients must be of a real floating dtype, such as float32; got {dtype}"
+        else:
+            raise AssertionError(f"{dtype} was taken")
+    try:  # of one rank alone
+        exchange.reduce(np.zeros(607, "f4" if transport.rank else "i4"))
+    except (TypeError if transport.rank == 0 else WorkerFailed) as error:
+        assert "must be of a real floating dtype, such as float32; got int32" in str(error)
+    else:
+        raise AssertionError("integers were taken")
+
+exact = Exchange(parse("none"), layout, NumpyOps(), transport)
+own = np.full(607, 1 + 2.0**-40 * (1 + transport.rank))
+assert exact.reduce(own)[0] == 1 + 2.0**-40 * (1 + transport.workers) / 2
+print("rank", transport.rank, "is done")
+"""
+
 # Open MPI has room for 65532 communicators, MPICH for 2048. At the end, ranks are collected at different times.
 MANY = """
 import gc
@@ -64,7 +112,10 @@ print("rank", transport.rank, "is done")
 """
 
 
-@pytest.mark.parametrize(("program", "ranks"), [(PROGRAM, 3), (MANY, 2)], ids=["simulation", "many"])
+PROGRAMS = {"simulation": (PROGRAM, 3), "many": (MANY, 2), "dtypes-1": (DTYPES, 1), "dtypes-2": (DTYPES, 2)}
+
+
+@pytest.mark.parametrize(("program", "ranks"), PROGRAMS.values(), ids=PROGRAMS)
 def test_numpy_under_mpirun(program, ranks):
     command = ["mpirun", "-np", str(ranks), sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)

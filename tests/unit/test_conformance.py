@@ -392,6 +392,19 @@ def test_dtypes_and_shapes_that_do_not_fit_raise_before_any_state_changes(compre
     assert not simulation.states[0].local
 
 
+@everywhere
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_the_mean_is_of_the_dtype_of_the_vector(compressor, ops, dtype):
+    simulations = [Simulation(compressor, LAYOUT, 2, ops=ops) for _ in range(2)]
+    vectors = [gaussian(rank).astype(np.float16) for rank in range(2)]
+    [expected, got] = [
+        ops.to_numpy(simulation.reduce([ops.from_numpy(v.astype(kind)) for v in vectors])[0].mean)
+        for simulation, kind in zip(simulations, ("float32", dtype), strict=True)
+    ]
+    assert got.dtype == dtype
+    assert np.allclose(got, expected, rtol=4e-3, atol=4e-3)
+
+
 def test_the_worked_example_of_the_architecture_is_a_compressor(monkeypatch):
     code = re.search(r"```python\n(@dataclass.*?)```", ARCHITECTURE.read_text(), re.DOTALL)[1]
     namespace = {**vars(quantize)}
