@@ -46,6 +46,7 @@ class HorovodTransport:
         self.rank = int(process_set.rank()) if included else 0
         self.workers = int(process_set.size()) if included else 1
         self.traffic = Traffic()
+        self._at_once: dict[Any, Any] = {}
 
     def carry(self, array: Tensor, collective: Round, name: str) -> Tensor:
         rest = {"name": name, "ignore_name_scope": True, "process_set": self.process_set}
@@ -74,7 +75,7 @@ class HorovodTransport:
         done.put(True)
 
     def gather_object(self, item: Any, name: str) -> list[Any]:
-        """As of any transport; also while a graph is being traced."""
+        """As of any transport; also while a graph is being traced, and in a call from one that runs."""
         payload = packed_object(item)
         gathered = self._carried_at_once(payload, Round("gather", "uint8"), name)
         self.traffic.count("agreement", payload.nbytes, gathered.nbytes)
@@ -83,12 +84,15 @@ class HorovodTransport:
     def _carried_at_once(self, array: Any, collective: Round, name: str) -> Any:
         """Return what a collective brings, now: in a graph of its own, for only there it has its name.
 
-        What a graph returns directly TensorFlow gives another name, and what is made of constants it may do twice.
+        It runs in this thread: TensorFlow's own may all be in calls of Python that wait, as this one does.
         """
-
-        def carried(tensor: Tensor) -> Tensor:
-            return tf.identity(self.carry(tensor, collective, name))
-
-        with tf.init_scope():
-            graph = tf.compat.v1.wrap_function(carried, [tf.TensorSpec(array.shape, array.dtype)])
-            return np.asarray(graph(tf.constant(array)))
+        key = name, collective, array.ndim
+        if key not in self._at_once:
+            with tf.Graph().as_default() as graph:
+                given = tf.compat.v1.placeholder(array.dtype, [None] * array.ndim)
+                carried = tf.identity(self.carry(given, collective, name))
+            config = tf.compat.v1.ConfigProto(device_count={"GPU": 0})
+            self._at_once[key] = tf.compat.v1.Session(graph=graph, config=config), carried, given
+        session, carried, given = self._at_once[key]
+        in_this_thread = tf.compat.v1.RunOptions(inter_op_thread_pool=-1)
+        return np.asarray(session.run(carried, {given: array}, options=in_this_thread))
