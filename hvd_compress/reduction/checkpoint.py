@@ -19,11 +19,13 @@ class SavedExchange(NamedTuple):
         parameters: their names in the layout, in order.
         state: as `hvd_compress.compressors.state.State.state_dict` has it.
         rows: whether it exchanges the rows of sparse gradients; None if the checkpoint does not tell.
+        generation: how often the plan had grown before, as gradients came up for the first time.
     """
 
     parameters: list[str]
     state: dict[str, Any]
     rows: bool | None = False
+    generation: int = 0
 
 
 @dataclass

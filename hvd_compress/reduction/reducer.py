@@ -49,6 +49,7 @@ class Reducer(Generic[E]):
         rows: those of sparse gradients, by the parameter's key.
         steps: that were taken.
         carried: what former compressors have not sent, until a step with it is committed.
+        names_stay: whether the names of collectives are written down somewhere, and cannot change any more.
         ops: the array operations of `carried`, and of what is saved.
     """
 
@@ -63,6 +64,7 @@ class Reducer(Generic[E]):
         self.planned = self.agreed = False
         self.steps = 0
         self.carried: Carried = {}
+        self.names_stay = False
         self._left_plan: list[tuple[str, str]] = []  # the first collectives of a plan that was given up
         self._waiting: Saved | None = None  # a state that was loaded before the plan
         self._whole = True  # whether the state has all that is this worker's own
@@ -156,7 +158,8 @@ class Reducer(Generic[E]):
         """
         if self._left_plan and not self.peers.all_have_left(self._left_plan):
             raise WorkersDisagree(
-                "the workers disagree on a change: not all called set_compression() or load_state_dict()"
+                "the workers disagree on a change: not all called set_compression() or load_state_dict(), or loaded a "
+                "checkpoint, or have a gradient that none has had before"
             )
         self._left_plan = []
         layout = Layout.of((gradient.key, gradient.shape) for gradient in gradients)
@@ -165,6 +168,7 @@ class Reducer(Generic[E]):
             **(told or {}),
             "number": self._number,
             "next": _next_number[self.channel],
+            "stays": self.names_stay,
             "state": summary(self.steps, self._states(), self._whole, self.ops.to_numpy),
         }
         answers = agree(self.peers, description, f"{self.channel}.agreement", own, error)
@@ -179,6 +183,11 @@ class Reducer(Generic[E]):
         """Name the collectives by a number that the workers have not given away, unless they have one already."""
         number = answers[0]["number"]
         if number is None or any(answer["number"] != number for answer in answers):
+            if stay := [str(rank) for rank, answer in enumerate(answers) if answer["stays"]]:
+                raise WorkersDisagree(
+                    f"rank {', '.join(stay)}: a graph goes on that was traced with other workers than these, who begin "
+                    "anew; make the optimizer, and the function with the tape, anew on all ranks"
+                )
             number = max(answer["next"] for answer in answers)
         _next_number[self.channel] = max(_next_number[self.channel], number + 1)
         former, self.prefix, self._number = self.prefix, f"{self.channel}.{number}", number
@@ -232,9 +241,17 @@ class Reducer(Generic[E]):
 
     def plan(self, gradients: Sequence[Gradient], apart: Collection[str] = ()) -> None:
         """Make the exchanges of all gradients; those whose keys are `apart` exchange rows."""
+        self.exchanges, self.rows = [], {}
+        self.extend(gradients, apart)
+        self._follow_plan()
+
+    def extend(self, gradients: Sequence[Gradient], apart: Collection[str] = (), part: str = "") -> None:
+        """Add the exchanges of further gradients; `part` is what their names have beside those that are there."""
         together = [gradient for gradient in gradients if gradient.key not in apart]
-        self.exchanges = [self._bucket_exchange(bucket) for bucket in self.divide(together)]
-        self.rows = {g.key: self._rows_exchange(g) for g in gradients if g.key in apart}
+        self.exchanges += [self._bucket_exchange(bucket, part) for bucket in self.divide(together)]
+        self.rows |= {g.key: self._rows_exchange(g) for g in gradients if g.key in apart}
+
+    def _follow_plan(self) -> None:
         self.planned = True
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
@@ -252,8 +269,8 @@ class Reducer(Generic[E]):
             dense_below=self.settings.dense_below,
         )
 
-    def _bucket_exchange(self, bucket: Bucket) -> E:
-        name = f"{self.prefix}.{bucket.name}"
+    def _bucket_exchange(self, bucket: Bucket, part: str) -> E:
+        name = f"{self.prefix}.{part}{bucket.name}"
         where = {"dtype": bucket.dtype, "device": bucket.device}
         return self.new_exchange(bucket.compressor, bucket.layout, name=name, rows=False, **where)
 
@@ -321,8 +338,12 @@ class Reducer(Generic[E]):
     def _leave_plan(self) -> None:
         """Let the workers agree anew before the next step."""
         if self.agreed:  # else nobody has followed this plan
-            self._left_plan = [(e.next_name, e.compressor.collectives[0]) for e in self.carried_here() if e.layout.size]
+            self._left_plan = self.first_collectives()
         self.agreed = False
+
+    def first_collectives(self) -> list[tuple[str, str]]:
+        """Return names and kinds of the collectives that a worker who follows the plan starts before all others."""
+        return [(e.next_name, e.compressor.collectives[0]) for e in self.carried_here() if e.layout.size]
 
     def _residuals(self) -> Carried:
         """Return what the exchanges have not sent, by parameter."""
@@ -335,9 +356,10 @@ class Reducer(Generic[E]):
     def _residuals_in(self, saved: Saved) -> Carried:
         """Return what this worker had not sent when it saved a state, by parameter."""
         found: Carried = {}
-        for parameters, state, _ in saved.exchanges:
-            if state["rank"] == self.peers.rank and "residual" in state["local"]:
-                found.update(cut(Layout.of((name, self.shapes[name]) for name in parameters), state["local"]))
+        for entry in saved.exchanges:
+            local = entry.state["local"]
+            if entry.state["rank"] == self.peers.rank and "residual" in local:
+                found.update(cut(Layout.of((name, self.shapes[name]) for name in entry.parameters), local))
         return found
 
     # --- checkpoints and statistics

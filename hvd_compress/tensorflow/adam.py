@@ -35,6 +35,7 @@ class _FrozenAdam:
     _velocities: Any
     _get_variable_index: Any
     iterations: Any
+    built: bool
     assign: Any
     assign_sub: Any
     beta_1: float
@@ -57,6 +58,7 @@ class _FrozenAdam:
             ValueError: if a `LossScaleOptimizer` is around this optimizer.
         """
         refuse_conditions(self)
+        grads = self._completed(grads, trainable_variables)
         super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     @tf.autograph.experimental.do_not_convert
@@ -71,6 +73,23 @@ class _FrozenAdam:
             )
         super()._backend_update_step(grads, trainable_variables, lr)  # type: ignore[misc]
 
+    def _completed(self, grads: Sequence[Tensor], variables: Sequence[Any] | None) -> list[Tensor]:
+        """Return the gradients, with zeros where there is none here and there was one somewhere."""
+        if variables is not None and not self.built:
+            self.build(list(variables))
+        known = self._trainable_variables if variables is None else variables
+        places = [self._get_variable_index(variable) for variable in known]
+        for reducer in (self._warmup_reducer, self._reducer):
+            grads = reducer.completed(self._given(reducer, grads, places), dense=True)
+            grads = [grads[place] for place in places]
+        return list(grads)
+
+    def _given(self, reducer: GradientReducer, tensors: Sequence[Tensor], places: Sequence[int]) -> list[Tensor]:
+        given: list[Tensor] = [None] * len(reducer.variables)
+        for place, tensor in zip(places, tensors, strict=True):
+            given[place] = tensor
+        return given
+
     @property
     def _several(self) -> bool:
         return self._reducer.transport.workers > 1
@@ -83,10 +102,7 @@ class _FrozenAdam:
         ]
 
     def _reduced(self, reducer: GradientReducer, tensors: Sequence[Tensor], places: Sequence[int]) -> list[Tensor]:
-        given: list[Tensor] = [None] * len(reducer.variables)
-        for place, tensor in zip(places, tensors, strict=True):
-            given[place] = tensor
-        means = reducer.reduce(given)
+        means = reducer.reduce(self._given(reducer, tensors, places))
         return [tf.cast(tf.convert_to_tensor(means[place]), self._momentums[place].dtype) for place in places]
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Any) -> None:

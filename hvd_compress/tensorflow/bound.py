@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ class BoundCompression(GraphReducer):
         self._factor = self.transport.workers if settings.op == "sum" else 1
         self._next = 0
         self._changes = 0
+        self._begins_in: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
         self.plan(self.gradients)
 
     def __hash__(self) -> int:
@@ -60,16 +62,24 @@ class BoundCompression(GraphReducer):
         """
         if 0 in tensor.shape:
             return tensor, None
-        if not self.agreed:
-            self.agree(self.gradients, {"dtypes": self.dtypes})
+        if not self.agreed and not self.names_stay:
+            self.compare(goes_on=False)
         exchange = self.exchanges[self._find(tensor)]
         vector = tf.cast(tf.reshape(tensor, [-1]), exchange.dtype)
-        [array] = exchange.begin(vector, own=False, end_last=self._end_step)
+        with tf.control_dependencies([self._begun()]):
+            [array] = exchange.begin(vector, own=False, end_last=self._end_step)
         if _summed_by_horovod(exchange):
             return array, (exchange, tensor, None)
         for number in range(len(exchange.rounds)):
             [array] = exchange.proceed(array, number)
         return tf.zeros(0), (exchange, tensor, array)
+
+    def _begun(self) -> Tensor:
+        """Return what comes before all exchanges in a graph."""
+        graph = tf.compat.v1.get_default_graph()
+        if tf.executing_eagerly() or graph not in self._begins_in:
+            self._begins_in[graph] = self.begin_step(self.exchanges)
+        return self._begins_in[graph]
 
     @tf.autograph.experimental.do_not_convert
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:

@@ -77,6 +77,7 @@ class GraphExchange(VectorSteps):
     Attributes:
         rounds: the collectives of a step.
         retired: whether another compressor has taken over.
+        generation: how often the plan had grown before.
         error: what went wrong in this step.
     """
 
@@ -101,7 +102,7 @@ class GraphExchange(VectorSteps):
         self._timer, self._prepare = timer, prepare
         self._first = self._rehearse()
         self.rounds = [step.round for step in self._first]
-        self.retired = False
+        self.retired, self.generation = False, 0
         self.error: Exception | None = None
         self._sent: Any = None
 

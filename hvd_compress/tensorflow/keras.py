@@ -42,6 +42,7 @@ class _Distributed:
     """The methods that replace those of the optimizer's own class."""
 
     _trainable_variables: Any
+    gradient_accumulation_steps: int | None
     _settings: Settings
     _where: tuple[Any, GraphTransport | None]
     _reducer: GradientReducer
@@ -49,7 +50,10 @@ class _Distributed:
     def build(self, variables: Sequence[Any]) -> None:
         """Make the optimizer's variables, and the compressors' state."""
         super().build(variables)  # type: ignore[misc]
-        self._reducer = reducer_of(list(variables), self._settings, *self._where)
+        self._use_reducer(list(variables))
+
+    def _use_reducer(self, variables: Sequence[Any]) -> None:
+        self._reducer = reducer_of(variables, self._settings, *self._where)
 
     @tf.autograph.experimental.do_not_convert
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
@@ -62,10 +66,11 @@ class _Distributed:
         refuse_conditions(self)
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
         if variables:
-            self._reducer = reducer_of(variables, self._settings, *self._where)
+            self._use_reducer(variables)
         if isinstance(self, keras.optimizers.LossScaleOptimizer):  # decides by the gradients whether to skip the step
             grads = self._reducer.reduce(grads)
         else:
+            grads = self._reducer.completed(grads, dense=bool(self.gradient_accumulation_steps))
             self._reducer.present = [grad is not None for grad in grads]
         super().apply(grads, trainable_variables)  # type: ignore[misc]
 

@@ -16,7 +16,9 @@ import tensorflow as tf
 from hvd_compress.compressors import Compressor
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
+from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Bucket, Gradient, Rule
+from hvd_compress.reduction.checkpoint import Saved, SavedExchange
 from hvd_compress.reduction.reducer import Reducer
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.tensorflow.exchange import CollectiveTimer, GraphExchange, RowsExchange
@@ -101,10 +103,43 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
     def communication_seconds(self) -> float:
         return self._timer.waiting_seconds
 
+    # --- agreement, and what begins a step
+
+    def compare(
+        self, goes_on: bool, told: Mapping[str, Any] | None = None, error: BaseException | None = None
+    ) -> list[Mapping[str, Any]]:
+        """Agree with the other workers; `goes_on` says that this one is in a step of a graph that is traced already."""
+        described = {"dtypes": self.dtypes, "whether to go on with a graph that was traced before": goes_on}
+        return self.agree(self.gradients, described, told, error)
+
+    def begin_step(self, exchanges: Sequence[GraphExchange]) -> Tensor:
+        """Return the node that comes before some exchanges, once in a step: there the workers agree, if need be.
+
+        The nodes of several reducers in a graph come one after the other, in the same order on all workers.
+        """
+        graph = tf.compat.v1.get_default_graph()
+        former = getattr(graph, "hvd_compress_begins", None)
+        with tf.control_dependencies([] if former is None else [former]):
+            node = tf.numpy_function(partial(self._begins, exchanges), [], tf.bool)
+        if not tf.executing_eagerly():
+            graph.hvd_compress_begins = node
+        self.names_stay = True
+        return node
+
+    def _begins(self, exchanges: Sequence[GraphExchange]) -> np.bool_:
+        if not self.agreed and not any(exchange.retired for exchange in exchanges):  # who say so themselves
+            self.agree_in_step()
+        return np.bool_(True)
+
+    def agree_in_step(self) -> None:
+        """Agree anew, in a step of a graph that was traced before."""
+        self.compare(goes_on=True)
+
     def change(self, settings: Settings) -> None:
         """As of any reducer; a graph that was traced with the exchanges so far is refused from now on."""
         former = self.all
         super().change(settings)
+        self.names_stay = False
         for exchange in former:
             exchange.retired = True
             exchange.state.reset()  # graphs keep the exchange, and need its memory no more
@@ -129,6 +164,13 @@ class GradientReducer(GraphReducer):
     then on a step is a part of the graph: it calls each bucket's compressor as soon as the bucket's gradients are
     there, collectives are carried while other gradients are computed, and at the end all states are kept or, if a mean
     is not finite, left as they were.
+
+    A gradient that is None on all workers has no part in the plan, and stays None. When it comes up for the first time,
+    on any worker, all agree anew, and the plan grows by a generation of exchanges. Graphs that were traced before have
+    the former generations alone: from then on the workers tell each other in each step which ones they are in.
+
+    Attributes:
+        present: which variables have a gradient, for an optimizer that leaves out the others.
     """
 
     def __init__(
@@ -136,16 +178,25 @@ class GradientReducer(GraphReducer):
     ) -> None:
         super().__init__(variables, settings, transport, channel)
         self.scale_before, self.scale_after = settings.scales(transport.workers)
-        self.present: list[bool] = []  # which variables have a gradient, for an optimizer that leaves out the others
-        self._apart: dict[str, str] = {}  # variables in no bucket: what their gradients are, "missing" or "sparse"
+        self.present: list[bool] = []
+        self._joined: list[dict[str, str]] = []  # each generation's variables: their gradients are "dense" or "sparse"
+        self._before: dict[str, str] = {}  # those of a plan that was given up
         self._function = self._new_function()
 
     @property
+    def kinds(self) -> dict[str, str]:
+        """Whether gradients are "dense" or "sparse", of all variables that are in the plan."""
+        return {key: kind for generation in self._joined for key, kind in generation.items()}
+
+    @property
     def coordinates(self) -> int:
-        return sum(math.prod(shape) for key, shape in self.shapes.items() if self._apart.get(key) != "missing")
+        return sum(math.prod(shape) for key, shape in self.shapes.items() if not self.planned or key in self.kinds)
 
     def change(self, settings: Settings) -> None:
+        """As of any reducer; variables that were in the plan will be in the next one."""
         super().change(settings)
+        self._before |= self.kinds
+        self._joined = []
         self._function = self._new_function()
 
     def _new_function(self) -> Any:
@@ -161,23 +212,107 @@ class GradientReducer(GraphReducer):
             return list(gradients)
         if self.settings.sparse_as_dense:
             gradients = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
-        if not self.planned:
-            self._make_plan(gradients)
-        if tf.executing_eagerly():
-            return list(self._function(list(gradients)))
-        return self._nodes(list(gradients))
+        gradients = self.completed(gradients)
+        return list(self._function(gradients)) if tf.executing_eagerly() else self._nodes(gradients)
 
-    def _make_plan(self, gradients: Sequence[Tensor]) -> None:
-        self._apart = {}
-        for position, gradient in zip(self.positions, gradients, strict=True):
-            if gradient is None:
-                self._apart[position] = "missing"
-            elif isinstance(gradient, tf.IndexedSlices) and 0 not in self.variables[int(position)].shape:
-                self._apart[position] = "sparse"
-        apart = [f"{position}: {kind}" for position, kind in self._apart.items()]
-        self.agree(self.gradients, {"dtypes": self.dtypes, "gradients that are missing or sparse": apart})
-        present = [gradient for gradient in self.gradients if self._apart.get(gradient.key) != "missing"]
-        self.plan(present, [position for position, kind in self._apart.items() if kind == "sparse"])
+    def completed(self, gradients: Sequence[Tensor], dense: bool = False) -> list[Tensor]:
+        """Return the gradients, with zeros in place of those that are None here and in the plan.
+
+        Args:
+            gradients: one a variable, or None.
+            dense: whether the sparse ones will be dense when they are reduced.
+
+        Raises:
+            WorkersDisagree: as `reduce`.
+        """
+        if self.transport.workers == 1:
+            return list(gradients)
+        dense = dense or self.settings.sparse_as_dense
+        come = {
+            position: "sparse" if isinstance(gradient, tf.IndexedSlices) and not dense and 0 not in shape else "dense"
+            for (position, shape), gradient in zip(self.shapes.items(), gradients, strict=True)
+            if gradient is not None
+        }
+        if not self.planned or not come.keys() <= self.kinds.keys():
+            self._agree_and_grow({**self._before, **come})
+        kinds = self.kinds
+        return [
+            self._nothing(position, kinds[position]) if gradient is None and position in kinds else gradient
+            for position, gradient in zip(self.positions, gradients, strict=True)
+        ]
+
+    def _nothing(self, position: str, kind: str) -> Tensor:
+        variable = self.variables[int(position)]
+        if kind == "dense":
+            return tf.zeros(variable.shape, variable.dtype)
+        values = tf.zeros([0, *variable.shape[1:]], variable.dtype)
+        return tf.IndexedSlices(values, tf.zeros([0], tf.int64), tf.constant(variable.shape, tf.int64))
+
+    # --- the plan
+
+    def _agree_and_grow(self, come: dict[str, str]) -> None:
+        joined = _generations(self._waiting) if self._waiting is not None and not self.planned else self._joined
+        agreed = self.agreed
+        self._leave_plan()
+        try:
+            self._grow(self.compare(goes_on=False, told={"joined": joined, "come": come}))
+        except Exception:
+            self.agreed = agreed  # if the plan is there, it stays
+            self._left_plan = [] if agreed else self._left_plan
+            raise
+
+    def _grow(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Add the generations that other workers have, and one of all variables that none has and some ask for."""
+        joined: list[dict[str, str]] = max((list(answer["joined"]) for answer in answers), key=len)
+        if any(answer["joined"] != joined[: len(answer["joined"])] for answer in answers):
+            raise WorkersDisagree("the workers disagree on which variables had gradients so far")
+        known = {key for generation in joined for key in generation}
+        new: dict[str, str] = {}
+        for answer in answers:
+            for key, kind in answer["come"].items():
+                if key not in known and new.setdefault(key, kind) != kind:
+                    name = self.variables[int(key)].name
+                    raise WorkersDisagree(f"the gradient of {name} is sparse on some workers and dense on others")
+        if new:
+            joined.append(new)
+        for number in range(len(self._joined), len(joined)):
+            present = [gradient for gradient in self.gradients if gradient.key in joined[number]]
+            sparse = [key for key, kind in joined[number].items() if kind == "sparse"]
+            former = set(map(id, self.all))
+            self.extend(present, sparse, f"{number}." if number else "")
+            for exchange in self.all:
+                if id(exchange) not in former:
+                    exchange.generation = number
+        self._joined = joined
+        self._function = self._new_function()
+        if not self.planned:
+            self._follow_plan()
+
+    @property
+    def _grown(self) -> bool:
+        """Whether graphs may differ in their exchanges, or have none."""
+        return self.planned and (not self.all or any(exchange.generation for exchange in self.all))
+
+    @property
+    def _roll_call(self) -> str:
+        return f"{self.prefix}.roll_call"
+
+    def first_collectives(self) -> list[tuple[str, str]]:
+        return [(self._roll_call, "allgather")] if self._grown else super().first_collectives()
+
+    def agree_in_step(self) -> None:
+        self.compare(goes_on=True, told={"joined": self._joined, "come": {}})
+
+    def _begins(self, exchanges: Sequence[GraphExchange]) -> np.bool_:
+        super()._begins(exchanges)
+        if self._grown:
+            told = self.peers.gather_object(len(exchanges), self._roll_call)
+            if len(set(told)) > 1:
+                raise WorkersDisagree(
+                    "the workers are in graphs of which some were traced before gradients came up that had been None; "
+                    "make the function with the tape anew on all ranks, or let all use the same heads in a step"
+                )
+        return np.bool_(True)
 
     def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
         return [bucket for bucket in super().divide(gradients) if bucket.layout.size]
@@ -185,10 +320,10 @@ class GradientReducer(GraphReducer):
     def _nodes(self, gradients: list[Tensor]) -> list[Tensor]:
         given = dict(zip(self.positions, gradients, strict=True))
         exchanges = self.all  # this graph's, also when others have replaced them
-        arrays = [
-            self._begin_rows(exchange, given) if isinstance(exchange, RowsExchange) else self._begin(exchange, given)
-            for exchange in exchanges
-        ]
+        with tf.control_dependencies([self.begin_step(exchanges)]):
+            arrays = [
+                self._begin_rows(e, given) if isinstance(e, RowsExchange) else self._begin(e, given) for e in exchanges
+            ]
         for number in range(max((len(exchange.rounds) for exchange in exchanges), default=0)):
             for i, exchange in enumerate(exchanges):
                 if number < len(exchange.rounds):
@@ -209,7 +344,8 @@ class GradientReducer(GraphReducer):
 
     def _begin(self, exchange: GraphExchange, given: dict[str, Tensor]) -> list[Tensor]:
         places = exchange.layout.nonempty
-        parts = [self._part(place.size, given[place.name], exchange.dtype) for place in places]
+        parts = [tf.reshape(tf.convert_to_tensor(given[place.name]), [-1]) for place in places]
+        parts = [tf.cast(part, exchange.dtype) for part in parts]
         vector = tf.concat(parts, 0) if len(parts) > 1 else parts[0]
         if self.scale_before != 1:
             vector *= self.scale_before
@@ -219,15 +355,12 @@ class GradientReducer(GraphReducer):
         mean = mean * self.scale_after if self.scale_after != 1 else mean
         places, means = exchange.layout.parameters, {}
         for place, part in zip(places, tf.split(mean, [place.size for place in places]), strict=True):
-            dtype = given[place.name].dtype if given[place.name] is not None else exchange.dtype
-            means[place.name] = tf.cast(tf.reshape(part, place.shape), dtype)
+            means[place.name] = tf.cast(tf.reshape(part, place.shape), given[place.name].dtype)
         return means
 
     def _begin_rows(self, exchange: RowsExchange, given: dict[str, Tensor]) -> list[Tensor]:
         place = exchange.layout.parameters[0]
         gradient, variable = given[place.name], self.variables[int(place.name)]
-        if gradient is None:
-            gradient = tf.IndexedSlices(tf.zeros([0, *place.shape[1:]], variable.dtype), tf.zeros([0], tf.int64))
         if not isinstance(gradient, tf.IndexedSlices):
             raise ValueError(f"the gradient of {variable.name} was sparse in the first step, and is not now")
         values = tf.cast(tf.reshape(gradient.values, [-1, place.size // place.shape[0]]), exchange.dtype)
@@ -239,14 +372,8 @@ class GradientReducer(GraphReducer):
         indices, values = parts
         values = values * self.scale_after if self.scale_after != 1 else values
         values = tf.cast(tf.reshape(values, [-1, *variable.shape[1:]]), variable.dtype)
-        if gradient is not None:
-            indices = tf.cast(indices, gradient.indices.dtype)
+        indices = tf.cast(indices, gradient.indices.dtype)
         return tf.IndexedSlices(values, indices, tf.constant(variable.shape, indices.dtype))
-
-    def _part(self, size: int, gradient: Tensor, dtype: str) -> Tensor:
-        if gradient is None:
-            return tf.zeros(size, dtype)
-        return tf.cast(tf.reshape(tf.convert_to_tensor(gradient), [-1]), dtype)
 
     def _settle(self, exchanges: Sequence[GraphExchange]) -> np.bool_:
         errors = [exchange.error for exchange in exchanges if exchange.error is not None]
@@ -256,6 +383,40 @@ class GradientReducer(GraphReducer):
             raise min(errors, key=lambda error: isinstance(error, WorkerFailed))  # one's own first
         self.finish(exchanges)
         return np.bool_(True)
+
+    # --- checkpoints
+
+    def saved(self) -> Saved:
+        saved = super().saved()
+        if self._waiting is None:
+            pairs = zip(saved.exchanges, self.all, strict=True)
+            saved.exchanges = [entry._replace(generation=exchange.generation) for entry, exchange in pairs]
+        return saved
+
+    def load(self, saved: Saved, stacklevel: int = 5) -> None:
+        """As of any reducer; what came up after the state was saved begins anew."""
+        if self.planned and saved.exchanges:
+            last = max(entry.generation for entry in saved.exchanges)
+            anew = {"step": 0, "rank": self.peers.rank, "workers": self.peers.workers, "shared": {}, "local": {}}
+            later = [
+                SavedExchange([p.name for p in e.layout.parameters], anew, isinstance(e, RowsExchange), e.generation)
+                for e in self.all
+                if e.generation > last
+            ]
+            saved = replace(saved, exchanges=[*saved.exchanges, *later])
+        super().load(saved, stacklevel)
+
+
+def _generations(saved: Saved) -> list[dict[str, str]]:
+    """Return what the plan that a state was saved with had in each generation; nothing if it does not tell."""
+    if any(entry.rows is None for entry in saved.exchanges):
+        return []
+    generations: list[dict[str, str]] = [
+        {} for _ in range(max((e.generation for e in saved.exchanges), default=-1) + 1)
+    ]
+    for entry in saved.exchanges:
+        generations[entry.generation] |= dict.fromkeys(entry.parameters, "sparse" if entry.rows else "dense")
+    return generations
 
 
 # --- the reducers of a process, by what their gradients are of

@@ -31,7 +31,12 @@ def written(saved: Saved) -> bytes:
         "workers": next((entry.state.get("workers") for entry in saved.exchanges), None),
         "steps": saved.steps,
         "buckets": [
-            {"parameters": entry.parameters, "step": entry.state["step"], "rows": entry.rows}
+            {
+                "parameters": entry.parameters,
+                "step": entry.state["step"],
+                "rows": entry.rows,
+                "generation": entry.generation,
+            }
             for entry in saved.exchanges
         ],
     }
@@ -81,7 +86,7 @@ def read(data: bytes, settings: Settings, shapes: Mapping[str, tuple[int, ...]])
         rank=about["rank"],
         steps=about["steps"],
         exchanges=[
-            SavedExchange(bucket["parameters"], state, bucket.get("rows"))
+            SavedExchange(bucket["parameters"], state, bucket.get("rows"), bucket.get("generation", 0))
             for bucket, state in zip(about["buckets"], states, strict=True)
         ],
         carried={},

@@ -87,8 +87,16 @@ def test_gradients_that_are_missing_on_one_rank():
     weights, others = tf.Variable(tf.ones(3)), tf.Variable(tf.ones(3))
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(weights**2 if hvd.rank() == 0 else weights * others)
-    with pytest.raises(hvdc.WorkersDisagree, match="missing"):
-        hvdc.DistributedGradientTape(tape).gradient(loss, [weights, others])
+    gradients = hvdc.DistributedGradientTape(tape).gradient(loss, [weights, others])
+    assert np.allclose(gradients, [[1 + 1 / hvd.size()] * 3, [1 - 1 / hvd.size()] * 3])
+
+
+def test_gradients_that_are_sparse_on_one_rank():
+    weights = tf.Variable(tf.ones((3, 4)))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(weights if hvd.rank() == 0 else tf.gather(weights, [0]))
+    with pytest.raises(hvdc.WorkersDisagree, match="sparse on some"):
+        hvdc.DistributedGradientTape(tape).gradient(loss, [weights])
 
 
 @pytest.mark.parametrize("graph", [True, False])
