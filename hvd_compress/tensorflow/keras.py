@@ -5,6 +5,7 @@ Horovod's own leaves the ranks unsynchronized there: it extends methods that Ker
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ class _Distributed:
 
     def _use_reducer(self, variables: Sequence[Any]) -> None:
         self._reducer = reducer_of(variables, self._settings, *self._where)
+        this = weakref.ref(self)
+        self._reducer.check = lambda settings: _check_momentum(this(), settings)
 
     @tf.autograph.experimental.do_not_convert
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
@@ -61,12 +64,18 @@ class _Distributed:
 
         Raises:
             WorkersDisagree: in the first step, if the workers differ in version, settings or model.
-            ValueError: if a `LossScaleOptimizer` is around this optimizer, and not inside.
+            ValueError: if a `LossScaleOptimizer` is around this optimizer, and not inside, or both a compressor and the
+                optimizer keep a momentum.
         """
         refuse_conditions(self)
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
         if variables:
             self._use_reducer(variables)
+        try:
+            _check_momentum(self, self._reducer.settings)
+        except ValueError as error:
+            self._reducer.fail(error)
+            raise
         if isinstance(self, keras.optimizers.LossScaleOptimizer):  # decides by the gradients whether to skip the step
             grads = self._reducer.reduce(grads)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -112,6 +113,13 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
         described = {"dtypes": self.dtypes, "whether to go on with a graph that was traced before": goes_on}
         return self.agree(self.gradients, described, told, error)
 
+    def fail(self, error: BaseException) -> None:
+        """Tell the other workers, whatever they wait for, that this one cannot go on."""
+        if self.transport.workers > 1:
+            self._leave_plan()
+            with suppress(WorkersDisagree, WorkerFailed):
+                self.compare(goes_on=False, error=error)
+
     def begin_step(self, exchanges: Sequence[GraphExchange]) -> Tensor:
         """Return the node that comes before some exchanges, once in a step: there the workers agree, if need be.
 
@@ -171,6 +179,7 @@ class GradientReducer(GraphReducer):
 
     Attributes:
         present: which variables have a gradient, for an optimizer that leaves out the others.
+        check: raises ValueError if the user must not have some settings; None allows all.
     """
 
     def __init__(
@@ -179,6 +188,7 @@ class GradientReducer(GraphReducer):
         super().__init__(variables, settings, transport, channel)
         self.scale_before, self.scale_after = settings.scales(transport.workers)
         self.present: list[bool] = []
+        self.check: Callable[[Settings], None] | None = None
         self._joined: list[dict[str, str]] = []  # each generation's variables: their gradients are "dense" or "sparse"
         self._before: dict[str, str] = {}  # those of a plan that was given up
         self._function = self._new_function()
@@ -194,6 +204,8 @@ class GradientReducer(GraphReducer):
 
     def change(self, settings: Settings) -> None:
         """As of any reducer; variables that were in the plan will be in the next one."""
+        if self.check is not None:
+            self.check(settings)
         super().change(settings)
         self._before |= self.kinds
         self._joined = []

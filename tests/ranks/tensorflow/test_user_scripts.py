@@ -321,3 +321,31 @@ def test_heads_in_turn_with_an_optimizer_of_keras(spec, graph):
         model.step(2)
         for number in range(3):
             model.step((number + hvd.rank()) % 3)
+
+
+# --- momentum, variables that come twice, variables that are frozen
+
+
+@pytest.mark.parametrize("spec", ["dgc(ratio=0.1)", "signum", "fetchsgd"])
+def test_momentum_that_is_set_later(spec):
+    run = Fit(spec, seed=0)
+    run.optimizer.momentum = 0.9
+    with pytest.raises(ValueError, match="must be 0"):
+        run.train(1)
+    run = Fit("none", seed=0)
+    run.train(1)
+    for change in (run.optimizer.set_compression, partial(hvdc.set_compression, run.variables)):
+        with pytest.raises(ValueError, match="must be 0"):
+            change(spec)
+    run.train(1)
+    assert spread(run.variables) == 0
+
+
+def test_momentum_that_one_rank_sets():
+    run = Fit("signum", seed=0)
+    run.train(1)
+    if hvd.rank() == 0:
+        run.optimizer.momentum = 0.9
+        run.model.make_train_function(force=True)
+    with pytest.raises((ValueError, tf.errors.OpError), match=r"must be 0|Mismatched"):
+        run.train(1)
