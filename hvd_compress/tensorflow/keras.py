@@ -54,7 +54,10 @@ class _Distributed:
         self._use_reducer(list(variables))
 
     def _use_reducer(self, variables: Sequence[Any]) -> None:
+        former = getattr(self, "_reducer", None)
         self._reducer = reducer_of(variables, self._settings, *self._where)
+        if former is not None:
+            self._reducer.follow(former)
         this = weakref.ref(self)
         self._reducer.check = lambda settings: _check_momentum(this(), settings)
 

@@ -300,6 +300,11 @@ class GradientReducer(GraphReducer):
         if not self.planned:
             self._follow_plan()
 
+    def follow(self, former: GradientReducer) -> None:
+        """Let workers who are still in a former plan, when this one is made, learn that it was given up."""
+        if former is not self and former.agreed and not self.planned:
+            self._left_plan = former.first_collectives()
+
     @property
     def _grown(self) -> bool:
         """Whether graphs may differ in their exchanges, or have none."""

@@ -349,3 +349,44 @@ def test_momentum_that_one_rank_sets():
         run.model.make_train_function(force=True)
     with pytest.raises((ValueError, tf.errors.OpError), match=r"must be 0|Mismatched"):
         run.train(1)
+
+
+@pytest.mark.parametrize("spec", SOME)
+@pytest.mark.parametrize("anew", [True, False])
+def test_variables_that_become_trainable_later_and_freeze_again(spec, anew):
+    model = small_model()
+    images, labels = batch(0, 48)
+    optimizer = DistributedOptimizer(sgd(spec), spec)
+    if not anew:
+        optimizer.build(model.trainable_variables)
+    for trainable in (False, True, False, True):
+        model.layers[1].trainable = trainable
+        if anew:
+            optimizer = DistributedOptimizer(sgd(spec), spec)
+        before = np.asarray(model.layers[1].kernel)
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(images, labels, batch_size=16, verbose=0)
+        assert np.array_equal(before, model.layers[1].kernel) != trainable
+        assert spread(model.weights) == 0
+
+
+def test_an_optimizer_that_knew_only_some_variables():
+    model = small_model()
+    model.layers[1].trainable = False
+    optimizer = DistributedOptimizer(sgd("topk"), "topk")
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(*batch(0), verbose=0)
+    model.layers[1].trainable = True
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises((ValueError, KeyError)):
+        model.fit(*batch(0), verbose=0)
+
+
+def test_one_rank_alone_freezes():
+    run = Fit("topk", seed=0)
+    run.train(2)
+    if hvd.rank() == 1:
+        run.model.layers[1].trainable = False
+        run.model.compile(run.optimizer, run.model.loss)
+    with pytest.raises(DISAGREE, match=r"not all called|Mismatched"):
+        run.train(1)
