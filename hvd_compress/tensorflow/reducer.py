@@ -520,8 +520,13 @@ def new_reducer(
     return GradientReducer(variables, settings, transport or HorovodTransport(process_set), channel)
 
 
+def unique(variables: Iterable[Any]) -> list[Any]:
+    """Return the variables in their order, each once."""
+    return list({id(variable): variable for variable in variables}.values())
+
+
 def _found(variables: Sequence[Any]) -> GradientReducer:
-    reducers = [reducer for key, reducer in _reducers.items() if key[0] == tuple(map(id, variables))]
+    reducers = [reducer for key, reducer in _reducers.items() if key[0] == tuple(map(id, unique(variables)))]
     if not reducers:
         raise LookupError(f"no gradients of these {len(variables)} variables have been exchanged")
     return reducers[-1]

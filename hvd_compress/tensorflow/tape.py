@@ -11,7 +11,7 @@ import tensorflow as tf
 from hvd_compress.reduction.buckets import Rule
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.tensorflow.compression import Compression, TensorFlowCompression
-from hvd_compress.tensorflow.reducer import reducer_of, reduction_settings
+from hvd_compress.tensorflow.reducer import reducer_of, reduction_settings, unique
 from hvd_compress.transports.horovod import check_one_given
 from hvd_compress.transports.horovod_tensorflow import GraphTransport
 
@@ -30,8 +30,11 @@ class _Distributed:
             WorkersDisagree: in the first step, if the workers differ in version, settings or model.
         """
         gradients = super().gradient(target, sources, *args, **kwargs)  # type: ignore[misc]
-        reducer = reducer_of(tf.nest.flatten(sources), self._settings, *self._where)
-        return tf.nest.pack_sequence_as(sources, reducer.reduce(tf.nest.flatten(gradients)))
+        flat = tf.nest.flatten(sources)
+        given = dict(zip(map(id, flat), tf.nest.flatten(gradients), strict=True))  # a source that comes twice: once
+        reducer = reducer_of(unique(flat), self._settings, *self._where)
+        means = dict(zip(given, reducer.reduce(list(given.values())), strict=True))
+        return tf.nest.pack_sequence_as(sources, [means[id(source)] for source in flat])
 
 
 def DistributedGradientTape(

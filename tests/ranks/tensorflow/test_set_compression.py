@@ -219,4 +219,4 @@ def test_a_tape_s_graph_of_before_is_refused():
     with pytest.raises(tf.errors.OpError, match=r"traced before set_compression\(\)"):
         before()
     with pytest.raises(LookupError, match="no gradients of these 2 variables"):
-        hvdc.set_compression([variable, variable], "none")
+        hvdc.set_compression([variable, tf.Variable(0.0)], "none")

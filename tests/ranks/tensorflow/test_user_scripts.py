@@ -351,6 +351,55 @@ def test_momentum_that_one_rank_sets():
         run.train(1)
 
 
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("spec", SOME)
+def test_a_variable_that_comes_twice(spec, graph):
+    start = np.random.default_rng(0).standard_normal((40, 40)).astype(np.float32)
+    once, twice = tf.Variable(start), tf.Variable(start)
+
+    def step(variable, sources):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(variable) * (1.0 + hvd.rank()))
+        gradients = hvdc.DistributedGradientTape(tape, spec).gradient(loss, sources)
+        variable.assign_sub(0.1 * tf.convert_to_tensor(gradients[-1]))
+        return gradients
+
+    steps = [partial(step, once, [once]), partial(step, twice, [twice, twice])]
+    if graph:
+        steps = [tf.function(step, autograph=False) for step in steps]
+    for _ in range(3):
+        [one], both = steps[0](), steps[1]()
+        assert np.array_equal(both[0], one)
+        assert np.array_equal(both[1], one)
+    assert spread([twice]) == 0
+    assert hvdc.compression_stats([twice, twice])["steps"] == 3
+
+
+@pytest.mark.parametrize("spec", bindable(SOME))
+def test_a_bound_variable_that_comes_twice(spec):
+    variable = tf.Variable(np.random.default_rng(0).standard_normal((40, 40)).astype(np.float32))
+    bound = hvdc.compression.TensorFlowCompression(parse(spec)).bind([variable, variable])
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(variable) * (1.0 + hvd.rank()))
+        gradients = hvd.DistributedGradientTape(tape, compression=bound).gradient(loss, [variable, variable])
+        variable.assign_sub(0.01 * gradients[0])
+        variable.assign_sub(0.01 * gradients[1])
+    assert spread([variable]) == 0
+
+
+@pytest.mark.parametrize("spec", SOME)
+def test_tied_layers(spec):
+    keras.utils.set_random_seed(0)
+    shared = keras.layers.Dense(64, activation="relu")
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), shared, shared, keras.layers.Dense(30)])
+    optimizer = DistributedOptimizer(sgd(spec), spec)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(*batch(0, 64), batch_size=16, verbose=0)
+    assert spread(model.trainable_variables) == 0
+    assert len(model.trainable_variables) == 4
+
+
 @pytest.mark.parametrize("spec", SOME)
 @pytest.mark.parametrize("anew", [True, False])
 def test_variables_that_become_trainable_later_and_freeze_again(spec, anew):
