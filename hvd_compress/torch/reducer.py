@@ -444,8 +444,8 @@ class GradientReducer(TensorReducer):
         mean = mean.to(parameter.dtype)
         if name in self.sparse_dims:
             parameter.grad = mean.to_sparse(self.sparse_dims[name])
-        elif parameter.grad is None:
-            parameter.grad = mean
+        elif parameter.grad is None or parameter.grad.is_sparse:
+            parameter.grad = mean.clone()  # a view would share its version with all gradients of the bucket
         else:
             parameter.grad.set_(mean)  # type: ignore[call-overload]  # undeclared, and what Horovod does
 

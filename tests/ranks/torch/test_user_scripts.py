@@ -278,6 +278,31 @@ def test_what_no_worker_has_a_gradient_of_does_not_move(spec, first):
         step(number, (number + hvd.rank()) % 3)
 
 
+def test_zeros_in_gradients_that_only_another_rank_had():
+    model = Heads()
+    optimizer = hvdc.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
+    for step in range(6):
+        optimizer.zero_grad(set_to_none=step < 3)
+        model(torch.randn(4, 40), (step + hvd.rank()) % 3).square().mean().backward()
+        optimizer.step()
+        assert spread(model) == 0
+
+
+def test_rows_as_dense_that_nobody_has_in_the_first_step():
+    torch.manual_seed(0)
+    table, line = nn.Embedding(20, 4, sparse=True), nn.Linear(4, 4)
+    model = nn.Sequential(table, line)
+    optimizer = hvdc.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), "topk", sparse_as_dense=True
+    )
+    for step in range(4):
+        optimizer.zero_grad()
+        given = table(torch.tensor([hvd.rank(), 2])) if step else torch.randn(2, 4)
+        line(given).square().mean().backward()
+        optimizer.step()
+        assert spread(model) == 0
+
+
 @pytest.mark.parametrize(
     "spec", ["topk(ratio=0.05)", "dgc(ratio=0.05)", "qsgd(bits=4, feedback=ef)", "powersgd(rank=1)"]
 )
