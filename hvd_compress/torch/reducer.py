@@ -141,7 +141,9 @@ class TensorReducer(Reducer[TensorExchange]):
 
     def _tell(self, error: Exception) -> None:
         unfinished = [exchange for exchange in self.all if not exchange.finished]
-        self.transport.fail(error, [exchange.next_name for exchange in unfinished or self.all])
+        names = [exchange.next_name for exchange in unfinished or self.all]
+        # Where all exchanges are done, or not begun, the others may wait for what else there is in a step.
+        self.transport.fail(error, [*names, f"{self.prefix}.roll_call", f"{self.prefix}.state"])
 
 
 class GradientReducer(TensorReducer):

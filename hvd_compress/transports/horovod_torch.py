@@ -62,16 +62,19 @@ class HorovodTransport:
         return hvd.poll(handle.horovod)
 
     def wait(self, handle: Handle) -> Any:
+        result = self._result(handle.horovod)
+        self.traffic.count(handle.collective.kind, handle.sent, result.nbytes)
+        return incoming(handle.collective, result, self.workers)
+
+    def _result(self, handle: int) -> Any:
         try:
-            result = hvd.synchronize(handle.horovod)
+            return hvd.synchronize(handle)
         except HorovodInternalError as error:
             # Another worker's error reaches this one as a refused collective: `fail` submits what does not fit.
             explanation = self._explain(None)
             if explanation:
                 raise WorkerFailed(explanation) from None
             raise error
-        self.traffic.count(handle.collective.kind, handle.sent, result.nbytes)
-        return incoming(handle.collective, result, self.workers)
 
     def fail(self, error: BaseException, names: Sequence[str]) -> None:
         """Make the other workers' collectives of these names fail, and tell them why.
@@ -101,15 +104,14 @@ class HorovodTransport:
         return submit(torch.from_numpy(MISFIT.copy()), name=name, process_set=self.process_set)
 
     def gather_object(self, item: Any, name: str) -> list[Any]:
-        return self._finish_gather(self._begin_gather(item, name))
+        return self._unpacked(self._result(self._begin_gather(item, name)))
 
     def _begin_gather(self, item: Any, name: str) -> int:
         payload = torch.from_numpy(packed_object(item))
         self.traffic.count("agreement", payload.nbytes, 0)
         return hvd.allgather_async(payload, name=name, process_set=self.process_set)
 
-    def _finish_gather(self, handle: int) -> list[Any]:
-        gathered: torch.Tensor = hvd.synchronize(handle)
+    def _unpacked(self, gathered: torch.Tensor) -> list[Any]:
         self.traffic.collectives["agreement"]["received"] += gathered.nbytes
         return unpacked_objects(gathered, self.workers)
 
@@ -124,5 +126,5 @@ class HorovodTransport:
             if time.monotonic() > deadline:
                 return ""
             time.sleep(0.005)
-        failed = enumerate(self._finish_gather(handle))
+        failed = enumerate(self._unpacked(hvd.synchronize(handle)))
         return "; ".join(f"rank {rank} failed with {text}" for rank, text in failed if text is not None)

@@ -102,6 +102,19 @@ def test_one_rank_that_loads_in_mid_training_is_told():
         train(model, optimizer, 1)
 
 
+@pytest.mark.filterwarnings("ignore:rank . had the compressors' state")
+def test_rank_0_alone_has_a_state_of_other_buckets():
+    model, optimizer = wrapped("topk", **SMALL)
+    train(model, optimizer, 2)
+    state = copy.deepcopy(optimizer.state_dict())
+    model, optimizer = wrapped("topk", bucket_bytes=100, **SMALL)
+    if hvd.rank() == 0:
+        optimizer.load_state_dict(state)
+    broadcast(model, optimizer)
+    with pytest.raises((ValueError, hvdc.WorkerFailed), match="saved for the buckets"):
+        train(model, optimizer, 1)
+
+
 @pytest.mark.filterwarnings("ignore:the state was saved by another rank")
 def test_ef21_of_another_number_of_workers_begins_anew():
     """The estimates' mean would be wrong for ever."""
@@ -384,6 +397,26 @@ def test_gradients_that_are_changed_before_the_step(spec, steps):
         else:  # it may learn of it in its next step
             with pytest.raises(hvdc.WorkerFailed, match="was changed after loss"):
                 step_twice(model, optimizer)
+
+
+def test_a_gradient_that_is_changed_where_another_is_missing():
+    model = Heads()
+    optimizer = hvdc.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), "topk")
+
+    def backward(*heads):
+        optimizer.zero_grad()
+        sum(model(torch.ones(4, 40), head).square().mean() for head in heads).backward()
+
+    for heads in ((0,), (0, 1, 2)):
+        backward(*heads)
+        optimizer.step()
+    backward(0, 1, 2)
+    if hvd.rank() == 1:
+        model.trunk.weight.grad.mul_(2)
+    with pytest.raises((RuntimeError, hvdc.WorkerFailed), match="was changed after loss"):  # noqa: PT012
+        optimizer.step()
+        backward(0, 1, 2)  # they may learn of it in their next step
+        optimizer.step()
 
 
 def step_twice(model, optimizer):
