@@ -59,8 +59,14 @@ class FrozenAdam(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; where an older one lacks ``exp_avg``, it is 0 until the next step sets it."""
+        """Load a state, except ``frozen_after``: another number of processes may have saved it.
+
+        Where an older one lacks ``exp_avg``, it is 0 until the next step sets it.
+        """
+        frozen_after = [group["frozen_after"] for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, steps in zip(self.param_groups, frozen_after, strict=True):
+            group["frozen_after"] = steps
         for parameter, state in self.state.items():
             if "exp_avg" not in state:
                 state["exp_avg"] = torch.zeros_like(parameter)

@@ -6,7 +6,7 @@ import horovod.torch as hvd
 import pytest
 import torch
 from torch import nn
-from torch_ranks import batch, flat, repeats, same_on_all_ranks, small_cnn, train
+from torch_ranks import LAST, batch, flat, repeats, same_on_all_ranks, small_cnn, train
 
 import hvd_compress.torch as hvdc
 from hvd_compress import Layout, Simulation, parse
@@ -139,6 +139,17 @@ def test_rank_0_may_broadcast_what_it_alone_has_loaded(older):
         momentum = expected[key]["exp_avg"]
         assert momentum.any()
         assert torch.equal(state["exp_avg"], torch.zeros_like(momentum) if older else momentum)
+
+
+def test_a_single_process_goes_on_with_adam_from_a_state_of_several():
+    model = small_cnn()
+    optimizer = adam(model, "onebit", 2)
+    train(model, optimizer, 3)
+    alone = hvdc.CompressedAdam(
+        model.parameters(), named_parameters=model.named_parameters(), warmup_steps=2, process_set=LAST
+    )
+    alone.load_state_dict(optimizer.state_dict())
+    assert alone.param_groups[0]["frozen_after"] == 0
 
 
 def test_what_makes_no_sense_is_refused():
