@@ -244,6 +244,10 @@ class Compressor:
             state: this worker's, before the step is committed.
         """
 
+    def first_collective(self, step: int) -> str:
+        """Return what `reduce` yields first in a step: "allreduce" or "allgather"."""
+        return self.collectives[0]
+
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """Return the bits that this worker hands to the collectives in one step, headers included.
 

@@ -194,6 +194,9 @@ class AdamMomentum(Feedback):
         """The same momentum of the mean."""
         return AdamMomentumOfMean(self.start, self.momentum)
 
+    def first_collective(self, step: int) -> str:
+        return "allreduce" if step < self.start else super().first_collective(step)
+
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
         """Average the gradients, or exchange the corrected momentum."""
         b = self.momentum

@@ -329,21 +329,22 @@ class Reducer(Generic[E]):
             self.carried.update(self._residuals_in(self._waiting))
         self.carried.update(self._residuals())
         self._seconds_before += sum(exchange.compression_seconds for exchange in self.all)
-        self._leave_plan()
+        self._leave_plan(self.first_collectives())
         self.settings = settings
         self.exchanges, self.rows = [], {}
         self.planned = False
         self._waiting = None
 
-    def _leave_plan(self) -> None:
-        """Let the workers agree anew before the next step."""
+    def _leave_plan(self, first: list[tuple[str, str]]) -> None:
+        """Let the workers agree anew before the next step, which would have begun with some collectives."""
         if self.agreed:  # else nobody has followed this plan
-            self._left_plan = self.first_collectives()
+            self._left_plan = first
         self.agreed = False
 
     def first_collectives(self) -> list[tuple[str, str]]:
         """Return names and kinds of the collectives that a worker who follows the plan starts before all others."""
-        return [(e.next_name, e.compressor.collectives[0]) for e in self.carried_here() if e.layout.size]
+        exchanges = [exchange for exchange in self.carried_here() if exchange.layout.size]
+        return [(e.next_name, e.compressor.first_collective(e.state.step)) for e in exchanges]
 
     def _residuals(self) -> Carried:
         """Return what the exchanges have not sent, by parameter."""
@@ -388,11 +389,12 @@ class Reducer(Generic[E]):
         Raises:
             ValueError: if it belongs to other buckets.
         """
+        first = self.first_collectives()  # of workers who do not load
         if self.planned:
             self._load_exchanges(saved)
         else:
             self._waiting = saved
-        self._leave_plan()
+        self._leave_plan(first)
         self._whole = saved.is_whole(self.peers.rank, self.peers.workers)
         self.steps = saved.steps
         self.carried = dict(saved.carried) if saved.rank == self.peers.rank else {}

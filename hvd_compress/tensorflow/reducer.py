@@ -116,7 +116,7 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
     def fail(self, error: BaseException) -> None:
         """Tell the other workers, whatever they wait for, that this one cannot go on."""
         if self.transport.workers > 1:
-            self._leave_plan()
+            self._leave_plan(self.first_collectives())
             with suppress(WorkersDisagree, WorkerFailed):
                 self.compare(goes_on=False, error=error)
 
@@ -265,7 +265,7 @@ class GradientReducer(GraphReducer):
     def _agree_and_grow(self, come: dict[str, str]) -> None:
         joined = _generations(self._waiting) if self._waiting is not None and not self.planned else self._joined
         agreed = self.agreed
-        self._leave_plan()
+        self._leave_plan(self.first_collectives())
         try:
             self._grow(self.compare(goes_on=False, told={"joined": joined, "come": come}))
         except Exception:

@@ -102,6 +102,24 @@ def test_one_rank_that_loads_in_mid_training_is_told():
         train(model, optimizer, 1)
 
 
+def test_one_rank_that_loads_while_adam_warms_up_is_told():
+    model = nn.Linear(40, 40, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    optimizer = hvdc.CompressedAdam(model.parameters(), named_parameters=model.named_parameters(), warmup_steps=3)
+
+    def step():
+        optimizer.zero_grad()
+        (model.weight * (hvd.rank() + 1)).sum().backward()
+        optimizer.step()
+
+    state = copy.deepcopy(optimizer.state_dict())
+    step()
+    if hvd.rank() == 0:
+        optimizer.load_state_dict(state)
+    with pytest.raises((hvdc.WorkersDisagree, hvdc.WorkerFailed), match="load_state_dict"):
+        step()
+
+
 @pytest.mark.filterwarnings("ignore:rank . had the compressors' state")
 def test_rank_0_alone_has_a_state_of_other_buckets():
     model, optimizer = wrapped("topk", **SMALL)
