@@ -6,7 +6,9 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from hvd_compress.compressors import Compressor
@@ -255,7 +257,7 @@ class Reducer(Generic[E]):
         self.planned = True
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
-            self._load_exchanges(waiting)
+            self.carried |= self._load_exchanges(waiting)
         if self._told:
             self._compare_states()
 
@@ -384,31 +386,41 @@ class Reducer(Generic[E]):
     def load(self, saved: Saved, stacklevel: int = 4) -> None:
         """Take over a state; of another rank's, what belongs to that rank alone is left out, with a warning.
 
-        In the next step the workers compare their states: what they must have in common is taken from one who has it.
+        Where other parameters were trained when it was saved, residuals are carried over, and all else begins anew. In
+        the next step the workers compare their states: what they must have in common is taken from one who has it.
 
         Raises:
             ValueError: if it belongs to other buckets.
         """
+        carried = dict(saved.carried) if saved.rank == self.peers.rank else {}
         first = self.first_collectives()  # of workers who do not load
         if self.planned:
-            self._load_exchanges(saved)
+            carried |= self._load_exchanges(saved)
         else:
             self._waiting = saved
         self._leave_plan(first)
         self._whole = saved.is_whole(self.peers.rank, self.peers.workers)
         self.steps = saved.steps
-        self.carried = dict(saved.carried) if saved.rank == self.peers.rank else {}
+        self.carried = carried
         if not saved.is_of(self.peers.rank):
             warn_of_another_rank(stacklevel)
 
-    def _load_exchanges(self, saved: Saved) -> None:
-        dense, sparse = saved.states_of([[p.name for p in e.layout.parameters] for e in self.exchanges], self.rows)
+    def _load_exchanges(self, saved: Saved) -> Carried:
+        """Give the exchanges their states; return what is left of those of other exchanges."""
+        buckets = [[p.name for p in exchange.layout.parameters] for exchange in self.exchanges]
+        trained = {name for entry in saved.exchanges for name in entry.parameters}
+        if {*chain(*buckets), *self.rows} != trained <= self.shapes.keys():  # a layer was frozen or thawed since
+            left, saved = self._residuals_in(saved), replace(saved, exchanges=[])
+        else:
+            left = {}
+        dense, sparse = saved.states_of(buckets, self.rows)
         for exchange in self.all:
             exchange.abandon()
             exchange.state.reset()
         found = [*zip(self.exchanges, dense, strict=False), *((self.rows[key], state) for key, state in sparse.items())]
         for exchange, state in found:
             exchange.state.load_state_dict(_each_array(state, partial(self.imported, exchange=exchange)))
+        return left
 
     def stats(self) -> Stats:
         """Return what was sent and how long it took, since construction (see `hvd_compress.reduction.stats.Stats`)."""

@@ -133,6 +133,38 @@ def test_rank_0_alone_has_a_state_of_other_buckets():
         train(model, optimizer, 1)
 
 
+@pytest.mark.filterwarnings("ignore:rank . had the compressors' state")
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.05)", "dgc(ratio=0.05)", "powersgd", "fetchsgd"])
+@pytest.mark.parametrize("new", [False, True])
+def test_a_state_of_other_trained_layers(spec, new):
+    """Of a run that froze a layer, or of one that did not: what was not sent is not lost."""
+    model, optimizer = wrapped(spec)
+    train(model, optimizer, 3)
+    state = copy.deepcopy(optimizer.state_dict())
+    owed = optimizer.compression_stats()["residual_norm"]
+    if new:
+        model, optimizer = wrapped(spec)
+    model[3].requires_grad_(False)
+    optimizer.zero_grad()
+    train(model, optimizer, 0 if new else 2)
+    optimizer.load_state_dict(state)
+    if not new:
+        assert optimizer.compression_stats()["residual_norm"] == pytest.approx(owed, rel=1e-4)
+    train(model, optimizer, 2)
+    assert spread(model) == 0
+    frozen = copy.deepcopy(optimizer.state_dict())
+    model[3].requires_grad_(True)
+    train(model, optimizer, 2)
+    if hvd.rank() == 0 or new:
+        optimizer.load_state_dict(frozen)
+    if new:
+        train(model, optimizer, 2)
+        assert spread(model) == 0
+    else:
+        with pytest.raises((hvdc.WorkersDisagree, hvdc.WorkerFailed), match="load_state_dict"):
+            train(model, optimizer, 1)
+
+
 @pytest.mark.filterwarnings("ignore:the state was saved by another rank")
 def test_ef21_of_another_number_of_workers_begins_anew():
     """The estimates' mean would be wrong for ever."""
