@@ -7,7 +7,7 @@ export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 
 SOURCES := $(wildcard hvd_compress/native/cpu/*.cpp hvd_compress/native/cpu/*.hpp hvd_compress/native/cpu/*.inc)
 
-.PHONY: help setup demo test test-slow sanitize lint format pins clean
+.PHONY: help setup demo test test-slow fuzz sanitize lint format pins clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -27,6 +27,9 @@ test-slow: setup  ## run the slow tests as well
 	@python -m pytest -m "not jobs" -n auto --maxprocesses 8
 	@python -m pytest -m "jobs and not alone" -n 2 --dist loadfile
 	@python -m pytest -m alone
+
+fuzz: setup  ## run random training scripts on real ranks; OPTIONS=--help tells of options
+	@python scripts/fuzz_training.py $(OPTIONS)
 
 sanitize: setup  ## test and fuzz the kernels, built with AddressSanitizer and UndefinedBehaviorSanitizer
 	@bash scripts/sanitize.sh
