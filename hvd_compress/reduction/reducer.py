@@ -309,6 +309,11 @@ class Reducer(Generic[E]):
             for exchange in ended:
                 for place in exchange.layout.parameters:
                     self.carried.pop(place.name, None)
+        if not finite and nobodys:  # what is not finite may lie at their places alone
+            means = [
+                replace(mean, values=mean.values * math.nan) if isinstance(mean, Rows) else mean * math.nan
+                for mean in means
+            ]
         if finite and nobodys:
             for exchange, mean in zip(ended, means, strict=True):
                 name = exchange.layout.parameters[0].name if exchange.layout.parameters else ""
