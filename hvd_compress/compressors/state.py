@@ -127,13 +127,13 @@ class State:
         }
         return copy.deepcopy(saved)
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Replace the state by a saved one.
+    def load_state_dict(self, saved: Mapping[str, Any]) -> bool:
+        """Replace the state by a saved one; return whether this worker's own arrays came with it.
 
         A state that another rank saved brings its step and shared arrays alone: that rank's residual holds what that
         rank has not sent, and would be counted twice here.
         """
-        own = saved["rank"] == self.rank
+        own = saved["rank"] == self.rank or not saved["local"]
         self.reset()
         self.step = int(saved["step"])
         self.shared.update(copy.deepcopy(saved["shared"]))
@@ -141,3 +141,4 @@ class State:
             self.local.update(copy.deepcopy(saved["local"]))
         self.shared.commit()
         self.local.commit()
+        return own

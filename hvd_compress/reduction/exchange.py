@@ -243,8 +243,12 @@ class Exchange(VectorSteps):
         return self.ops.cast(self.commit() if self.finite else self.rollback(), dtype_name(vector))
 
 
-def advance_until(finished: Callable[[], bool], exchanges: Sequence[Exchange]) -> float:
+def advance_until(
+    finished: Callable[[], bool], exchanges: Sequence[Exchange], check: Callable[[], None] = lambda: None
+) -> float:
     """Advance exchanges until a condition holds; return the seconds spent in waiting for whichever is ready next.
+
+    `check` is called while it waits, and may raise.
 
     Where collectives are matched by name, whichever exchange is ready goes on, and none is waited for alone: another
     worker may wait for another exchange's second round first. Where they are matched by order, the exchanges take
@@ -259,6 +263,7 @@ def advance_until(finished: Callable[[], bool], exchanges: Sequence[Exchange]) -
         if not ready:
             began = time.perf_counter()
             time.sleep(POLL_SECONDS)
+            check()
             waited += time.perf_counter() - began
     return waited
 

@@ -22,6 +22,7 @@ from hvd_compress.reduction.exchange import VectorSteps, settle
 from hvd_compress.reduction.rows import Rows, SparseRows, sparse_rows
 from hvd_compress.reduction.settings import Settings
 from hvd_compress.reduction.shared import packed, same, source_of, summary, unpacked
+from hvd_compress.reduction.stalls import Address, Progress, watch
 from hvd_compress.reduction.stats import Stats, stats_of
 from hvd_compress.transports import Peers
 
@@ -70,6 +71,7 @@ class Reducer(Generic[E]):
         self._left_plan: list[tuple[str, str]] = []  # the first collectives of a plan that was given up
         self._waiting: Saved | None = None  # a state that was loaded before the plan
         self._whole = True  # whether the state has all that is this worker's own
+        self.progress = Progress(transport.rank)
         self._told: list[Any] = []  # the summaries of the workers' states, until they have been compared
         self._seconds_before = 0.0  # in compressors that were replaced
 
@@ -158,6 +160,21 @@ class Reducer(Generic[E]):
             WorkersDisagree: if the workers differ in version, settings or model, or not all gave up the last plan.
             WorkerFailed: if a worker cannot go on.
         """
+        address = watch(self.progress)
+        self.progress.wait()
+        try:
+            return self._agree_at(address, gradients, described, told, error)
+        finally:
+            self.progress.pause()
+
+    def _agree_at(
+        self,
+        address: Address,
+        gradients: Sequence[Gradient],
+        described: Mapping[str, Any],
+        told: Mapping[str, Any] | None,
+        error: BaseException | None,
+    ) -> list[Mapping[str, Any]]:
         if self._left_plan and not self.peers.all_have_left(self._left_plan):
             raise WorkersDisagree(
                 "the workers disagree on a change: not all called set_compression() or load_state_dict(), or loaded a "
@@ -168,6 +185,7 @@ class Reducer(Generic[E]):
         description = {**describe(layout), **self.settings.described(), **described}
         own = {
             **(told or {}),
+            "address": address,
             "number": self._number,
             "next": _next_number[self.channel],
             "stays": self.names_stay,
@@ -175,6 +193,7 @@ class Reducer(Generic[E]):
         }
         answers = agree(self.peers, description, f"{self.channel}.agreement", own, error)
         self._take_number(answers)
+        self.progress.name, self.progress.addresses = self.prefix, [answer["address"] for answer in answers]
         self.agreed = True
         self._told = [answer["state"] for answer in answers]
         if self.planned:
@@ -320,6 +339,7 @@ class Reducer(Generic[E]):
                 if isinstance(mean, Rows) and name in nobodys and mean.indices.shape[0]:
                     self.carried[name] = self._moved(mean, exchange, self.exported)
         self.steps += 1
+        self.progress.end(self.steps)
         return means
 
     def _moved(self, part: Array | Rows, exchange: E, move: Callable[[Array, E], Array]) -> Array | Rows:
@@ -342,8 +362,15 @@ class Reducer(Generic[E]):
         self.planned = False
         self._waiting = None
 
+    def compare_again(self) -> None:
+        """Let all workers, who call it alike, agree anew before the next step, by the same plan."""
+        self.agreed = False
+
     def _leave_plan(self, first: list[tuple[str, str]]) -> None:
-        """Let the workers agree anew before the next step, which would have begun with some collectives."""
+        """Let the workers agree anew before the next step, which would have begun with some collectives.
+
+        Those who begin with them are found out.
+        """
         if self.agreed:  # else nobody has followed this plan
             self._left_plan = first
         self.agreed = False

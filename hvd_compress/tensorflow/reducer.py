@@ -322,6 +322,8 @@ class GradientReducer(GraphReducer):
 
     def _begins(self, exchanges: Sequence[GraphExchange]) -> np.bool_:
         super()._begins(exchanges)
+        self.progress.pause()  # of a step that an error elsewhere in the graph has ended
+        self.progress.wait()
         if self._grown:
             told = self.peers.gather_object(len(exchanges), self._roll_call)
             if len(set(told)) > 1:
@@ -397,6 +399,7 @@ class GradientReducer(GraphReducer):
         if errors:
             for exchange in exchanges:
                 exchange.abandon()
+            self.progress.pause()
             raise min(errors, key=lambda error: isinstance(error, WorkerFailed))  # one's own first
         self.finish(exchanges)
         return np.bool_(True)

@@ -14,6 +14,7 @@ require_horovod("torch")
 from hvd_compress.compressors import Exponential, Linear
 from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.stalls import WorkersStalled
 from hvd_compress.torch.adam import CompressedAdam
 from hvd_compress.torch.averaging import averaged_iterates
 from hvd_compress.torch.compression import Compression
@@ -31,5 +32,6 @@ __all__ = [
     "Rule",
     "WorkerFailed",
     "WorkersDisagree",
+    "WorkersStalled",
     "averaged_iterates",
 ]

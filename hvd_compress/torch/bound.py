@@ -16,7 +16,7 @@ from hvd_compress.reduction.buckets import Bucket, Gradient, Rule, one_bucket_ea
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange
 from hvd_compress.reduction.exchange import VectorSteps, advance_until
 from hvd_compress.reduction.settings import Settings
-from hvd_compress.torch.reducer import TensorExchange, TensorReducer
+from hvd_compress.torch.reducer import TensorExchange, TensorReducer, gradient_was_changed
 from hvd_compress.torch.saved import written
 from hvd_compress.transports import Peers
 from hvd_compress.transports.horovod_torch import HorovodTransport
@@ -111,25 +111,36 @@ class BoundCompression(TensorReducer):
         if isinstance(exchange, SummedByHorovod):
             array = exchange.pending.array  # type: ignore[union-attr]
             # Horovod sums in place, and the compressor may need its array again.
-            return (array.clone() if exchange.compressor.stateful else array), (name, tensor)
-        return tensor.new_empty(0), (name, tensor)
+            return (array.clone() if exchange.compressor.stateful else array), (name, tensor, tensor._version)
+        return tensor.new_empty(0), (name, tensor, tensor._version)
 
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
-        """Finish the exchange and return the mean (or sum) of the decoded gradients."""
+        """Finish the exchange and return the mean (or sum) of the decoded gradients.
+
+        Raises:
+            RuntimeError: if the gradient was changed since it was compressed.
+        """
         if ctx is None:  # a sparse gradient, which Horovod carries without asking to compress it
             return tensor
-        name, gradient = ctx
+        name, gradient, version = ctx
         exchange = self._exchanges[name]
         try:
             if isinstance(exchange, SummedByHorovod):
                 self.transport.traffic.count("allreduce", tensor.nbytes, tensor.nbytes)
                 exchange.feed(tensor / self._factor if self._factor != 1 else tensor)
-            self.waiting_seconds += advance_until(lambda: exchange.finished, self._own)
+            self.progress.wait()
+            self.waiting_seconds += advance_until(lambda: exchange.finished, self._own, self.progress.check)
+            self.progress.pause()
+            self._check_unchanged(name, gradient, version)
         except Exception as error:
             self.fail(error)
             raise
         mean = exchange.mean.view(gradient.shape).to(gradient.dtype)
         return mean * self._factor if self._factor != 1 else mean.clone()
+
+    def _check_unchanged(self, name: str, gradient: Tensor, version: int) -> None:
+        if self.parameters[name].grad is not gradient or gradient._version != version:
+            raise RuntimeError(gradient_was_changed(name))
 
     def set_compression(self, compression: Any, rules: Iterable[Rule | tuple[str, Any]] | None = None) -> None:
         """Use another compressor, with its rules, from the next step on. All workers call it alike, between two steps.

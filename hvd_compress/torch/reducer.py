@@ -27,8 +27,18 @@ from hvd_compress.torch.saved import read, written
 from hvd_compress.torch.sparse import as_rows, as_tensor
 from hvd_compress.transports import Transport, WorkerFailed
 
+reducers: weakref.WeakSet[TensorReducer] = weakref.WeakSet()  # those of this process
 _averaged_by = WeakIdKeyDictionary()  # a parameter: a weak reference to the reducer of its gradients
 SENT_AS = {torch.float16: "float16", torch.float64: "float64"}  # others as float32: Horovod sums no bfloat16
+
+
+def gradient_was_changed(name: str) -> str:
+    """Return what to say of a gradient that was changed after its copy had left."""
+    return (
+        f"the gradient of {name} was changed after loss.backward() had handed it to the other workers, so that the "
+        "change would be lost. Clip or unscale means, after optimizer.synchronize(), and then call step() inside `with "
+        "optimizer.skip_synchronize():`"
+    )
 
 
 class TensorExchange(Exchange):
@@ -82,6 +92,7 @@ class TensorReducer(Reducer[TensorExchange]):
         self, parameters: Sequence[tuple[str, Tensor]], settings: Settings, transport: Transport, channel: str
     ) -> None:
         super().__init__(settings, transport, channel)
+        reducers.add(self)
         self.parameters = dict(parameters)
         self.sparse_dims: dict[str, int] = {}
         self.waiting_seconds = 0.0  # beside what the exchanges count
@@ -135,6 +146,7 @@ class TensorReducer(Reducer[TensorExchange]):
                 self._agree(error)
         for exchange in self.all:
             exchange.abandon()
+        self.progress.pause()
 
     def _agree(self, error: Exception | None = None) -> None:
         self.agree(self.gradients, {"dtypes": self.dtypes}, error=error)
@@ -362,9 +374,12 @@ class GradientReducer(TensorReducer):
         roll = None
         while True:
             self._launch_all()
+            self.progress.wait()
             if roll is None and not self.complete:
                 self._start_roll_call()
-            self.waiting_seconds += advance_until(lambda: all(e.finished for e in self.all), self.all)
+            self.waiting_seconds += advance_until(
+                lambda: all(e.finished for e in self.all), self.all, self.progress.check
+            )
             finite = all(exchange.finite for exchange in self.all)
             if self.complete and finite:
                 return [], True
@@ -411,12 +426,8 @@ class GradientReducer(TensorReducer):
         if changed:
             if self.exchanges and all(exchange.launched for exchange in self.all):
                 # Nothing is left to refuse in this step: the others learn of it in the next one.
-                advance_until(lambda: all(exchange.finished for exchange in self.all), self.all)
-            raise RuntimeError(
-                f"the gradient of {changed[0]} ({len(changed)} in all) was changed after loss.backward() had handed it "
-                "to the other workers, so that the change would be lost. Clip or unscale means, after "
-                "optimizer.synchronize(), and then call step() inside `with optimizer.skip_synchronize():`"
-            )
+                advance_until(lambda: all(e.finished for e in self.all), self.all, self.progress.check)
+            raise RuntimeError(gradient_was_changed(changed[0]))
 
     def _rows(self, name: str) -> Rows:
         parameter = self.parameters[name]

@@ -456,9 +456,14 @@ class Script:
         if self.rank == 0:
             self.load(self.file)
         trained = {i for i, p in enumerate(self.model.parameters()) if p.requires_grad}
-        complete = set(self.optimizer.state_dict()["state"]) in (set(), trained)
-        # Horovod's functions broadcast as many tensors as a rank has: they fail where a parameter has no state yet.
-        if not hvd.allgather(torch.tensor([int(complete)]), name="complete").all():
+        states = self.optimizer.state_dict()["state"]
+        kept = {i: sorted(key for key, value in state.items() if value is not None) for i, state in states.items()}
+        # Horovod's functions broadcast as many tensors as a rank has: they hang where ranks have others, and fail where
+        # a parameter has none yet. Only a rank that has none at all is given them, by a step, if that makes some.
+        told = hvd.allgather_object((kept, self.optimizer.param_groups[0].get("momentum")), name="kept")
+        everybodys = [each for each, _ in told if each]
+        none = everybodys and any(not each and momentum == 0 for each, momentum in told)
+        if none or any(each != everybodys[0] or set(each) != trained for each in everybodys):
             hvd.broadcast_parameters(self.model.state_dict(), root_rank=0)
             state = self.optimizer.state_dict()
             state.pop("compression", None)

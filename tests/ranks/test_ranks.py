@@ -21,6 +21,7 @@ assert all(shutil.which(command[0]) for command in LAUNCHERS.values()), "run the
 
 # What depends on the number of ranks, or on MPI: a failure reaches several others, process sets have several members,
 # sums have an order.
+SCRIPTS = "test_user_scripts or test_fuzz"
 DEPENDS = "test_bad_input or test_sparse or test_training or test_transports"
 
 
@@ -28,12 +29,14 @@ DEPENDS = "test_bad_input or test_sparse or test_training or test_transports"
 @pytest.mark.parametrize(
     ("framework", "launcher", "ranks", "only"),
     [
-        ("torch", "gloo", 2, ""),
+        ("torch", "gloo", 2, f"not ({SCRIPTS})"),
+        ("torch", "gloo", 2, SCRIPTS),
         ("torch", "mpi", 4, DEPENDS),
         pytest.param("torch", "mpi", 4, f"not ({DEPENDS})", marks=pytest.mark.slow),
         pytest.param("torch", "mpi", 2, "", marks=pytest.mark.slow),
         pytest.param("torch", "gloo", 4, "", marks=pytest.mark.slow),
-        ("tensorflow", "mpi", 2, ""),
+        ("tensorflow", "mpi", 2, f"not ({SCRIPTS})"),
+        ("tensorflow", "mpi", 2, SCRIPTS),
         pytest.param("tensorflow", "gloo", 4, "", marks=pytest.mark.slow),
     ],
 )

@@ -1,5 +1,6 @@
 """Training scripts of the kinds that people write: all ranks end with the same weights, or with an error."""
 
+import time
 from functools import partial
 
 import horovod.tensorflow as hvd
@@ -11,6 +12,7 @@ from tensorflow_ranks import SPECS, batch, rate_for
 
 import hvd_compress.tensorflow as hvdc
 from hvd_compress import parse
+from hvd_compress.reduction import stalls
 from hvd_compress.tensorflow.keras import BroadcastAtStart, CompressedAdam, DistributedOptimizer
 from hvd_compress.tensorflow.reducer import reducer_of, reduction_settings
 
@@ -439,3 +441,19 @@ def test_one_rank_alone_freezes():
         run.model.compile(run.optimizer, run.model.loss)
     with pytest.raises(DISAGREE, match=r"not all called|Mismatched"):
         run.train(1)
+
+
+# --- ranks that do not come
+
+
+def test_a_rank_that_skips_a_batch_is_named(monkeypatch, caplog):
+    loop = Loop("topk", 0)
+    loop.train(2)
+    monkeypatch.setattr(stalls._office(), "warn_after", 0.5)
+    hvd.allreduce(tf.constant(0.0), name="together")
+    if hvd.rank() == 1:
+        time.sleep(4)
+    loop.train(1)
+    said = [record.message for record in caplog.records if "in step 3: rank 1 has ended step 2, " in record.message]
+    assert bool(said) == (hvd.rank() != 1)
+    assert spread(loop.variables) == 0

@@ -1,0 +1,178 @@
+"""Which ranks wait for which: said after a while, and if asked for an error after another.
+
+Each process answers, on a port of its own, in which step its reducers are. A worker who has waited for long asks all
+others. The environment sets the times: HVD_COMPRESS_STALL_SECONDS (60; 0 never says anything), and
+HVD_COMPRESS_STALL_ERROR_SECONDS (0: never), after which a step ends with `WorkersStalled`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hmac
+import json
+import logging
+import os
+import secrets
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakSet
+
+from hvd_compress.transports import WorkerFailed
+
+logger = logging.getLogger("hvd_compress")
+
+ANSWER_SECONDS = 5.0  # that a worker is given to answer
+LOOK_EVERY = 0.5  # seconds
+Address = tuple[str, int, str]
+"""Host name, port, and the word that a question begins with."""
+
+
+class WorkersStalled(WorkerFailed):
+    """Other workers have not come to a step for as long as HVD_COMPRESS_STALL_ERROR_SECONDS allows."""
+
+
+def seconds_of(variable: str, default: float) -> float:
+    """Return a time from the environment; ValueError if it is not a number of seconds."""
+    text = os.environ.get(variable, "")
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise ValueError(f"{variable} must be a number of seconds, at least 0; got {text!r}")
+    return value
+
+
+class Progress:
+    """Where a worker is in its steps, as it tells others who wait for it.
+
+    Attributes:
+        rank: this worker's.
+        name: what the workers call the reducer.
+        step: the number of steps that have ended.
+        addresses: those of all workers, in the order of ranks, once they have agreed.
+        error: what `check` raises: that the others have not come.
+        ended, ended_before: when the last step ended, and the one before it.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.name, self.step = rank, "", 0
+        self.addresses: Sequence[Address] = ()
+        self.error: str | None = None
+        self._began: float | None = None  # when the step under way began to wait
+        self.ended = self.ended_before = time.monotonic()
+        self._told = False
+
+    def wait(self) -> None:
+        """Begin to wait for the others, if it has not begun."""
+        if self._began is None:
+            self._began = time.monotonic()
+
+    def pause(self) -> None:
+        """Wait no more, in the midst of a step or because it is given up."""
+        self._began, self._told, self.error = None, False, None
+
+    def end(self, step: int) -> None:
+        """End a step, after which so many have ended."""
+        self.pause()
+        self.step = step
+        self.ended_before, self.ended = self.ended, time.monotonic()
+
+    def check(self) -> None:
+        """Raise `WorkersStalled` if the others have not come for too long."""
+        if self.error is not None:
+            raise WorkersStalled(self.error)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what others are told: step, and seconds of waiting (or None) and since the last step."""
+        now, began = time.monotonic(), self._began
+        return {"step": self.step, "waits": None if began is None else now - began, "idle": now - self.ended}
+
+    def look(self, warn_after: float, fail_after: float) -> None:
+        """Say, once a step, who waits for whom, and let `check` raise if it takes too long."""
+        waited = self.describe()["waits"]
+        if waited is None:
+            return
+        if warn_after and waited >= warn_after and not self._told:
+            self._told = True
+            logger.warning("%s", self._situation(waited))
+        if fail_after and waited >= fail_after and self.error is None:
+            self.error = self._situation(waited)
+
+    def _situation(self, waited: float) -> str:
+        others = [
+            f"rank {rank} {_told_by(address, self.name)}"
+            for rank, address in enumerate(self.addresses)
+            if rank != self.rank
+        ]
+        who = "; ".join(others) or "it is not known which, for the first of these steps begins with an agreement"
+        return (
+            f"rank {self.rank} has waited {waited:.0f} s for other ranks in step {self.step + 1}: {who}. "
+            "All ranks must take the same steps: see that none skips a batch or has fewer of them"
+        )
+
+
+def _told_by(address: Address, name: str) -> str:
+    """Ask a worker where it is; return its answer in words."""
+    host, port, word = address
+    try:
+        where = "127.0.0.1" if host == socket.gethostname() else host
+        with socket.create_connection((where, port), ANSWER_SECONDS) as connection:
+            connection.settimeout(ANSWER_SECONDS)
+            connection.sendall(word.encode())
+            text = b"".join(iter(functools.partial(connection.recv, 4096), b""))
+        told = json.loads(text).get(name)
+    except (OSError, ValueError):
+        return "does not answer"
+    if told is None:
+        return "has given up this optimizer"
+    if told["waits"] is not None:
+        return f"waits as well, in step {told['step'] + 1}"
+    return f"has ended step {told['step']}, {told['idle']:.0f} s ago, and has not come to its next"
+
+
+class _Answer(socketserver.StreamRequestHandler):
+    timeout = ANSWER_SECONDS
+
+    def handle(self) -> None:
+        office = self.server.office  # type: ignore[attr-defined]
+        if hmac.compare_digest(self.rfile.read(len(office.word)), office.word.encode()):
+            self.wfile.write(json.dumps({p.name: p.describe() for p in list(office.watched)}).encode())
+
+
+class _Office:
+    """What a process has of it: a port that answers, and a look at its own reducers from time to time."""
+
+    def __init__(self) -> None:
+        self.word = secrets.token_hex(16)
+        self.watched: WeakSet[Progress] = WeakSet()
+        self.warn_after = seconds_of("HVD_COMPRESS_STALL_SECONDS", 60.0)
+        self.fail_after = seconds_of("HVD_COMPRESS_STALL_ERROR_SECONDS", 0.0)
+        server = socketserver.ThreadingTCPServer(("", 0), _Answer)
+        server.daemon_threads = True
+        server.office = self  # type: ignore[attr-defined]
+        self.address: Address = (socket.gethostname(), server.server_address[1], self.word)
+        for work in (server.serve_forever, self._look):
+            threading.Thread(target=work, daemon=True, name="hvd_compress.stalls").start()
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(LOOK_EVERY)
+            for progress in list(self.watched):
+                progress.look(self.warn_after, self.fail_after)
+
+
+@functools.cache
+def _office() -> _Office:
+    return _Office()
+
+
+def watch(progress: Progress) -> Address:
+    """Answer for a reducer from now on, and look after it; return this process's address."""
+    office = _office()
+    office.watched.add(progress)
+    return office.address
