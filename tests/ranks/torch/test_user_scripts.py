@@ -12,6 +12,7 @@ from torch_ranks import SPECS, batch, flat, same_on_all_ranks, sgd, small_cnn, t
 import hvd_compress.torch as hvdc
 from hvd_compress import parse
 from hvd_compress.compressors.named import as_compressor
+from hvd_compress.reduction import stalls
 from hvd_compress.torch.compression import TorchCompression
 
 SPECS = list(dict.fromkeys([*SPECS, "fetchsgd", "topk(feedback=ef21)", "topk(ratio=linear(0.5, 0.1, steps=10))"]))
@@ -184,7 +185,7 @@ def test_ef21_of_another_number_of_workers_begins_anew():
     mean_after(3)
     state = optimizer.state_dict()
     for bucket in state["compression"]["buckets"]:
-        bucket["state"]["workers"] = 3
+        bucket["state"]["workers"] = hvd.size() + 1
         bucket["state"]["shared"]["estimate"] += 1.0  # what a third worker contributed
     optimizer.load_state_dict(state)
     assert torch.allclose(mean_after(20), torch.full((32, 64), (hvd.size() + 1) / 2), atol=1e-5)
@@ -449,6 +450,20 @@ def test_gradients_that_are_changed_before_the_step(spec, steps):
                 step_twice(model, optimizer)
 
 
+@pytest.mark.parametrize("spec", ["none", "topk", "powersgd"])
+def test_gradients_that_are_changed_under_horovods_own_optimizer(spec):
+    model = small_cnn()
+    bound = TorchCompression(as_compressor(spec)).bind(model.named_parameters())
+    optimizer = hvd.DistributedOptimizer(sgd(model, spec), model.named_parameters(), compression=bound)
+    train(model, optimizer, 2)
+    images, labels = batch(9)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(images), labels).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-6)
+    with pytest.raises((RuntimeError, hvdc.WorkerFailed), match="was changed after loss"):
+        optimizer.step()
+
+
 def test_a_gradient_that_is_changed_where_another_is_missing():
     model = Heads()
     optimizer = hvdc.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), "topk")
@@ -503,6 +518,10 @@ def test_momentum_that_is_set_later(spec):
     optimizer.param_groups[0]["momentum"] = 0.9
     with pytest.raises(ValueError, match="must be 0"):
         train(model, optimizer, 1)
+    optimizer.param_groups[0]["momentum"] = 0.0
+    optimizer.step()  # nothing is lost
+    train(model, optimizer, 2)
+    assert spread(model) == 0
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -535,3 +554,37 @@ def test_a_discriminator_whose_gradients_are_thrown_away(spec):
 
     assert torch.equal(run(True), run(False))
     assert same_on_all_ranks(run(True))
+
+
+# --- ranks that do not come
+
+
+def test_a_rank_that_skips_a_batch_is_named(monkeypatch, caplog):
+    model, optimizer = wrapped("topk")
+    train(model, optimizer, 3)
+    monkeypatch.setattr(stalls._office(), "warn_after", 0.5)
+    monkeypatch.setattr(stalls._office(), "fail_after", 2.0)
+    hvd.barrier()
+    if hvd.rank() == 1:
+        hvd.allreduce(torch.zeros(1), name="the others have raised")
+        return
+    with pytest.raises(hvdc.WorkersStalled, match=r"waited . s for other ranks in step 4: .*rank 1 has ended step 3, "):
+        train(model, optimizer, 1)
+    hvd.allreduce(torch.zeros(1), name="the others have raised")
+    [warning] = [record.message for record in caplog.records if "has waited" in record.message]
+    assert warning.startswith(f"rank {hvd.rank()} has waited")
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "nan"])
+def test_times_that_are_none(monkeypatch, value):
+    monkeypatch.setenv("HVD_COMPRESS_STALL_SECONDS", value)
+    with pytest.raises(ValueError, match=f"HVD_COMPRESS_STALL_SECONDS must be .*got '{value}'"):
+        stalls.seconds_of("HVD_COMPRESS_STALL_SECONDS", 60)
+
+
+def test_join_refuses_what_gathers():
+    for spec in ("topk", "qsgd"):
+        model, optimizer = wrapped(spec)
+        train(model, optimizer, 2)
+        with pytest.raises(RuntimeError, match=f"does not work with {spec}.* or use one of none, fp16, randomk"):
+            hvd.join()
