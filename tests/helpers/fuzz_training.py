@@ -413,7 +413,8 @@ class Script:
         alike = ("kind", "sparse", "settings", "warmup")
         if any(getattr(saved, name) != getattr(present, name) for name in alike):
             new = True
-        same = (saved.spec, saved.rules) == (present.spec, present.rules)
+        meant = [(parse(s.spec), [(pattern, parse(spec)) for pattern, spec in s.rules]) for s in (saved, present)]
+        same = meant[0] == meant[1]
         if not new and not same and 1 in (saved.members, present.members):
             new = True
         if new:
