@@ -6,7 +6,7 @@ import functools
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -60,18 +60,13 @@ class _Methods:
         finally:
             self._should_synchronize = True
 
-    @contextmanager
-    def ignore_gradients(self) -> Iterator[None]:
+    def ignore_gradients(self) -> AbstractContextManager[None]:
         """Exchange no gradients that are computed inside this context: they are to be thrown away.
 
         That is how a discriminator's gradients from its generator's loss are discarded: call ``zero_grad`` afterwards.
         All workers must do so alike.
         """
-        if self._reducer is None:
-            yield
-            return
-        with self._reducer.ignore():
-            yield
+        return self._reducer.ignore() if self._reducer is not None else nullcontext()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Synchronize and update the parameters.
