@@ -118,9 +118,9 @@ class VectorSteps:
             self.mean = step.result.mean
 
     def withhold(self, names: Collection[str]) -> None:
-        """Give the mean of some parameters back to the residual it came from, before the step ends."""
+        """Give the finite mean of some parameters back to the residual it came from, before the step ends."""
         places = [place.slice for place in self.layout.parameters if place.name in names]
-        if places and self.finite:
+        if places:
             self.compressor.withhold(self.ops, self.mean, places, self.state)
 
     def commit(self) -> Any:
@@ -266,17 +266,6 @@ def advance_until(
             check()
             waited += time.perf_counter() - began
     return waited
-
-
-def settle(exchanges: Sequence[VectorSteps], finite: bool | None = None) -> tuple[bool, list[Any]]:
-    """End a step of several exchanges together: keep all states if all means are finite, else none.
-
-    The means are equal on all workers, hence so is the decision, and it needs no message. Returns it with the means.
-    `finite` is the decision, if it is known.
-    """
-    if finite is None:
-        finite = all(exchange.finite for exchange in exchanges)
-    return finite, [exchange.commit() if finite else exchange.rollback() for exchange in exchanges]
 
 
 def check_vector(name: str, vector: Array, layout: Layout) -> None:

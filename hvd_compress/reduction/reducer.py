@@ -18,7 +18,7 @@ from hvd_compress.reduction.agreement import WorkersDisagree, agree, describe
 from hvd_compress.reduction.buckets import Bucket, Gradient, make_plan, wanted
 from hvd_compress.reduction.carry import Carried, add_carried, cut, left_over, norm
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange, warn_of_another_rank
-from hvd_compress.reduction.exchange import VectorSteps, settle
+from hvd_compress.reduction.exchange import VectorSteps
 from hvd_compress.reduction.rows import Rows, SparseRows, sparse_rows
 from hvd_compress.reduction.settings import Settings
 from hvd_compress.reduction.shared import packed, same, source_of, summary, unpacked
@@ -161,7 +161,7 @@ class Reducer(Generic[E]):
             WorkerFailed: if a worker cannot go on.
         """
         address = watch(self.progress)
-        self.progress.wait()
+        self.progress.wait(self.steps)
         try:
             return self._agree_at(address, gradients, described, told, error)
         finally:
@@ -321,9 +321,13 @@ class Reducer(Generic[E]):
         residuals is given back. `finite` tells whether the means are, if that is known.
         """
         ended = self.all if exchanges is None else exchanges
-        for exchange in ended if nobodys else ():
-            exchange.withhold(nobodys)
-        finite, means = settle(ended, finite)
+        if finite is None:
+            finite = all(exchange.finite for exchange in ended)
+        if finite and nobodys:
+            for exchange in ended:
+                exchange.withhold(nobodys)
+        # The means are equal on all workers, hence so is the decision to keep the states, and it needs no message.
+        means = [exchange.commit() if finite else exchange.rollback() for exchange in ended]
         if finite and self.carried:
             for exchange in ended:
                 for place in exchange.layout.parameters:

@@ -67,8 +67,9 @@ class Progress:
         self.ended = self.ended_before = time.monotonic()
         self._told = False
 
-    def wait(self) -> None:
-        """Begin to wait for the others, if it has not begun."""
+    def wait(self, step: int) -> None:
+        """Begin to wait for the others, if it has not begun, after so many steps."""
+        self.step = step
         if self._began is None:
             self._began = time.monotonic()
 

@@ -323,7 +323,7 @@ class GradientReducer(GraphReducer):
     def _begins(self, exchanges: Sequence[GraphExchange]) -> np.bool_:
         super()._begins(exchanges)
         self.progress.pause()  # of a step that an error elsewhere in the graph has ended
-        self.progress.wait()
+        self.progress.wait(self.steps)
         if self._grown:
             told = self.peers.gather_object(len(exchanges), self._roll_call)
             if len(set(told)) > 1:

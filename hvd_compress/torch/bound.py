@@ -14,7 +14,7 @@ from hvd_compress.ops.torch import TorchOps
 from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Bucket, Gradient, Rule, one_bucket_each
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange
-from hvd_compress.reduction.exchange import VectorSteps, advance_until
+from hvd_compress.reduction.exchange import VectorSteps, advance_until, taken_dtype
 from hvd_compress.reduction.settings import Settings
 from hvd_compress.torch.reducer import TensorExchange, TensorReducer, gradient_was_changed
 from hvd_compress.torch.saved import written
@@ -128,7 +128,7 @@ class BoundCompression(TensorReducer):
             if isinstance(exchange, SummedByHorovod):
                 self.transport.traffic.count("allreduce", tensor.nbytes, tensor.nbytes)
                 exchange.feed(tensor / self._factor if self._factor != 1 else tensor)
-            self.progress.wait()
+            self.progress.wait(self.steps)
             self.waiting_seconds += advance_until(lambda: exchange.finished, self._own, self.progress.check)
             self.progress.pause()
             self._check_unchanged(name, gradient, version)
@@ -232,7 +232,7 @@ class BoundCompression(TensorReducer):
 def flat(tensor: Tensor, compressor: Compressor) -> Tensor:
     """Return a gradient as the vector that a compressor takes."""
     vector = tensor.reshape(-1)
-    return vector if compressor.keeps_dtype and tensor.dtype != torch.bfloat16 else vector.float()
+    return vector.to(getattr(torch, taken_dtype(compressor, vector)))
 
 
 def once(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:

@@ -374,7 +374,7 @@ class GradientReducer(TensorReducer):
         roll = None
         while True:
             self._launch_all()
-            self.progress.wait()
+            self.progress.wait(self.steps)
             if roll is None and not self.complete:
                 self._start_roll_call()
             self.waiting_seconds += advance_until(
