@@ -18,19 +18,22 @@ from hvd_compress.reduction.buckets import PLAIN, Rule
 from hvd_compress.reduction.settings import as_rules
 from hvd_compress.torch.compression import TorchCompression
 from hvd_compress.torch.optimizer import DistributedOptimizer
+from hvd_compress.torch.reducer import GradientReducer
 
 
 class FrozenAdam(torch.optim.Optimizer):
-    """Adam with a second moment that is frozen after some steps; afterwards ``p.grad`` holds the averaged first moment.
+    """Adam with a second moment that is frozen once ``p.grad`` holds the averaged first moment.
 
-    Weight decay is decoupled (Loshchilov and Hutter 2019). A coordinate with a second moment of 0 is not updated, only
+    The reducer of the gradients knows when that is: in a first phase they are gradients. Weight decay is decoupled (Loshchilov and Hutter 2019). A coordinate with a second moment of 0 is not updated, only
     decayed: it has had no gradient, and a compressed first moment is not 0 there.
 
     Args:
         params: the parameters, or groups of them.
         lr, beta1, beta2, eps, weight_decay: as for ``torch.optim.AdamW``.
-        frozen_after: steps; 0 stands for never.
+        frozen_after: steps of the first phase; 0 stands for never.
     """
+
+    _reducer: GradientReducer | None = None  # that of the `DistributedOptimizer` which this one becomes
 
     def __init__(
         self,
@@ -61,33 +64,38 @@ class FrozenAdam(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, except ``frozen_after``: another number of processes may have saved it.
 
-        Where an older one lacks ``exp_avg``, it is 0 until the next step sets it.
+        Where an older one lacks ``exp_avg``, it is 0 until the next step sets it; where it lacks ``variance_steps``,
+        the variance was frozen when it said.
         """
         frozen_after = [group["frozen_after"] for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, steps in zip(self.param_groups, frozen_after, strict=True):
-            group["frozen_after"] = steps
-        for parameter, state in self.state.items():
-            if "exp_avg" not in state:
-                state["exp_avg"] = torch.zeros_like(parameter)
+            then, group["frozen_after"] = group["frozen_after"], steps
+            for parameter in group["params"]:
+                if state := self.state.get(parameter):
+                    state.setdefault("exp_avg", torch.zeros_like(parameter))
+                    state.setdefault("variance_steps", min(state["step"], then or state["step"]))
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if not state:
-            state["step"] = 0
+            state["step"] = state["variance_steps"] = 0
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         state["step"] += 1
-        step, last = state["step"], group["frozen_after"] or state["step"]
-        if step <= last:
+        summed = state["step"]  # the gradients in the first moment
+        exchanged = self._reducer.steps_of(parameter) if self._reducer is not None else 0
+        if group["frozen_after"] and exchanged > group["frozen_after"]:
+            state["exp_avg"].copy_(gradient)
+            summed = exchanged
+        else:
             state["exp_avg"].lerp_(gradient, 1 - group["beta1"])
             state["exp_avg_sq"].mul_(group["beta2"]).addcmul_(gradient, gradient, value=1 - group["beta2"])
-        else:
-            state["exp_avg"].copy_(gradient)
-        root = math.sqrt(1 - group["beta2"] ** min(step, last))
+            state["variance_steps"] += 1
+        root = math.sqrt(1 - group["beta2"] ** state["variance_steps"])
         denominator = torch.threshold_(state["exp_avg_sq"].sqrt(), 0.0, math.inf).add_(root * group["eps"])
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] * root / (1 - group["beta1"] ** step))
+        parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] * root / (1 - group["beta1"] ** summed))
 
 
 def CompressedAdam(
@@ -111,7 +119,8 @@ def CompressedAdam(
     ``"ef_signsgd"`` that is 1-bit Adam. The feedback that a compression comes with is not used. A coordinate that had
     no gradient in the first phase (of an unused row of an embedding, say) is not updated in the second, but for its
     weight decay: its variance is 0, and its momentum the compression's noise. With a single process the variance is
-    never frozen. The other way to compress under Adam, its gradients, is
+    never frozen. After `set_compression`, and when other parameters are trained than before, the first phase begins
+    anew. The other way to compress under Adam, its gradients, is
     ``DistributedOptimizer(torch.optim.Adam(...), compression=...)``.
 
     Args:

@@ -343,6 +343,11 @@ class GradientReducer(TensorReducer):
 
     # --- at the end of it
 
+    def steps_of(self, parameter: Tensor) -> int:
+        """Return how many steps the compressor of a parameter's gradients has taken since the last plan."""
+        exchange = self._exchange_of.get(parameter)
+        return 0 if exchange is None else exchange.state.step
+
     @property
     def stateful(self) -> bool:
         """Whether an exchange leaves traces in a compressor's state."""

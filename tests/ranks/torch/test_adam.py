@@ -31,29 +31,54 @@ def test_the_first_phase_is_adamw():
     assert torch.allclose(train(mine, adam(mine, "onebit", 100, weight_decay=0.1), 6), expected, atol=1e-5)
 
 
+def change_compression(model, optimizer):
+    optimizer.set_compression("topk(ratio=1, feedback=adam(start=3))")
+
+
+def thaw(model, optimizer):
+    for p in model.parameters():
+        p.requires_grad_(True)
+
+
+@pytest.mark.parametrize("change", [None, change_compression, thaw])
 @pytest.mark.parametrize("compression", ["none", "topk(ratio=1)"])
-def test_without_loss_it_is_adam_with_a_frozen_variance(compression):
+def test_without_loss_it_is_adam_with_a_frozen_variance(compression, change):
     """All ranks' gradients are computed here as well, and averaged without any help."""
     model, alone = small_cnn(), small_cnn()
     optimizer, warmup, steps = adam(model, compression, 3), 3, 8
+    if change is thaw:
+        next(model.parameters()).requires_grad_(False)
     train(model, optimizer, steps)
-    m = v = torch.zeros(flat(alone).numel())
-    for step in range(1, steps + 1):
+    if change is not None:  # both phases begin anew
+        change(model, optimizer)
+        train(model, optimizer, steps, start=steps)
+    size = next(model.parameters()).numel()
+    frozen = torch.arange(flat(alone).numel()) < (size if change is thaw else 0)
+    shared = m = v = summed = updates = torch.zeros(flat(alone).numel())
+    for step in range(steps if change is None else 2 * steps):
         gradients = []
         for rank in range(hvd.size()):
-            generator = torch.Generator().manual_seed(1000 * (step - 1) + rank)
+            generator = torch.Generator().manual_seed(1000 * step + rank)
             images = torch.randn(16, 1, 8, 8, generator=generator)
             alone.zero_grad()
             nn.functional.cross_entropy(alone(images), images.sum(dim=(1, 2, 3)).abs().long() % 10).backward()
             gradients.append(torch.cat([p.grad.reshape(-1) for p in alone.parameters()]))
         g = torch.stack(gradients).mean(dim=0)
-        m = 0.9 * m + 0.1 * g
-        v = 0.999 * v + 0.001 * g * g if step <= warmup else v
-        change = 0.01 * m / (1 - 0.9**step) / ((v / (1 - 0.999 ** min(step, warmup))).sqrt() + 0.01) * (v > 0)
+        trained = (~frozen if step < steps else torch.ones_like(frozen)).float()
+        shared = 0.9 * (torch.zeros_like(m) if step == steps else shared) + 0.1 * g
+        if step % steps < warmup:
+            m, v = 0.9 * m + 0.1 * g * trained, v + trained * (0.001 * g * g - 0.001 * v)
+            updates, summed = updates + trained, summed + trained
+            terms = summed
+        else:
+            m, summed = shared * trained, summed + trained
+            terms = torch.full_like(m, step % steps + 1)
+        change_of = 0.01 * m / (1 - 0.9**terms) / ((v / (1 - 0.999**updates)).sqrt() + 0.01)
         offset = 0
         with torch.no_grad():
             for p in alone.parameters():
-                p -= change[offset : offset + p.numel()].view(p.shape)
+                here = slice(offset, offset + p.numel())
+                p -= torch.where((v > 0) & (trained > 0), change_of, 0.0)[here].view(p.shape)
                 offset += p.numel()
     assert torch.allclose(flat(model), flat(alone), rtol=1e-4, atol=1e-5)
 
