@@ -167,6 +167,8 @@ class BoundCompression(TensorReducer):
         own = [exchange.next_name for exchange in self._own if not exchange.finished]
         # Horovod carries a tensor under each parameter's name, if only an empty one.
         horovods = [name for name, exchange in self._exchanges.items() if not exchange.launched]
+        if not own and not horovods:  # nothing is left of this step: the others learn of it in the next one
+            own, horovods = [exchange.next_name for exchange in self._own], [*self._exchanges]
         self.transport.fail(error, [*own, *horovods])
 
     def state_dict(self) -> dict[str, Any]:

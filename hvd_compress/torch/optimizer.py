@@ -46,10 +46,18 @@ class _Methods:
             WorkerFailed: if another worker failed; its own error is in the message.
             RuntimeError: if gradients were changed after the backward pass.
         """
-        _check_momentum(self, self._settings)
+        self._synchronize()
+        self._synchronized = True
+
+    def _synchronize(self) -> None:
+        try:
+            _check_momentum(self, self._settings)
+        except ValueError as error:
+            if self._reducer is not None:
+                self._reducer.refuse(error)
+            raise
         if self._reducer is not None:
             self._reducer.synchronize()
-        self._synchronized = True
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:

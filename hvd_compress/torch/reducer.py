@@ -363,6 +363,10 @@ class GradientReducer(TensorReducer):
         """
         try:
             self._check_gradients()
+        except (RuntimeError, ValueError) as error:
+            self.refuse(error)
+            raise
+        try:
             if not self.planned:
                 self._make_plan()
             elif not self.agreed:
@@ -429,9 +433,6 @@ class GradientReducer(TensorReducer):
             if p in self._now and (p.grad is None or (id(p.grad), p.grad._version) != seen)
         ]
         if changed:
-            if self.exchanges and all(exchange.launched for exchange in self.all):
-                # Nothing is left to refuse in this step: the others learn of it in the next one.
-                advance_until(lambda: all(e.finished for e in self.all), self.all, self.progress.check)
             raise RuntimeError(gradient_was_changed(changed[0]))
 
     def _rows(self, name: str) -> Rows:
@@ -489,6 +490,13 @@ class GradientReducer(TensorReducer):
     def fail(self, error: Exception) -> None:
         super().fail(error)
         self._reset()
+
+    def refuse(self, error: Exception) -> None:
+        """Tell the other workers that this one has come to the end of a backward pass and takes no step."""
+        if self.exchanges and all(exchange.launched for exchange in self.all):
+            # Nothing is left to refuse in this step: the others learn of it in the next one.
+            advance_until(lambda: all(e.finished for e in self.all), self.all, self.progress.check)
+        self.fail(error)
 
     # --- before the first exchange
 

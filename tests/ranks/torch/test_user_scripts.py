@@ -462,6 +462,25 @@ def test_gradients_that_are_changed_under_horovods_own_optimizer(spec):
     nn.utils.clip_grad_norm_(model.parameters(), 1e-6)
     with pytest.raises((RuntimeError, hvdc.WorkerFailed), match="was changed after loss"):
         optimizer.step()
+    hvd.barrier()  # what the ranks have told each other goes by names that the next model's gradients have as well
+
+
+@pytest.mark.parametrize("spec", ["none", "topk", "powersgd", "qsgd"])
+def test_gradients_that_one_rank_changes_under_horovods_own_optimizer(spec):
+    model = small_cnn()
+    bound = TorchCompression(as_compressor(spec)).bind(model.named_parameters())
+    optimizer = hvd.DistributedOptimizer(sgd(model, spec), model.named_parameters(), compression=bound)
+    train(model, optimizer, 2)
+    images, labels = batch(9)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(images), labels).backward()
+    if hvd.rank() == 1:
+        model[0].weight.grad.mul_(2)
+        with pytest.raises(RuntimeError, match="was changed after loss"):
+            optimizer.step()
+    else:  # it may learn of it in its next step
+        with pytest.raises(RuntimeError, match="(?i)mismatched|was changed"):
+            step_twice(model, optimizer)
 
 
 def test_a_gradient_that_is_changed_where_another_is_missing():
@@ -522,6 +541,20 @@ def test_momentum_that_is_set_later(spec):
     optimizer.step()  # nothing is lost
     train(model, optimizer, 2)
     assert spread(model) == 0
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if parse(spec).has_momentum])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_momentum_that_one_rank_sets_later(spec, steps):
+    model, optimizer = wrapped(spec)
+    train(model, optimizer, steps)
+    if hvd.rank() == 1:
+        optimizer.param_groups[0]["momentum"] = 0.9
+        with pytest.raises(ValueError, match="must be 0"):
+            train(model, optimizer, 1)
+    else:  # it may learn of it in its next step
+        with pytest.raises(hvdc.WorkerFailed, match="must be 0"):
+            train(model, optimizer, 2)
 
 
 @pytest.mark.parametrize("spec", SPECS)
