@@ -2,7 +2,9 @@
 
 Each process answers, on a port of its own, in which step its reducers are. A worker who has waited for long asks all
 others. The environment sets the times: HVD_COMPRESS_STALL_SECONDS (60; 0 never says anything), and
-HVD_COMPRESS_STALL_ERROR_SECONDS (0: never), after which a step ends with `WorkersStalled`.
+HVD_COMPRESS_STALL_ERROR_SECONDS (0: never), after which a step ends with `WorkersStalled`. A worker who is blocked in a
+collective (of a TensorFlow graph, of MPI, or of the agreement) cannot raise it: the process ends with exit code 1, and
+the launcher ends the others.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import secrets
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -27,6 +30,7 @@ logger = logging.getLogger("hvd_compress")
 
 ANSWER_SECONDS = 5.0  # that a worker is given to answer
 LOOK_EVERY = 0.5  # seconds
+RAISE_SECONDS = 2.0  # that a waiting worker is given to raise the error
 Address = tuple[str, int, str]
 """Host name, port, and the word that a question begins with."""
 
@@ -65,7 +69,7 @@ class Progress:
         self.error: str | None = None
         self._began: float | None = None  # when the step under way began to wait
         self.ended = self.ended_before = time.monotonic()
-        self._told = False
+        self._told = self._raised = False
 
     def wait(self, step: int) -> None:
         """Begin to wait for the others, if it has not begun, after so many steps."""
@@ -75,7 +79,7 @@ class Progress:
 
     def pause(self) -> None:
         """Wait no more, in the midst of a step or because it is given up."""
-        self._began, self._told, self.error = None, False, None
+        self._began, self._told, self._raised, self.error = None, False, False, None
 
     def end(self, step: int) -> None:
         """End a step, after which so many have ended."""
@@ -86,6 +90,7 @@ class Progress:
     def check(self) -> None:
         """Raise `WorkersStalled` if the others have not come for too long."""
         if self.error is not None:
+            self._raised = True
             raise WorkersStalled(self.error)
 
     def describe(self) -> dict[str, Any]:
@@ -103,6 +108,10 @@ class Progress:
             logger.warning("%s", self._situation(waited))
         if fail_after and waited >= fail_after and self.error is None:
             self.error = self._situation(waited)
+        if self.error is not None and not self._raised and waited >= fail_after + RAISE_SECONDS:
+            logger.error("%s. HVD_COMPRESS_STALL_ERROR_SECONDS is over: this process ends", self.error)
+            sys.stdout.flush()
+            os._exit(1)
 
     def _situation(self, waited: float) -> str:
         others = [

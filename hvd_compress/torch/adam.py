@@ -24,8 +24,9 @@ from hvd_compress.torch.reducer import GradientReducer
 class FrozenAdam(torch.optim.Optimizer):
     """Adam with a second moment that is frozen once ``p.grad`` holds the averaged first moment.
 
-    The reducer of the gradients knows when that is: in a first phase they are gradients. Weight decay is decoupled (Loshchilov and Hutter 2019). A coordinate with a second moment of 0 is not updated, only
-    decayed: it has had no gradient, and a compressed first moment is not 0 there.
+    The reducer of the gradients knows when that is: in a first phase they are gradients. Weight decay is decoupled
+    (Loshchilov and Hutter 2019). A coordinate with a second moment of 0 is not updated, only decayed: it has had no
+    gradient, and a compressed first moment is not 0 there.
 
     Args:
         params: the parameters, or groups of them.

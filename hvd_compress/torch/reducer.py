@@ -335,7 +335,9 @@ class GradientReducer(TensorReducer):
             if exchange.missing:
                 break
             if not exchange.launched:
+                self.progress.wait(self.steps)  # for that is what such a transport does
                 self._launch(exchange)
+                self.progress.pause()
 
     def _launch(self, exchange: TensorExchange) -> None:
         vector = exchange.buffer() if self.scale_before == 1 else exchange.buffer() * self.scale_before
@@ -382,8 +384,8 @@ class GradientReducer(TensorReducer):
         """Finish all exchanges; return the names of the gradients that no worker has, and whether means are finite."""
         roll = None
         while True:
-            self._launch_all()
             self.progress.wait(self.steps)
+            self._launch_all()
             if roll is None and not self.complete:
                 self._start_roll_call()
             self.waiting_seconds += advance_until(

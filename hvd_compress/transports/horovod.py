@@ -9,6 +9,8 @@ import numpy as np
 
 NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 
+SHUT_DOWN = "shut down"  # in Horovod's error once a process of the job has called `hvd.shutdown`, or has ended
+
 # No compressor sends int32 of five axes. Horovod refuses, on every worker, a collective whose dtype or shape differs
 # between workers, so submitting this under a collective's name makes it fail for all who submit something else.
 MISFIT = np.zeros((1, 1, 1, 1, 1), np.int32)

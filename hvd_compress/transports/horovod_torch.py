@@ -15,7 +15,7 @@ from horovod.common.exceptions import HorovodInternalError
 from hvd_compress.compressors.base import AllReduce, Collective
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.transports import Traffic, WorkerFailed, incoming, outgoing, packed_object, unpacked_objects
-from hvd_compress.transports.horovod import MISFIT
+from hvd_compress.transports.horovod import MISFIT, SHUT_DOWN
 
 _OPS = {"sum": hvd.Sum, "mean": hvd.Average, "max": hvd.Max}
 EXPLAIN_SECONDS = 30.0  # that a worker waits for the others' errors
@@ -70,8 +70,9 @@ class HorovodTransport:
         try:
             return hvd.synchronize(handle)
         except HorovodInternalError as error:
-            # Another worker's error reaches this one as a refused collective: `fail` submits what does not fit.
-            explanation = self._explain(None)
+            # Another worker's error reaches this one as a refused collective: `fail` submits what does not fit. Once
+            # Horovod is shut down nothing may be started: it would wait for ever.
+            explanation = "" if SHUT_DOWN in str(error) else self._explain(None)
             if explanation:
                 raise WorkerFailed(explanation) from None
             raise error

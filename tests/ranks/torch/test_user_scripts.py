@@ -479,7 +479,7 @@ def test_gradients_that_one_rank_changes_under_horovods_own_optimizer(spec):
         with pytest.raises(RuntimeError, match="was changed after loss"):
             optimizer.step()
     else:  # it may learn of it in its next step
-        with pytest.raises(RuntimeError, match="(?i)mismatched|was changed"):
+        with pytest.raises(RuntimeError, match=r"(?i)mismatched|was changed"):
             step_twice(model, optimizer)
 
 
