@@ -51,6 +51,7 @@ class Reducer(Generic[E]):
         exchanges: one a bucket, once they are `planned`.
         rows: those of sparse gradients, by the parameter's key.
         steps: that were taken.
+        workers_lost: how many workers have gone, with what they had not sent.
         carried: what former compressors have not sent, until a step with it is committed.
         names_stay: whether the names of collectives are written down somewhere, and cannot change any more.
         ops: the array operations of `carried`, and of what is saved.
@@ -65,7 +66,7 @@ class Reducer(Generic[E]):
         self.exchanges: list[E] = []
         self.rows: dict[str, E] = {}
         self.planned = self.agreed = False
-        self.steps = 0
+        self.steps = self.workers_lost = 0
         self.carried: Carried = {}
         self.names_stay = False
         self._left_plan: list[tuple[str, str]] = []  # the first collectives of a plan that was given up
@@ -193,12 +194,18 @@ class Reducer(Generic[E]):
         }
         answers = agree(self.peers, description, f"{self.channel}.agreement", own, error)
         self._take_number(answers)
-        self.progress.name, self.progress.addresses = self.prefix, [answer["address"] for answer in answers]
+        self.progress.name = self.prefix
+        self._meet([answer["address"] for answer in answers])
         self.agreed = True
         self._told = [answer["state"] for answer in answers]
         if self.planned:
             self._compare_states()
         return answers
+
+    def _meet(self, addresses: Sequence[Address]) -> None:
+        known = {tuple(address) for address in self.progress.addresses}
+        self.workers_lost += len(known - {tuple(address) for address in addresses})
+        self.progress.addresses = addresses
 
     def _take_number(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Name the collectives by a number that the workers have not given away, unless they have one already."""
@@ -359,12 +366,38 @@ class Reducer(Generic[E]):
         if self._waiting is not None:
             self.carried.update(self._residuals_in(self._waiting))
         self.carried.update(self._residuals())
-        self._seconds_before += sum(exchange.compression_seconds for exchange in self.all)
         self._leave_plan(self.first_collectives())
+        self._give_up_plan()
         self.settings = settings
-        self.exchanges, self.rows = [], {}
-        self.planned = False
         self._waiting = None
+
+    def _give_up_plan(self) -> None:
+        self._seconds_before += sum(exchange.compression_seconds for exchange in self.all)
+        self.exchanges, self.rows = [], {}
+        self.planned = self.agreed = False
+
+    def renew(self) -> bool:
+        """Begin anew if the workers may be others than before, with the state as it is; tell whether that is so.
+
+        All agree in the next step: who is new takes what all have in common from the others, and what those who are
+        gone had not sent is lost.
+        """
+        before = self.peers.rank
+        if not self.peers.renew():
+            return False
+        saved, rank = self.saved(), self.peers.rank
+        own = [
+            entry._replace(state={**entry.state, "rank": rank}) if entry.state["rank"] == before else entry
+            for entry in saved.exchanges
+        ]
+        for exchange in self.all:
+            exchange.abandon()
+        self._give_up_plan()
+        self._waiting = replace(saved, exchanges=own) if own else None
+        self._whole = saved.is_whole(rank, self.peers.workers)
+        self._left_plan, self._told, self._number = [], [], None
+        self.progress.rank = rank
+        return True
 
     def compare_again(self) -> None:
         """Let all workers, who call it alike, agree anew before the next step, by the same plan."""
@@ -467,6 +500,7 @@ class Reducer(Generic[E]):
             compression=self._seconds_before + sum(exchange.compression_seconds for exchange in self.all),
             communication=self.communication_seconds,
             residual=norm(self.ops, self.carried | self._residuals()),
+            workers_lost=self.workers_lost,
         )
 
 

@@ -11,12 +11,20 @@ Stats = dict[str, Any]
 """Keys: ``steps``; ``bytes_sent`` and ``bytes_received`` (the buffers handed to and got from the collectives);
 ``dense_bytes`` (what fp32 gradients would have been); ``ratio`` (dense_bytes / bytes_sent); ``compression_seconds``
 (in compressors); ``communication_seconds`` (in waiting for collectives); ``residual_norm`` (Euclidean, of all
-residuals); ``collectives`` (calls and bytes of each kind: "agreement" is the comparison of settings and states,
-"roll_call" what workers tell each other of their step)."""
+residuals); ``workers_lost`` (those who left an elastic job while this one was in it: what they had not sent is lost);
+``collectives`` (calls and bytes of each kind: "agreement" is the comparison of settings and states, "roll_call" what
+workers tell each other of their step)."""
 
 
 def stats_of(
-    traffic: Traffic, *, steps: int, coordinates: int, compression: float, communication: float, residual: float
+    traffic: Traffic,
+    *,
+    steps: int,
+    coordinates: int,
+    compression: float,
+    communication: float,
+    residual: float,
+    workers_lost: int,
 ) -> Stats:
     """Return the statistics of a worker.
 
@@ -27,6 +35,7 @@ def stats_of(
         compression: seconds in compressors.
         communication: seconds in waiting for collectives.
         residual: norm of all that is left over.
+        workers_lost: how many have gone.
     """
     dense, sent = 4 * coordinates * steps, traffic.sent
     return {
@@ -38,18 +47,21 @@ def stats_of(
         "compression_seconds": compression,
         "communication_seconds": communication,
         "residual_norm": residual,
+        "workers_lost": workers_lost,
         "collectives": {kind: dict(entry) for kind, entry in traffic.collectives.items()},
     }
 
 
 def nothing_sent() -> Stats:
     """Return the statistics of a worker that is alone, and sends nothing."""
-    return stats_of(Traffic(), steps=0, coordinates=0, compression=0.0, communication=0.0, residual=0.0)
+    zero = {"compression": 0.0, "communication": 0.0, "residual": 0.0}
+    return stats_of(Traffic(), steps=0, coordinates=0, workers_lost=0, **zero)
 
 
 def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> Stats:
     """Return the statistics of two reducers of the same gradients, of which each reduces some of the steps."""
     total = {name: value + other[name] for name, value in one.items() if name != "collectives"}
+    total["workers_lost"] = max(one["workers_lost"], other["workers_lost"])
     total["ratio"] = total["dense_bytes"] / total["bytes_sent"] if total["bytes_sent"] else 1.0
     collectives: dict[str, dict[str, int]] = {}
     for stats in (one, other):

@@ -15,7 +15,7 @@ from hvd_compress.compressors import Exponential, Linear
 from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Rule
 from hvd_compress.reduction.stalls import WorkersStalled
-from hvd_compress.torch import join  # noqa: F401  # in place as soon as it is imported
+from hvd_compress.torch import elastic, join  # noqa: F401  # in place as soon as they are imported
 from hvd_compress.torch.adam import CompressedAdam
 from hvd_compress.torch.averaging import averaged_iterates
 from hvd_compress.torch.compression import Compression

@@ -19,6 +19,7 @@ from hvd_compress.reduction.settings import as_rules
 from hvd_compress.torch.compression import TorchCompression
 from hvd_compress.torch.optimizer import DistributedOptimizer
 from hvd_compress.torch.reducer import GradientReducer
+from hvd_compress.transports.horovod import exchanges
 
 
 class FrozenAdam(torch.optim.Optimizer):
@@ -159,7 +160,7 @@ def CompressedAdam(
         replace(rule, compression=of_momentum(rule.compression)) for rule in as_rules(rules, [n for n, _ in named])
     ]
     transport = settings.get("transport")
-    several = process_set.included() and process_set.size() > 1 if transport is None else transport.workers > 1
+    several = exchanges(process_set) if transport is None else transport.workers > 1
     optimizer = FrozenAdam(params, lr, *betas, eps, weight_decay, warmup_steps if several else 0)
     return DistributedOptimizer(
         optimizer,

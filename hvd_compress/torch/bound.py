@@ -55,7 +55,6 @@ class BoundCompression(TensorReducer):
             check_gradient(p, name)
         transport = HorovodTransport(explains=False)  # the others may wait in Horovod's optimizer
         super().__init__(trained, settings, transport, "hvd_compress.bound")
-        self._factor = transport.workers if settings.op == "sum" else 1
         self._names = {p: name for name, p in trained}
         self._order = [p for _, p in reversed(trained)]
         self._next = 0
@@ -74,6 +73,16 @@ class BoundCompression(TensorReducer):
         # Those whose collectives are started here.
         self._own = [exchange for exchange in self.exchanges if isinstance(exchange, TensorExchange)]
 
+    @property
+    def _factor(self) -> int:
+        return self.transport.workers if self.settings.op == "sum" else 1
+
+    def renew(self) -> bool:
+        renewed = super().renew()
+        if renewed:
+            self.plan(self.gradients)
+        return renewed
+
     def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
         return one_bucket_each(gradients, self.compressor, self.settings.rules, self.settings.dense_below)
 
@@ -90,6 +99,7 @@ class BoundCompression(TensorReducer):
             WorkersDisagree: in the first step, if the workers' compressors differ in version, settings or parameters.
         """
         check_gradient(tensor)
+        self.renew()
         if not self.agreed:
             try:
                 self._agree()
@@ -171,9 +181,12 @@ class BoundCompression(TensorReducer):
             own, horovods = [exchange.next_name for exchange in self._own], [*self._exchanges]
         self.transport.fail(error, [*own, *horovods])
 
+    def saved(self) -> Saved:
+        self._end_step()
+        return super().saved()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all parameters' compressors; each worker has its own."""
-        self._end_step()
         saved = self.saved()
         state = written(saved, self.shapes, {})
         state["parameters"] = {entry.parameters[0]: entry.state for entry in saved.exchanges}

@@ -23,7 +23,7 @@ from hvd_compress.torch.bound import check_gradient, once
 from hvd_compress.torch.compression import Compression, TorchCompression
 from hvd_compress.torch.reducer import GradientReducer
 from hvd_compress.transports import Transport
-from hvd_compress.transports.horovod import check_one_given, op_name
+from hvd_compress.transports.horovod import check_one_given, exchanges, op_name
 from hvd_compress.transports.horovod_torch import HorovodTransport
 
 
@@ -213,7 +213,8 @@ class _Methods:
         Keys: ``steps``; ``bytes_sent`` and ``bytes_received`` (the buffers handed to and got from the collectives);
         ``dense_bytes`` (what fp32 gradients would have been); ``ratio`` (dense_bytes / bytes_sent);
         ``compression_seconds`` and ``communication_seconds`` (in compressors, and in waiting for collectives);
-        ``residual_norm`` (Euclidean, of all residuals); ``collectives`` (calls and bytes of each kind: "agreement" is
+        ``residual_norm`` (Euclidean, of all residuals); ``workers_lost`` (those who left an elastic job, with what they
+        had not sent); ``collectives`` (calls and bytes of each kind: "agreement" is
         the comparison of settings in the first step and after `set_compression`, "roll_call" what workers tell each
         other in each step). All zero with a single worker, who sends nothing.
         """
@@ -242,7 +243,7 @@ def DistributedOptimizer(
     The arguments up to `process_set` are those of ``horovod.torch.DistributedOptimizer`` and mean the same. The
     result is an instance of the optimizer's own class, and shares its parameters, state and attributes: what is made
     for the optimizer, such as a learning rate scheduler, works with the result. With a single process nothing is sent,
-    and gradients stay as they are.
+    and gradients stay as they are; but not in an elastic job, where others may join: there one worker is as many.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
@@ -307,7 +308,7 @@ def DistributedOptimizer(
         groups = own.param_groups if (own := this()) is not None else []
         return (p for group in groups for p in group["params"] if p.requires_grad)
 
-    if transport is None and process_set.included() and process_set.size() > 1:
+    if transport is None and exchanges(process_set):
         channel = f"hvd_compress.{process_set.process_set_id}"
         result._reducer = GradientReducer(
             parameters, trained, settings, HorovodTransport(process_set, channel), channel

@@ -129,9 +129,9 @@ class TensorReducer(Reducer[TensorExchange]):
         """The parameters' own dtypes, for the agreement."""
         return [f"{name} {p.dtype}" for name, p in self.parameters.items()]
 
-    def change(self, settings: Settings) -> None:
+    def _give_up_plan(self) -> None:
         self.waiting_seconds += sum(exchange.waiting_seconds for exchange in self.all)
-        super().change(settings)
+        super()._give_up_plan()
 
     @property
     def communication_seconds(self) -> float:
@@ -274,13 +274,24 @@ class GradientReducer(TensorReducer):
                 "optimizer.synchronize(): call it between steps"
             )
         super().change(settings)
+
+    def _give_up_plan(self) -> None:
+        super()._give_up_plan()
         self._exchange_of = {}
+
+    def renew(self) -> bool:
+        if not super().renew():
+            return False
+        self.scale_before, self.scale_after = self.settings.scales(self.transport.workers)
+        self._empty_buckets()
+        return True
 
     def _gradient_ready(self, parameter: Tensor) -> None:
         if self.ignoring or self._retired:
             return
         try:
             if not self.busy:
+                self.renew()
                 self._look_at_parameters()
             if parameter not in self._now:
                 return  # not the optimizer's any more
@@ -426,6 +437,7 @@ class GradientReducer(TensorReducer):
                 "gradients now: use that one, and make learning rate schedulers for it"
             )
         former = self._now
+        self.renew()
         self._look_at_parameters()
         if self._now != former and any(exchange.launched for exchange in self.all):
             raise RuntimeError("the optimizer's parameters were changed after loss.backward() and before the step")

@@ -61,6 +61,12 @@ class Peers(Protocol):
     workers: int
     traffic: Traffic
 
+    def renew(self) -> bool:
+        """Read rank and number of workers anew; tell whether the workers may be others than before.
+
+        No step may be under way.
+        """
+
     def gather_object(self, item: Any, name: str) -> list[Any]:
         """Return every worker's object (what JSON can hold), in the order of ranks.
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvd_compress.transports import Peers, Traffic, packed_object, unpacked_objects
-from hvd_compress.transports.horovod import MISFIT
+from hvd_compress.transports.horovod import MISFIT, initialized
 
 Tensor = Any
 
@@ -40,13 +40,23 @@ class HorovodTransport:
 
     def __init__(self, process_set: Any = hvd.global_process_set) -> None:
         self.process_set = process_set
-        included = process_set.included()
-        if included is None:
+        if process_set.included() is None:
             raise ValueError("Horovod has not been initialized; use hvd.init().")
-        self.rank = int(process_set.rank()) if included else 0
-        self.workers = int(process_set.size()) if included else 1
+        self._read()
         self.traffic = Traffic()
         self._at_once: dict[Any, Any] = {}
+
+    def _read(self) -> None:
+        self._initialized = initialized()
+        included = self.process_set.included()
+        self.rank = int(self.process_set.rank()) if included else 0
+        self.workers = int(self.process_set.size()) if included else 1
+
+    def renew(self) -> bool:
+        if self._initialized == initialized():
+            return False
+        self._read()
+        return True
 
     def carry(self, array: Tensor, collective: Round, name: str) -> Tensor:
         rest = {"name": name, "ignore_name_scope": True, "process_set": self.process_set}

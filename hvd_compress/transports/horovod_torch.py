@@ -15,7 +15,7 @@ from horovod.common.exceptions import HorovodInternalError
 from hvd_compress.compressors.base import AllReduce, Collective
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.transports import Traffic, WorkerFailed, incoming, outgoing, packed_object, unpacked_objects
-from hvd_compress.transports.horovod import MISFIT, SHUT_DOWN
+from hvd_compress.transports.horovod import MISFIT, REFUSED, initialized
 
 _OPS = {"sum": hvd.Sum, "mean": hvd.Average, "max": hvd.Max}
 EXPLAIN_SECONDS = 30.0  # that a worker waits for the others' errors
@@ -47,7 +47,15 @@ class HorovodTransport:
         self.process_set = process_set
         self.name = name
         self.rank, self.workers = process_set.rank(), process_set.size()
+        self._initialized = initialized()
         self.traffic = Traffic()
+
+    def renew(self) -> bool:
+        if self._initialized == initialized():
+            return False
+        self._initialized = initialized()
+        self.rank, self.workers = self.process_set.rank(), self.process_set.size()
+        return True
 
     def start(self, collective: Collective, name: str) -> Handle:
         if isinstance(collective, AllReduce):
@@ -70,9 +78,9 @@ class HorovodTransport:
         try:
             return hvd.synchronize(handle)
         except HorovodInternalError as error:
-            # Another worker's error reaches this one as a refused collective: `fail` submits what does not fit. Once
-            # Horovod is shut down nothing may be started: it would wait for ever.
-            explanation = "" if SHUT_DOWN in str(error) else self._explain(None)
+            # Another worker's error reaches this one as a refused collective: `fail` submits what does not fit. After
+            # any other error Horovod shuts down, and what is started then may wait for ever.
+            explanation = self._explain(None) if REFUSED in str(error) else ""
             if explanation:
                 raise WorkerFailed(explanation) from None
             raise error

@@ -165,6 +165,9 @@ class MPITransport:
         ends = np.cumsum(lengths.astype(np.int64))
         return list(map(self.ops.from_numpy, np.split(gathered, ends[:-1])))
 
+    def renew(self) -> bool:
+        return False
+
     def all_have_left(self, first: Sequence[tuple[str, str]]) -> bool:
         return bool((self._agree(_LEFT) == _LEFT).all())
 
