@@ -92,7 +92,7 @@ class _FrozenAdam:
 
     @property
     def _several(self) -> bool:
-        return self._reducer.transport.workers > 1
+        return not self._reducer.transport.alone
 
     def _momenta(self, gradients: Sequence[Tensor], places: Sequence[int]) -> list[Tensor]:
         momenta = [self._momentums[place].value for place in places]

@@ -126,8 +126,9 @@ class GraphExchange(VectorSteps):
                 self.abandon()
             if self.retired:
                 raise RuntimeError(
-                    "this graph was traced before set_compression(): model.make_train_function(force=True) or "
-                    "model.compile() lets Keras trace it anew, and a new tf.function does so for a tape"
+                    "this graph was traced before set_compression(), or before workers of an elastic job came or went: "
+                    "model.make_train_function(force=True) or model.compile() lets Keras trace it anew, and a new "
+                    "tf.function does so for a tape"
                 )
             vector, overwrite = self._prepare(self, self._joined(*arrays), own)
             self.launch(vector, overwrite=overwrite)

@@ -135,6 +135,7 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
         return node
 
     def _begins(self, exchanges: Sequence[GraphExchange]) -> np.bool_:
+        self.renew()
         if not self.agreed and not any(exchange.retired for exchange in exchanges):  # who say so themselves
             self.agree_in_step()
         return np.bool_(True)
@@ -143,10 +144,10 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
         """Agree anew, in a step of a graph that was traced before."""
         self.compare(goes_on=True)
 
-    def change(self, settings: Settings) -> None:
+    def _give_up_plan(self) -> None:
         """As of any reducer; a graph that was traced with the exchanges so far is refused from now on."""
         former = self.all
-        super().change(settings)
+        super()._give_up_plan()
         self.names_stay = False
         for exchange in former:
             exchange.retired = True
@@ -207,9 +208,18 @@ class GradientReducer(GraphReducer):
         if self.check is not None:
             self.check(settings)
         super().change(settings)
+
+    def _give_up_plan(self) -> None:
+        super()._give_up_plan()
         self._before |= self.kinds
         self._joined = []
         self._function = self._new_function()
+
+    def renew(self) -> bool:
+        if not super().renew():
+            return False
+        self.scale_before, self.scale_after = self.settings.scales(self.transport.workers)
+        return True
 
     def _new_function(self) -> Any:
         return tf.function(self._nodes, autograph=False, reduce_retracing=True)
@@ -220,7 +230,7 @@ class GradientReducer(GraphReducer):
         Raises:
             WorkersDisagree: in the first step, if the workers differ in version, settings or model.
         """
-        if self.transport.workers == 1:
+        if self.transport.alone:
             return list(gradients)
         if self.settings.sparse_as_dense:
             gradients = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
@@ -237,8 +247,9 @@ class GradientReducer(GraphReducer):
         Raises:
             WorkersDisagree: as `reduce`.
         """
-        if self.transport.workers == 1:
+        if self.transport.alone:
             return list(gradients)
+        self.renew()
         dense = dense or self.settings.sparse_as_dense
         come = {
             position: "sparse" if isinstance(gradient, tf.IndexedSlices) and not dense and 0 not in shape else "dense"

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvd_compress.transports import Peers, Traffic, packed_object, unpacked_objects
-from hvd_compress.transports.horovod import MISFIT, initialized
+from hvd_compress.transports.horovod import MISFIT, exchanges, initialized
 
 Tensor = Any
 
@@ -25,7 +25,13 @@ class Round(NamedTuple):
 
 
 class GraphTransport(Peers, Protocol):
-    """Carries collectives as operations of a TensorFlow graph."""
+    """Carries collectives as operations of a TensorFlow graph.
+
+    Attributes:
+        alone: whether this worker has no others, and will have none.
+    """
+
+    alone: bool
 
     def carry(self, array: Tensor, collective: Round, name: str) -> Tensor:
         """Return the combined tensor, or all workers' tensors one behind the other."""
@@ -43,6 +49,7 @@ class HorovodTransport:
         if process_set.included() is None:
             raise ValueError("Horovod has not been initialized; use hvd.init().")
         self._read()
+        self.alone = not exchanges(process_set)
         self.traffic = Traffic()
         self._at_once: dict[Any, Any] = {}
 
