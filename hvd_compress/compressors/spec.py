@@ -127,6 +127,13 @@ def _by_name(
 def _call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     """Return the name, the arguments and the named arguments in a text."""
     try:
+        return _parts(text)
+    except (RecursionError, MemoryError):  # what Python says of too many brackets or signs
+        raise ValueError(f"{text[:40] + ' ...'!r} is no compression spec: it is nested too deep") from None
+
+
+def _parts(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+    try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError):
         tree = None

@@ -68,6 +68,9 @@ BAD = [
     ("randomk(scaled=True, feedback=ef)", ValueError, "randomk allows no feedback with these settings: its error"),
     ("", ValueError, "is no compression spec"),
     ("topk(", ValueError, "is no compression spec"),
+    ("-" * 5000 + "1", ValueError, "'-.* ...' is no compression spec: it is nested too deep"),
+    ("topk(ratio=" + "-" * 5000 + "1)", ValueError, "is nested too deep"),
+    ("topk(" + "(" * 3000 + ")" * 3001, ValueError, "is no compression spec"),
     ("topk(0.1", ValueError, "is no compression spec"),
     ("topk.x(1)", ValueError, "is no compression spec"),
     ("__import__('os')", ValueError, "unknown compressor '__import__'"),
@@ -95,7 +98,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "error", "message"), BAD, ids=[text for text, _, _ in BAD])
+@pytest.mark.parametrize(("text", "error", "message"), BAD, ids=[text[:60] for text, _, _ in BAD])
 def test_bad_specs(text, error, message):
     with pytest.raises(error, match=message):
         parse(text)
