@@ -118,7 +118,7 @@ class BoundCompression(TensorReducer):
         except Exception as error:
             self.fail(error)
             raise
-        if isinstance(exchange, SummedByHorovod):
+        if isinstance(exchange, SummedByHorovod) and exchange.pending is not None:  # else it has no coordinates
             array = exchange.pending.array  # type: ignore[union-attr]
             # Horovod sums in place, and the compressor may need its array again.
             return (array.clone() if exchange.compressor.stateful else array), (name, tensor, tensor._version)
@@ -135,7 +135,7 @@ class BoundCompression(TensorReducer):
         name, gradient, version = ctx
         exchange = self._exchanges[name]
         try:
-            if isinstance(exchange, SummedByHorovod):
+            if isinstance(exchange, SummedByHorovod) and exchange.pending is not None:
                 self.transport.traffic.count("allreduce", tensor.nbytes, tensor.nbytes)
                 exchange.feed(tensor / self._factor if self._factor != 1 else tensor)
             self.progress.wait(self.steps)

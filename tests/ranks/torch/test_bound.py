@@ -48,6 +48,19 @@ def test_bound_compressor_sums_when_told_so(method):
     assert torch.allclose(gradient(hvd.Sum), hvd.size() * gradient(hvd.Average), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("spec", ["none", "topk", "powersgd", "qsgd"])
+def test_a_parameter_without_coordinates(spec):
+    layer = nn.Linear(40, 40)
+    layer.nothing = nn.Parameter(torch.zeros(0, 3))
+    bound = TorchCompression(as_compressor(spec)).bind(layer.named_parameters(), dense_below=0)
+    optimizer = hvd.DistributedOptimizer(sgd(layer, spec), layer.named_parameters(), compression=bound)
+    for step in range(3):
+        optimizer.zero_grad()
+        (layer(torch.full((2, 40), hvd.rank() + step + 1.0)).square().mean() + layer.nothing.sum()).backward()
+        optimizer.step()
+    assert same_on_all_ranks(flat(layer))
+
+
 @pytest.mark.parametrize("name", ["none", "fp16"])
 def test_stateless_compressors_replace_horovods_class_unbound(name):
     theirs, ours = small_cnn(), small_cnn()
