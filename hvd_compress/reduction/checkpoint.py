@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 from hvd_compress.compressors import spec
+from hvd_compress.ops import Ops
 from hvd_compress.reduction.carry import Carried
 from hvd_compress.reduction.settings import Settings
 
@@ -61,6 +64,26 @@ class Saved:
             if theirs != ours:
                 raise ValueError(f"the state was saved with {key} {theirs}, and this optimizer has {ours}{advice}")
 
+    def check(self, shapes: Mapping[str, tuple[int, ...]], ops: Ops) -> None:
+        """Raise ValueError, naming what is wrong, unless all in it can be the state of these parameters.
+
+        Args:
+            shapes: of the parameters, by their names here.
+            ops: the operations of the arrays in it.
+        """
+        _check_count("steps", self.steps)
+        for number, entry in enumerate(self.exchanges):
+            where = f"bucket {number} ({shorten(', '.join(entry.parameters), 60)})"
+            if missing := [key for key in ("step", "rank", "shared", "local") if key not in entry.state]:
+                raise ValueError(f"the state of {where} has no entry {missing[0]!r}")
+            _check_count(f"the step of {where}", entry.state["step"])
+            for store in ("shared", "local"):
+                for name, array in entry.state[store].items():
+                    if "float" in str(array.dtype) and not ops.all_finite(array):
+                        raise ValueError(f"{name} of {where} is not finite: it cannot have been saved by a sound run")
+            if entry.parameters and shapes.keys() >= set(entry.parameters):
+                _check_local(where, entry, [shapes[name] for name in entry.parameters])
+
     def states_of(self, buckets: list[list[str]], rows: Collection[str]) -> tuple[list[Any], dict[str, Any]]:
         """Return the states for buckets (lists of parameters) and for rows (by the parameter); of an empty one none.
 
@@ -86,6 +109,27 @@ class Saved:
     def is_of(self, rank: int) -> bool:
         """Tell whether nothing in it is of another worker alone."""
         return self.rank == rank or not (self.carried or any(entry.state["local"] for entry in self.exchanges))
+
+
+def _check_count(what: str, count: Any) -> None:
+    if not isinstance(count, int) or count < 0:
+        raise ValueError(f"{what} must be a number of steps, at least 0; got {count!r}")
+
+
+def _check_local(where: str, entry: SavedExchange, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Check the shapes of the arrays that a worker has for itself: of all coordinates, or of the rows that it names."""
+    local, size = entry.state["local"], sum(map(math.prod, shapes))
+    rows = local.get("rows")
+    if rows is not None:
+        [shape] = shapes
+        if rows.shape[0] and not 0 <= int(rows.min()) <= int(rows.max()) < shape[0]:
+            raise ValueError(
+                f"rows of {where} must be in 0 to {shape[0] - 1}; got {int(rows.min())}, {int(rows.max())}"
+            )
+        size = rows.shape[0] * (size // shape[0])
+    for name, array in local.items():
+        if name != "rows" and tuple(array.shape) != (size,):
+            raise ValueError(f"{name} of {where} must be of shape ({size},); got {tuple(array.shape)}")
 
 
 def warn_of_another_rank(stacklevel: int) -> None:

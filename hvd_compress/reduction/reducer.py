@@ -459,8 +459,9 @@ class Reducer(Generic[E]):
         the next step the workers compare their states: what they must have in common is taken from one who has it.
 
         Raises:
-            ValueError: if it belongs to other buckets.
+            ValueError: if it belongs to other buckets, or is damaged.
         """
+        saved.check(self.shapes, self.ops)
         carried = dict(saved.carried) if saved.rank == self.peers.rank else {}
         first = self.first_collectives()  # of workers who do not load
         if self.planned:

@@ -46,11 +46,13 @@ def read(state: Mapping[str, Any] | None, settings: Settings, rank: int) -> tupl
     """Return what `written` was given (None: an empty state), and the sparse axes.
 
     Raises:
-        ValueError: if the state belongs to another compression or other rules.
+        ValueError: if the state belongs to another compression or other rules, or lacks an entry.
     """
     if state is None:
         return Saved.empty(settings, rank), {}
-    state = {"rank": rank, "steps": 0, "carried": {}, "buckets": [], "sparse": {}, **state}  # older ones lack some
+    if missing := [key for key in ("compression", "rules", "buckets") if key not in state]:
+        raise ValueError(f"the compressors' state has no entry {missing[0]!r}")
+    state = {"rank": rank, "steps": 0, "carried": {}, "sparse": {}, **state}  # older ones lack some
     carried: dict[str, Any] = {}
     sparse_dims = {name: entry["axes"] for name, entry in state["sparse"].items()}
     for name, tensor in state["carried"].items():

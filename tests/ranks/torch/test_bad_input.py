@@ -1,5 +1,6 @@
 """What is wrong raises on every rank, with a message that tells what, and hangs none."""
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -331,3 +332,35 @@ def test_a_later_batch_still_works_after_other_tests_failed():
     assert same_on_all_ranks(train(model, optimizer, 2))
     images, _ = batch(0)
     assert model(images).isfinite().all()
+
+
+def broken(change):
+    """Return a damaged state of a top-k run, what it is for, and its optimizer."""
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="topk", dense_below=0)
+    train(model, optimizer, 2)
+    state = copy.deepcopy(optimizer.state_dict())
+    change(state["compression"])
+    return optimizer, state
+
+
+def first_local(state):
+    return next(bucket["state"]["local"] for bucket in state["buckets"] if bucket["state"]["local"])
+
+
+DAMAGE = {
+    "residual of bucket 1 .* must be of shape": lambda s: first_local(s).update(residual=torch.zeros(3)),
+    "residual of bucket 1 .* is not finite": lambda s: first_local(s)["residual"].fill_(float("nan")),
+    "the state of bucket 0 .* has no entry 'local'": lambda s: s["buckets"][0]["state"].pop("local"),
+    "the step of bucket 0 .* at least 0; got -5": lambda s: s["buckets"][0]["state"].update(step=-5),
+    "steps must be a number of steps, at least 0; got -1": lambda s: s.update(steps=-1),
+    "has no entry 'buckets'": lambda s: s.pop("buckets"),
+    r"residual of bucket 1 \(3.weight, 0.weight\) must be": lambda s: s["buckets"][1]["parameters"].pop(0),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_state_is_refused_when_it_is_loaded(message):
+    optimizer, state = broken(DAMAGE[message])
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state)
