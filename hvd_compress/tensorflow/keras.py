@@ -80,7 +80,9 @@ class _Distributed:
             self._reducer.fail(error)
             raise
         if isinstance(self, keras.optimizers.LossScaleOptimizer):  # decides by the gradients whether to skip the step
-            grads = self._reducer.reduce(grads)
+            # What compressors keep is kept without the scale, which changes.
+            scale = tf.convert_to_tensor(self.dynamic_scale if self.built else self.initial_scale)
+            grads = _times(self._reducer.reduce(_times(grads, 1 / scale)), scale)
         else:
             grads = self._reducer.completed(grads, dense=bool(self.gradient_accumulation_steps))
             self._reducer.present = [grad is not None for grad in grads]
@@ -183,6 +185,18 @@ def DistributedOptimizer(
     result: Any = object.__new__(type(wrapped.__name__, (_Distributed, wrapped), members))
     object.__setattr__(result, "__dict__", optimizer.__dict__)  # Keras has its own way of setting attributes
     return result
+
+
+def _times(grads: Sequence[Any], factor: Any) -> list[Any]:
+    """Return gradients, dense or sparse or None, times a factor."""
+
+    def times(grad: Any) -> Any:
+        if isinstance(grad, tf.IndexedSlices):
+            return tf.IndexedSlices(times(grad.values), grad.indices, grad.dense_shape)
+        grad = tf.convert_to_tensor(grad)
+        return grad * tf.cast(factor, grad.dtype)
+
+    return [None if grad is None else times(grad) for grad in grads]
 
 
 def _check_momentum(optimizer: Any, settings: Settings) -> None:

@@ -236,6 +236,7 @@ def DistributedOptimizer(
     dense_below: int = DENSE_BELOW,
     seed: int = 0,
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
+    grad_scaler: torch.amp.GradScaler | None = None,
     transport: Transport | None = None,
 ) -> Any:
     """Wrap an optimizer so that its gradients are averaged over Horovod's processes, compressed.
@@ -262,6 +263,8 @@ def DistributedOptimizer(
         rules: exceptions: tuples (pattern, compression) such as ``("embed.*", "topk(ratio=0.001)")``, or
             `hvd_compress.torch.Rule` objects, which know sizes as well. The first that matches a parameter's name and
             size decides, whatever `dense_below` says.
+        grad_scaler: the one that scales the loss: compressors then keep what they have not sent without its scale,
+            which changes.
         transport: who carries the collectives instead of Horovod: any `hvd_compress.transports.Transport` of tensors,
             such as ``hvd_compress.transports.mpi.MPITransport(ops=TorchOps())``; of no other optimizer.
 
@@ -311,10 +314,12 @@ def DistributedOptimizer(
     if transport is None and exchanges(process_set):
         channel = f"hvd_compress.{process_set.process_set_id}"
         result._reducer = GradientReducer(
-            parameters, trained, settings, HorovodTransport(process_set, channel), channel
+            parameters, trained, settings, HorovodTransport(process_set, channel), channel, grad_scaler
         )
     elif transport is not None and transport.workers > 1:
-        result._reducer = GradientReducer(parameters, trained, settings, transport, "hvd_compress.transport")
+        result._reducer = GradientReducer(
+            parameters, trained, settings, transport, "hvd_compress.transport", grad_scaler
+        )
     return result
 
 

@@ -169,6 +169,7 @@ class GradientReducer(TensorReducer):
         named: all parameters that may ever be trained, in the model's order.
         trained: returns those that the optimizer has and that require gradients, now.
         settings, transport, channel: as of any reducer.
+        scaler: of the loss, if there is one: gradients are exchanged without its scale, and the means have it again.
 
     Attributes:
         busy: whether gradients were computed that are not yet synchronized.
@@ -183,9 +184,11 @@ class GradientReducer(TensorReducer):
         settings: Settings,
         transport: Transport,
         channel: str,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         super().__init__((), settings, transport, channel)
-        self.scale_before, self.scale_after = settings.scales(transport.workers)
+        self.scaler = scaler
+        self._take_scales()
         self.named = dict(named)
         self._name_of = {p: name for name, p in named}
         self._trained = trained
@@ -282,7 +285,6 @@ class GradientReducer(TensorReducer):
     def renew(self) -> bool:
         if not super().renew():
             return False
-        self.scale_before, self.scale_after = self.settings.scales(self.transport.workers)
         self._empty_buckets()
         return True
 
@@ -293,6 +295,7 @@ class GradientReducer(TensorReducer):
             if not self.busy:
                 self.renew()
                 self._look_at_parameters()
+                self._take_scales()
             if parameter not in self._now:
                 return  # not the optimizer's any more
             if self._left[parameter] <= 0:
@@ -350,8 +353,14 @@ class GradientReducer(TensorReducer):
                 self._launch(exchange)
                 self.progress.pause()
 
+    def _take_scales(self) -> None:
+        """Find the factors of this step. A residual that held the scale would be wrong once the scale is another."""
+        scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+        before, after = self.settings.scales(self.transport.workers)
+        self.scale_before, self.scale_after = before / scale, after * scale
+
     def _launch(self, exchange: TensorExchange) -> None:
-        vector = exchange.buffer() if self.scale_before == 1 else exchange.buffer() * self.scale_before
+        vector = exchange.buffer() if self.scale_before == 1 else exchange.buffer().mul_(self.scale_before)
         exchange.launch(self.with_carried(exchange, vector), overwrite=True)
 
     # --- at the end of it

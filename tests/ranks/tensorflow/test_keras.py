@@ -95,6 +95,22 @@ def test_a_loss_that_is_scaled(spec):
         fit(small_cnn(), keras.optimizers.LossScaleOptimizer(DistributedOptimizer(sgd())))
 
 
+@pytest.mark.parametrize("spec", ["topk(ratio=0.05)", "dgc(ratio=0.1)", "powersgd"])
+def test_the_scale_of_the_loss_changes_nothing(spec):
+    """Bit for bit: scales are powers of 2."""
+
+    def trained(scale, growth):
+        inner = keras.optimizers.LossScaleOptimizer(sgd(spec), scale, growth)
+        model = small_cnn()
+        return fit(model, DistributedOptimizer(inner, compression=spec)), float(inner.dynamic_scale)
+
+    changed, scale = trained(4.0, 2)
+    expected, unchanged = trained(1.0, 1000)
+    assert scale > 4
+    assert unchanged == 1
+    assert np.array_equal(changed, expected)
+
+
 def test_what_is_saved_is_the_plain_optimizer(tmp_path):
     model = small_cnn()
     fit(model, DistributedOptimizer(sgd(), compression="topk(ratio=0.05)"))

@@ -174,6 +174,33 @@ def test_closures_take_the_same_decisions_everywhere(inner):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_scale_of_the_loss_changes_nothing(spec):
+    """Bit for bit: scales are powers of 2."""
+
+    def trained(scaler):
+        model = small_cnn()
+        optimizer = hvdc.DistributedOptimizer(
+            sgd(model, spec), model.named_parameters(), compression=spec, grad_scaler=scaler
+        )
+        for step in range(6):
+            images, labels = batch(step)
+            optimizer.zero_grad()
+            scaler.scale(nn.functional.cross_entropy(model(images), labels)).backward()
+            optimizer.synchronize()
+            scaler.unscale_(optimizer)
+            with optimizer.skip_synchronize():
+                scaler.step(optimizer)
+            scaler.update()
+        return flat(model), optimizer.compression_stats()["residual_norm"], scaler.get_scale()
+
+    weights, norm, scale = trained(torch.amp.GradScaler("cpu", init_scale=4.0, growth_factor=16.0, growth_interval=2))
+    expected, expected_norm, _ = trained(torch.amp.GradScaler("cpu", enabled=False))
+    assert scale == 4 * 16**3
+    assert torch.equal(weights, expected)
+    assert norm == expected_norm
+
+
 def test_grad_scaler_skips_the_step_of_non_finite_gradients():
     model = small_cnn()
     optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="topk(ratio=0.1)")
