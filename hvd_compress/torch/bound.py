@@ -58,6 +58,7 @@ class BoundCompression(TensorReducer):
         self._names = {p: name for name, p in trained}
         self._order = [p for _, p in reversed(trained)]
         self._next = 0
+        self._dense: set[str] = set()  # whose gradients have come here: Horovod asks to compress no sparse ones
         self.plan(self.gradients)
 
     def new_exchange(
@@ -87,8 +88,9 @@ class BoundCompression(TensorReducer):
         return one_bucket_each(gradients, self.compressor, self.settings.rules, self.settings.dense_below)
 
     def carried_here(self) -> list[Any]:
+        dense = [exchange for name, exchange in self._exchanges.items() if name in self._dense]
         # Last those that Horovod carries: with groups, it has names of its own for them.
-        return sorted(self.exchanges, key=lambda exchange: isinstance(exchange, SummedByHorovod))
+        return sorted(dense, key=lambda exchange: isinstance(exchange, SummedByHorovod))
 
     def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """Begin the exchange of a gradient; return what Horovod is to sum, and a context.
@@ -107,6 +109,7 @@ class BoundCompression(TensorReducer):
                 self.fail(error)
                 raise
         name = self._names[self._find(tensor)]
+        self._dense.add(name)
         exchange = self._exchanges[name]
         if exchange.finished:
             self._end_step()
