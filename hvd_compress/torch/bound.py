@@ -59,6 +59,8 @@ class BoundCompression(TensorReducer):
         self._order = [p for _, p in reversed(trained)]
         self._next = 0
         self._dense: set[str] = set()  # whose gradients have come here: Horovod asks to compress no sparse ones
+        self._under_way: set[str] = set()  # whose tensors Horovod has
+        self._changed: str | None = None  # one whose gradient was changed in this step
         self.plan(self.gradients)
 
     def new_exchange(
@@ -81,6 +83,8 @@ class BoundCompression(TensorReducer):
     def renew(self) -> bool:
         renewed = super().renew()
         if renewed:
+            self._under_way.clear()
+            self._changed = None
             self.plan(self.gradients)
         return renewed
 
@@ -121,6 +125,7 @@ class BoundCompression(TensorReducer):
         except Exception as error:
             self.fail(error)
             raise
+        self._under_way.add(name)
         if isinstance(exchange, SummedByHorovod) and exchange.pending is not None:  # else it has no coordinates
             array = exchange.pending.array  # type: ignore[union-attr]
             # Horovod sums in place, and the compressor may need its array again.
@@ -131,7 +136,8 @@ class BoundCompression(TensorReducer):
         """Finish the exchange and return the mean (or sum) of the decoded gradients.
 
         Raises:
-            RuntimeError: if the gradient was changed since it was compressed.
+            RuntimeError: with the last gradient of a step, if one was changed since it was compressed: by then nothing
+                is under way any more, and the others learn of it in their next step.
         """
         if ctx is None:  # a sparse gradient, which Horovod carries without asking to compress it
             return tensor
@@ -144,16 +150,20 @@ class BoundCompression(TensorReducer):
             self.progress.wait(self.steps)
             self.waiting_seconds += advance_until(lambda: exchange.finished, self._own, self.progress.check)
             self.progress.pause()
-            self._check_unchanged(name, gradient, version)
+            self._under_way.discard(name)
+            if not self._unchanged(name, gradient, version):
+                self._changed = name
+            if self._changed is not None and not self._under_way:
+                changed, self._changed = self._changed, None
+                raise RuntimeError(gradient_was_changed(changed))
         except Exception as error:
             self.fail(error)
             raise
         mean = exchange.mean.view(gradient.shape).to(gradient.dtype)
         return mean * self._factor if self._factor != 1 else mean.clone()
 
-    def _check_unchanged(self, name: str, gradient: Tensor, version: int) -> None:
-        if self.parameters[name].grad is not gradient or gradient._version != version:
-            raise RuntimeError(gradient_was_changed(name))
+    def _unchanged(self, name: str, gradient: Tensor, version: int) -> bool:
+        return self.parameters[name].grad is gradient and gradient._version == version
 
     def set_compression(self, compression: Any, rules: Iterable[Rule | tuple[str, Any]] | None = None) -> None:
         """Use another compressor, with its rules, from the next step on. All workers call it alike, between two steps.
@@ -178,10 +188,8 @@ class BoundCompression(TensorReducer):
 
     def _tell(self, error: Exception) -> None:
         own = [exchange.next_name for exchange in self._own if not exchange.finished]
-        # Horovod carries a tensor under each parameter's name, if only an empty one.
-        horovods = [name for name, exchange in self._exchanges.items() if not exchange.launched]
-        if not own and not horovods:  # nothing is left of this step: the others learn of it in the next one
-            own, horovods = [exchange.next_name for exchange in self._own], [*self._exchanges]
+        # Horovod carries a tensor under each parameter's name, if only an empty one: in this step, or in the next.
+        horovods = [name for name in self._exchanges if name not in self._under_way]
         self.transport.fail(error, [*own, *horovods])
 
     def saved(self) -> Saved:

@@ -1,5 +1,7 @@
 """The compressors under Horovod's own, unpatched optimizer."""
 
+from itertools import count
+
 import horovod.torch as hvd
 import pytest
 import torch
@@ -80,11 +82,14 @@ def test_unbound_state_under_horovods_optimizer_says_to_bind():
     del optimizer
 
 
+_numbers = count()
+
+
 def alone(spec, sparse=False):
     """A model of names that no other test has, since after an error collectives may be pending; and what trains it."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(40, 30, sparse=sparse), nn.Linear(30, 40))
-    named = [(f"{spec}.{sparse}.{name}", p) for name, p in model.named_parameters()]
+    model, number = nn.Sequential(nn.Embedding(40, 30, sparse=sparse), nn.Linear(30, 40)), next(_numbers)
+    named = [(f"alone.{number}.{name}", p) for name, p in model.named_parameters()]
     bound = TorchCompression(as_compressor(spec)).bind(named)
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), named, compression=bound)
 
@@ -106,4 +111,19 @@ def test_one_rank_that_loads_is_told_beside_a_sparse_gradient(spec):
         bound.load_state_dict(state)
     with pytest.raises((hvdc.WorkersDisagree, HorovodInternalError), match=r"load_state_dict|Mismatched"):  # noqa: PT012
         backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.1)", "powersgd", "signsgd"])
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_gradient_that_one_rank_changes_after_backward(spec, which):
+    model, _, optimizer, backward = alone(spec)
+    backward()
+    optimizer.step()
+    backward()
+    if hvd.rank() == 0:
+        list(model.parameters())[which].grad.mul_(2)
+    with pytest.raises((RuntimeError, HorovodInternalError), match=r"was changed after|Mismatched"):  # noqa: PT012
+        optimizer.step()
+        backward()  # they learn of it in their next step
         optimizer.step()
