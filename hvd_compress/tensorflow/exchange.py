@@ -26,6 +26,7 @@ from hvd_compress.transports import LENGTH_BYTES, WorkerFailed, incoming, outgoi
 from hvd_compress.transports.horovod_tensorflow import GraphTransport, Round
 
 Tensor = Any
+LATE = 1 << 40  # a step after the last that any method begins with
 FAILED = bytes.fromhex("f2b81c5e0d974a36a94e6f13c7d2805b")  # begins a payload that tells of an error; drawn at random
 
 
@@ -75,7 +76,7 @@ class GraphExchange(VectorSteps):
         raises: whether the last call raises an error of the step.
 
     Attributes:
-        rounds: the collectives of a step.
+        rounds: the collectives of a step; one that needs fewer carries nothing in the others.
         retired: whether another compressor has taken over.
         generation: how often the plan had grown before.
         error: what went wrong in this step.
@@ -100,7 +101,8 @@ class GraphExchange(VectorSteps):
         super().__init__(compressor, layout, ops, transport, name=name, seed=seed)
         self.transport, self.dtype, self.raises = transport, dtype, raises
         self._timer, self._prepare = timer, prepare
-        self._first = self._rehearse()
+        # PowerSGD's first steps need fewer than the others.
+        self._first = max(self._rehearse(self.state.step), self._rehearse(LATE), key=len)
         self.rounds = [step.round for step in self._first]
         self.retired, self.generation = False, 0
         self.error: Exception | None = None
@@ -144,12 +146,15 @@ class GraphExchange(VectorSteps):
         """Return the node of the call after a collective: what the next one is to carry, or the mean."""
 
         def resume(array: Any) -> list[Any]:
-            collective = self.pending
-            assert collective is not None
-            self._look_for_failures(array)
-            self.transport.traffic.count(collective.kind, self._sent.nbytes, array.nbytes)
-            self.feed(incoming(collective, array, self.transport.workers))
-            return [self._outgoing()] if self.mean is None else self._parts(self.mean)
+            if self.mean is None:
+                collective = self.pending
+                assert collective is not None
+                self._look_for_failures(array)
+                self.transport.traffic.count(collective.kind, self._sent.nbytes, array.nbytes)
+                self.feed(incoming(collective, array, self.transport.workers))
+            if self.mean is None:
+                return [self._outgoing()]
+            return self._parts(self.mean) if number + 1 == len(self.rounds) else [self._nothing(number + 1)]
 
         return self._call(resume, [result], number + 1)
 
@@ -157,6 +162,10 @@ class GraphExchange(VectorSteps):
         assert self.pending is not None
         self._sent = outgoing(self.ops, self.pending)
         return self._sent
+
+    def _nothing(self, number: int) -> Any:
+        """Return what a collective carries after the step's last."""
+        return self.ops.from_numpy(np.zeros(0, self.rounds[number].dtype))
 
     def _call(self, function: Callable[..., list[Any]], tensors: Sequence[Tensor], number: int) -> list[Tensor]:
         """Return what a call gives: what collective `number` is to carry, or the mean after the last."""
@@ -226,7 +235,10 @@ class GraphExchange(VectorSteps):
             data += b" " * (len(data) == step.shape[0])  # the length tells that it is no payload
             return self.ops.from_numpy(np.frombuffer(data, np.uint8).copy())
         with suppress(Exception):  # it may fail as the step has
-            step = self._rehearse()[number]  # whose length a schedule may have changed
+            now = self._rehearse(self.state.step)  # whose lengths a schedule may have changed
+            if number >= len(now):
+                return self._nothing(number)
+            step = now[number]
         filled = np.nan if "float" in step.round.dtype else 0
         return self.ops.from_numpy(np.full(step.shape, filled, step.round.dtype))
 
@@ -246,10 +258,12 @@ class GraphExchange(VectorSteps):
         if texts:
             raise WorkerFailed("; ".join(texts))
 
-    def _rehearse(self) -> list[_Rehearsed]:
-        """Return the collectives of this step, by doing it with a vector of zeros and a state that is left alone."""
+    def _rehearse(self, number: int) -> list[_Rehearsed]:
+        """Return the collectives of a step, by doing it with a vector of zeros and a state that is left alone."""
         workers = self.transport.workers
-        step = Step(self.compressor.at(self.state.step), NumpyOps(), self._zeros(), State(self.layout, workers=workers))
+        state = State(self.layout, workers=workers)
+        state.step = number
+        step = Step(self.compressor.at(number), NumpyOps(), self._zeros(), state)
         rehearsed: list[_Rehearsed] = []
         while (collective := step.pending) is not None:
             if isinstance(collective, AllReduce):

@@ -217,7 +217,8 @@ def test_rules_name_variables():
 
 
 @pytest.mark.parametrize(
-    ("spec", "device"), [*((spec, "CPU:0") for spec in SPECS), *((spec, "GPU:0") for spec in FEW[1:-1])]
+    ("spec", "device"),
+    [*((spec, "CPU:0") for spec in (*SPECS, "powersgd(start=2)")), *((spec, "GPU:0") for spec in FEW[1:-1])],
 )
 def test_it_gives_what_simulated_workers_give(spec, device, monkeypatch):
     """Also with what runs on a GPU; without one, TensorFlow puts that on the CPU."""
