@@ -1,6 +1,6 @@
 """Run random training scripts on real ranks: all end with the same weights, or with an error on all.
 
-A failure is told with the seed, the number of the sequence and its actions; --seed and --only run it again.
+A failure is told with the seed, the number of the sequence and its actions, and with the command that runs it again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+MEANT = (
+    "torch is this package's optimizers for PyTorch, bound a compressor under Horovod's own, tape this package's tape, "
+    "keras its optimizers for Keras"
+)
 SECONDS = 60  # after which a sequence is taken to hang
 HELPERS = Path(__file__).resolve().parent.parent / "tests" / "helpers"
 sys.path.insert(0, str(HELPERS))
@@ -62,6 +66,8 @@ def job(args: argparse.Namespace, kind: str, ranks: int, progress: tqdm) -> str:
     command += ["--only", str(args.only)] if args.only is not None else []
     env = {
         "OMP_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
         "HOROVOD_LOG_LEVEL": "fatal",
         "OMPI_MCA_mpi_yield_when_idle": "1",
         **os.environ,
@@ -109,7 +115,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=2000, help="random scripts, all jobs together")
     parser.add_argument("--seed", type=int, default=1, help="of the random scripts")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="run this sequence alone, and tell its actions")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of scripts")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help=MEANT)
     parser.add_argument(
         "--ranks", type=int, nargs="+", default=[2, 3], help="numbers of ranks, a job each for every kind"
     )

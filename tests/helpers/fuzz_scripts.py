@@ -19,6 +19,8 @@ from hvd_compress import methods, parse
 KINDS = {
     "torch": "fuzz_optimizer",
     "bound": "fuzz_bound",
+    "tape": "fuzz_tape",
+    "keras": "fuzz_keras",
 }
 HEADS = 3
 SETTINGS = {
@@ -115,6 +117,7 @@ class RandomScript:
 
     hvd: Any  # Horovod for the framework
     PATTERNS: tuple[str, ...]  # of rules
+    LENGTHS = (6, 14)  # the least and the most actions of a sequence
 
     def __init__(self, seed: int, number: int, process_sets: dict[int, Any], log: Callable[[str], None]) -> None:
         self.rng = random.Random(f"{seed} {number}")
@@ -244,12 +247,12 @@ class RandomScript:
         told = self.hvd.allgather_object((member, error is not None, digest, finite), name="fuzz")
         members = [each for each in told if each[0]]
         raised = [each[1] for each in members]
-        where = f"rank {self.rank}, action {number}, {action.text}"
+        where, said = f"rank {self.rank}, action {number}, {action.text}", f"{type(error).__name__}: {error}"
         if any(raised):
-            assert all(raised), f"{where}: raised on {raised}: {error!r}"
-            assert action.raises != "never", f"{where}: {error!r}"
+            assert all(raised), f"{where}: raised on {raised}: {said}"
+            assert action.raises != "never", f"{where}: {said}"
             self.outcome.raised += 1
-            self.log(f"all raised: {type(error).__name__}: {error}")
+            self.log(f"all raised: {said}")
             if not action.goes_on:
                 self.setup = self.draw_setup()
                 self.do(self.start())
@@ -269,6 +272,6 @@ class RandomScript:
 
 
 def run(kind: type[RandomScript], *args: Any) -> Outcome:
-    """Run one sequence of 6 to 14 actions; the arguments are those of `RandomScript`."""
+    """Run one sequence; the arguments are those of `RandomScript`."""
     script = kind(*args)
-    return script.run(script.rng.randint(6, 14))
+    return script.run(script.rng.randint(*script.LENGTHS))
