@@ -32,6 +32,7 @@ class VectorSteps:
         pending: the collective that the step under way waits for, or None.
         mean: the result, a vector of the layout's size or `Rows`, once `finished`.
         state: the compressor's state for this vector.
+        poisoned: whether this worker's vector is not finite, which is known where the compressor keeps state.
         compression_seconds: time spent in the compressor since construction.
     """
 
@@ -46,6 +47,7 @@ class VectorSteps:
         self.pending: Collective | None = None
         self.mean: Any = None
         self.compression_seconds = 0.0
+        self.poisoned = False
         self._step: Step | None = None
         self._left, self._doublings = 0.0, 0
         self._round = 0  # collectives started in the step under way
@@ -85,7 +87,9 @@ class VectorSteps:
             return
         began = time.perf_counter()
         if self.compressor.stateful:
+            given = vector
             vector = vector.poisoned(self.ops) if isinstance(vector, Rows) else self.ops.poison(vector)
+            self.poisoned = vector is not given
         if self.compressor.overwrites and not overwrite:
             vector = self.ops.copy(vector)
         try:

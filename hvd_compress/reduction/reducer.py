@@ -19,6 +19,7 @@ from hvd_compress.reduction.buckets import Bucket, Gradient, make_plan, wanted
 from hvd_compress.reduction.carry import Carried, add_carried, cut, left_over, norm
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange, warn_of_another_rank
 from hvd_compress.reduction.exchange import VectorSteps
+from hvd_compress.reduction.nonfinite import report
 from hvd_compress.reduction.rows import Rows, SparseRows, sparse_rows
 from hvd_compress.reduction.settings import Settings
 from hvd_compress.reduction.shared import packed, same, source_of, summary, unpacked
@@ -51,6 +52,7 @@ class Reducer(Generic[E]):
         exchanges: one a bucket, once they are `planned`.
         rows: those of sparse gradients, by the parameter's key.
         steps: that were taken.
+        nonfinite_steps: in how many of them the means were not finite.
         workers_lost: how many workers have gone, with what they had not sent.
         carried: what former compressors have not sent, until a step with it is committed.
         names_stay: whether the names of collectives are written down somewhere, and cannot change any more.
@@ -66,7 +68,7 @@ class Reducer(Generic[E]):
         self.exchanges: list[E] = []
         self.rows: dict[str, E] = {}
         self.planned = self.agreed = False
-        self.steps = self.workers_lost = 0
+        self.steps = self.nonfinite_steps = self.workers_lost = 0
         self.carried: Carried = {}
         self.names_stay = False
         self._left_plan: list[tuple[str, str]] = []  # the first collectives of a plan that was given up
@@ -121,6 +123,20 @@ class Reducer(Generic[E]):
     def imported(self, array: Array, exchange: E) -> Array:
         """Return an array of `Saved` or `carried` as an exchange has it: on its device."""
         return array
+
+    def label(self, key: str) -> str:
+        """Return what users call a parameter."""
+        return key
+
+    def not_finite(self, exchange: E) -> bool:
+        """Tell whether this worker's own gradients, of which the mean is not finite, are not."""
+        return exchange.poisoned
+
+    def ranks_not_finite(self, exchanges: Sequence[E]) -> list[int]:
+        """Return the ranks whose gradients are not finite, which all workers ask for at the end of the same step."""
+        own = any(map(self.not_finite, exchanges))
+        answers = self.peers.gather_object(own, f"{self.prefix}.not_finite")
+        return [rank for rank, answer in enumerate(answers) if answer]
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -326,10 +342,14 @@ class Reducer(Generic[E]):
 
         The means of `nobodys`, the keys of gradients that no worker had, are not applied: what they took from the
         residuals is given back. `finite` tells whether the means are, if that is known.
+
+        Raises:
+            NonFiniteGradients: if they are not, and the user has asked for an error.
         """
         ended = self.all if exchanges is None else exchanges
         if finite is None:
             finite = all(exchange.finite for exchange in ended)
+        bad = [] if finite else [exchange for exchange in ended if not exchange.finite]
         if finite and nobodys:
             for exchange in ended:
                 exchange.withhold(nobodys)
@@ -351,7 +371,15 @@ class Reducer(Generic[E]):
                     self.carried[name] = self._moved(mean, exchange, self.exported)
         self.steps += 1
         self.progress.end(self.steps)
+        if not finite:
+            self._report(bad)
         return means
+
+    def _report(self, bad: Sequence[E]) -> None:
+        self.nonfinite_steps += 1
+        if self.nonfinite_steps == 1 or self.settings.nonfinite == "error":
+            parameters = [self.label(place.name) for exchange in bad for place in exchange.layout.parameters]
+            report(self.steps, parameters, self.ranks_not_finite(bad), self.settings.nonfinite)
 
     def _moved(self, part: Array | Rows, exchange: E, move: Callable[[Array, E], Array]) -> Array | Rows:
         if isinstance(part, Rows):
@@ -501,6 +529,7 @@ class Reducer(Generic[E]):
             compression=self._seconds_before + sum(exchange.compression_seconds for exchange in self.all),
             communication=self.communication_seconds,
             residual=norm(self.ops, self.carried | self._residuals()),
+            nonfinite_steps=self.nonfinite_steps,
             workers_lost=self.workers_lost,
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 from hvd_compress.compressors import Compressor, spec
 from hvd_compress.compressors.named import as_compressor
 from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.nonfinite import CHOICES
 
 BUCKET_BYTES = 25 * 2**20
 DENSE_BELOW = 1024
@@ -29,6 +30,7 @@ class Settings:
         sparse_as_dense: exchange sparse gradients as dense ones.
         bucket_bytes, dense_below: see `hvd_compress.reduction.buckets.make_plan`.
         seed: of all random numbers.
+        nonfinite: what comes of gradients that are not finite: "warn" or "error".
         backward_passes_per_step: passes whose gradients are accumulated before they are exchanged.
         groups: for a parameter's name the number of the bucket that it must be in.
 
@@ -46,6 +48,7 @@ class Settings:
     bucket_bytes: int = BUCKET_BYTES
     dense_below: int = DENSE_BELOW
     seed: int = 0
+    nonfinite: str = "warn"
     backward_passes_per_step: int = 1
     groups: Mapping[str, int] = field(default_factory=dict, hash=False)
 
@@ -59,6 +62,8 @@ class Settings:
         for name, least in (("bucket_bytes", 1), ("dense_below", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.nonfinite not in CHOICES:
+            raise ValueError(f"nonfinite must be one of {', '.join(CHOICES)}; got {self.nonfinite!r}")
         object.__setattr__(self, "compression", as_compressor(self.compression))
         object.__setattr__(self, "rules", as_rules(self.rules, self.names))
         if self.groups and any(compressor.whole_gradient for compressor in self.compressors):
@@ -93,6 +98,7 @@ class Settings:
         return {
             "compression": spec(self.compression),
             "seed": self.seed,
+            "nonfinite": self.nonfinite,
             "rules": [str(rule) for rule in self.rules],
             "op and gradient_predivide_factor": [self.op, self.gradient_predivide_factor],
             "backward_passes_per_step": self.backward_passes_per_step,

@@ -11,9 +11,9 @@ Stats = dict[str, Any]
 """Keys: ``steps``; ``bytes_sent`` and ``bytes_received`` (the buffers handed to and got from the collectives);
 ``dense_bytes`` (what fp32 gradients would have been); ``ratio`` (dense_bytes / bytes_sent); ``compression_seconds``
 (in compressors); ``communication_seconds`` (in waiting for collectives); ``residual_norm`` (Euclidean, of all
-residuals); ``workers_lost`` (those who left an elastic job while this one was in it: what they had not sent is lost);
-``collectives`` (calls and bytes of each kind: "agreement" is the comparison of settings and states, "roll_call" what
-workers tell each other of their step)."""
+residuals); ``nonfinite_steps`` (whose means were not finite); ``workers_lost`` (those who left an elastic job while
+this one was in it: what they had not sent is lost); ``collectives`` (calls and bytes of each kind: "agreement" is the
+comparison of settings and states, "roll_call" what workers tell each other of their step)."""
 
 
 def stats_of(
@@ -24,6 +24,7 @@ def stats_of(
     compression: float,
     communication: float,
     residual: float,
+    nonfinite_steps: int,
     workers_lost: int,
 ) -> Stats:
     """Return the statistics of a worker.
@@ -35,6 +36,7 @@ def stats_of(
         compression: seconds in compressors.
         communication: seconds in waiting for collectives.
         residual: norm of all that is left over.
+        nonfinite_steps: in how many of them the means were not finite.
         workers_lost: how many have gone.
     """
     dense, sent = 4 * coordinates * steps, traffic.sent
@@ -47,6 +49,7 @@ def stats_of(
         "compression_seconds": compression,
         "communication_seconds": communication,
         "residual_norm": residual,
+        "nonfinite_steps": nonfinite_steps,
         "workers_lost": workers_lost,
         "collectives": {kind: dict(entry) for kind, entry in traffic.collectives.items()},
     }
@@ -55,7 +58,7 @@ def stats_of(
 def nothing_sent() -> Stats:
     """Return the statistics of a worker that is alone, and sends nothing."""
     zero = {"compression": 0.0, "communication": 0.0, "residual": 0.0}
-    return stats_of(Traffic(), steps=0, coordinates=0, workers_lost=0, **zero)
+    return stats_of(Traffic(), steps=0, coordinates=0, nonfinite_steps=0, workers_lost=0, **zero)
 
 
 def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> Stats:

@@ -16,6 +16,7 @@ require_horovod("tensorflow")
 from hvd_compress.compressors import Exponential, Linear
 from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.nonfinite import NonFiniteGradients
 from hvd_compress.tensorflow import patches  # noqa: F401  # in place as soon as it is imported
 from hvd_compress.tensorflow.allreduce import allreduce
 from hvd_compress.tensorflow.compression import Compression
@@ -27,6 +28,7 @@ __all__ = [
     "DistributedGradientTape",
     "Exponential",
     "Linear",
+    "NonFiniteGradients",
     "Rule",
     "WorkersDisagree",
     "allreduce",

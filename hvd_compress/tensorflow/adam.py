@@ -138,6 +138,7 @@ def CompressedAdam(
     bucket_bytes: int = BUCKET_BYTES,
     dense_below: int = DENSE_BELOW,
     seed: int = 0,
+    nonfinite: str = "warn",
     **settings: Any,
 ) -> Any:
     """Return Adam in two phases for Keras 3, averaged over Horovod's processes (Tang et al. 2021, algorithm 1).
@@ -162,6 +163,7 @@ def CompressedAdam(
         bucket_bytes: largest size of a bucket of gradients, in bytes, at least 1.
         dense_below: parameters with fewer coordinates than this, and those with one axis, are sent uncompressed.
         seed: of the compressors' random numbers, the same on all workers.
+        nonfinite: what comes of gradients that are not finite, on any worker: "warn" or "error".
         settings: further arguments of ``keras.optimizers.AdamW``. Clipping is that of each worker's own gradients.
 
     Raises:
@@ -192,6 +194,7 @@ def CompressedAdam(
         dense_below=dense_below,
         seed=seed,
         rules=own_rules,
+        nonfinite=nonfinite,
     )
     members = {
         "__module__": "keras.optimizers",  # what is saved names the class by it

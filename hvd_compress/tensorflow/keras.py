@@ -134,6 +134,7 @@ def DistributedOptimizer(
     dense_below: int = DENSE_BELOW,
     seed: int = 0,
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
+    nonfinite: str = "warn",
     transport: GraphTransport | None = None,
 ) -> Any:
     """Wrap a Keras 3 optimizer so that its gradients are averaged over Horovod's processes, compressed.
@@ -156,6 +157,8 @@ def DistributedOptimizer(
         seed: of the compressors' random numbers, the same on all workers.
         rules: exceptions: tuples (pattern, compression), or `hvd_compress.tensorflow.Rule` objects; the first that
             matches a variable's path and size decides, whatever `dense_below` says.
+        nonfinite: what comes of gradients that are not finite, on any worker: "warn" (all workers warn once, and the
+            means are not finite) or "error" (all raise NonFiniteGradients).
         transport: who carries the collectives instead of Horovod: any
             `hvd_compress.transports.horovod_tensorflow.GraphTransport`.
 
@@ -172,7 +175,7 @@ def DistributedOptimizer(
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(f"optimizer must be a keras.optimizers.Optimizer of Keras 3; got {optimizer!r}")
     settings = reduction_settings(
-        compression, op, gradient_predivide_factor, sparse_as_dense, bucket_bytes, dense_below, seed, rules
+        compression, op, gradient_predivide_factor, sparse_as_dense, bucket_bytes, dense_below, seed, rules, nonfinite
     )
     check_one_given(transport, process_set, hvd)
     where = (process_set, transport)

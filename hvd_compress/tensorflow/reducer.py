@@ -80,6 +80,9 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
             vector = exchange.ops.copy(vector)
         return self.with_carried(exchange, vector), True
 
+    def label(self, key: str) -> str:
+        return self.variables[int(key)].name
+
     def exported(self, array: Any, exchange: GraphExchange) -> Any:
         return exchange.ops.to_numpy(array)
 
@@ -464,6 +467,7 @@ def reduction_settings(
     dense_below: int = DENSE_BELOW,
     seed: int = 0,
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
+    nonfinite: str = "warn",
 ) -> Settings:
     """Return what these arguments of a tape or an optimizer mean, checked as far as it can be without variables."""
     return Settings(
@@ -475,6 +479,7 @@ def reduction_settings(
         bucket_bytes=bucket_bytes,
         dense_below=dense_below,
         seed=seed,
+        nonfinite=nonfinite,
     )
 
 

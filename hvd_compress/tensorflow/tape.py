@@ -49,6 +49,7 @@ def DistributedGradientTape(
     dense_below: int = DENSE_BELOW,
     seed: int = 0,
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
+    nonfinite: str = "warn",
     transport: GraphTransport | None = None,
 ) -> Any:
     """Wrap a tape so that `gradient` averages over Horovod's processes, compressed.
@@ -70,6 +71,8 @@ def DistributedGradientTape(
         seed: of the compressors' random numbers, the same on all workers.
         rules: exceptions: tuples (pattern, compression), or `hvd_compress.tensorflow.Rule` objects; the first that
             matches a variable's name and size decides, whatever `dense_below` says.
+        nonfinite: what comes of gradients that are not finite, on any worker: "warn" (all workers warn once, and the
+            means are not finite) or "error" (all raise NonFiniteGradients).
         transport: who carries the collectives instead of Horovod: any
             `hvd_compress.transports.horovod_tensorflow.GraphTransport`.
 
@@ -78,7 +81,7 @@ def DistributedGradientTape(
         TypeError: if `compression` is none, or `rules` holds anything but rules.
     """
     settings = reduction_settings(
-        compression, op, gradient_predivide_factor, sparse_as_dense, bucket_bytes, dense_below, seed, rules
+        compression, op, gradient_predivide_factor, sparse_as_dense, bucket_bytes, dense_below, seed, rules, nonfinite
     )
     check_one_given(transport, process_set, hvd)
     where = (process_set, transport)

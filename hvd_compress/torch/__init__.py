@@ -14,6 +14,7 @@ require_horovod("torch")
 from hvd_compress.compressors import Exponential, Linear
 from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.nonfinite import NonFiniteGradients
 from hvd_compress.reduction.stalls import WorkersStalled
 from hvd_compress.torch import elastic, join  # noqa: F401  # in place as soon as they are imported
 from hvd_compress.torch.adam import CompressedAdam
@@ -30,6 +31,7 @@ __all__ = [
     "DistributedOptimizer",
     "Exponential",
     "Linear",
+    "NonFiniteGradients",
     "Rule",
     "WorkerFailed",
     "WorkersDisagree",

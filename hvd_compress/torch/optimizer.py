@@ -45,6 +45,7 @@ class _Methods:
             WorkersDisagree: in the first step, if the workers differ in version, settings or model.
             WorkerFailed: if another worker failed; its own error is in the message.
             RuntimeError: if gradients were changed after the backward pass.
+            NonFiniteGradients: if one is not finite, with ``nonfinite="error"``.
         """
         self._synchronize()
         self._synchronized = True
@@ -213,10 +214,10 @@ class _Methods:
         Keys: ``steps``; ``bytes_sent`` and ``bytes_received`` (the buffers handed to and got from the collectives);
         ``dense_bytes`` (what fp32 gradients would have been); ``ratio`` (dense_bytes / bytes_sent);
         ``compression_seconds`` and ``communication_seconds`` (in compressors, and in waiting for collectives);
-        ``residual_norm`` (Euclidean, of all residuals); ``workers_lost`` (those who left an elastic job, with what they
-        had not sent); ``collectives`` (calls and bytes of each kind: "agreement" is
-        the comparison of settings in the first step and after `set_compression`, "roll_call" what workers tell each
-        other in each step). All zero with a single worker, who sends nothing.
+        ``residual_norm`` (Euclidean, of all residuals); ``nonfinite_steps`` (whose means were not finite);
+        ``workers_lost`` (those who left an elastic job, with what they had not sent); ``collectives`` (calls and bytes
+        of each kind: "agreement" is the comparison of settings in the first step and after `set_compression`,
+        "roll_call" what workers tell each other in each step). All zero with a single worker, who sends nothing.
         """
         return self._reducer.stats() if self._reducer is not None else nothing_sent()
 
@@ -236,6 +237,7 @@ def DistributedOptimizer(
     dense_below: int = DENSE_BELOW,
     seed: int = 0,
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
+    nonfinite: str = "warn",
     grad_scaler: torch.amp.GradScaler | None = None,
     transport: Transport | None = None,
 ) -> Any:
@@ -263,6 +265,8 @@ def DistributedOptimizer(
         rules: exceptions: tuples (pattern, compression) such as ``("embed.*", "topk(ratio=0.001)")``, or
             `hvd_compress.torch.Rule` objects, which know sizes as well. The first that matches a parameter's name and
             size decides, whatever `dense_below` says.
+        nonfinite: what comes of gradients that are not finite, on any worker: "warn" (all workers warn once, and the
+            means are not finite) or "error" (all raise NonFiniteGradients).
         grad_scaler: the one that scales the loss: compressors then keep what they have not sent without its scale,
             which changes.
         transport: who carries the collectives instead of Horovod: any `hvd_compress.transports.Transport` of tensors,
@@ -288,6 +292,7 @@ def DistributedOptimizer(
         bucket_bytes=bucket_bytes,
         dense_below=dense_below,
         seed=seed,
+        nonfinite=nonfinite,
         backward_passes_per_step=backward_passes_per_step,
         groups=_number_groups(parameters, groups),
     )

@@ -382,6 +382,7 @@ class GradientReducer(TensorReducer):
             WorkersDisagree: in the first step, if the workers differ in version, settings or model.
             WorkerFailed: if another worker failed; its own error is in the message.
             RuntimeError: if gradients were changed since they were computed.
+            NonFiniteGradients: if one is not finite, and the user has asked for an error.
         """
         try:
             self._check_gradients()
@@ -397,8 +398,11 @@ class GradientReducer(TensorReducer):
         except Exception as error:
             self.fail(error)
             raise
-        self._give(dict(zip(self.all, self.finish(nobodys=nobodys, finite=finite), strict=True)), nobodys)
-        self._reset()
+        try:
+            means = self.finish(nobodys=nobodys, finite=finite)
+        finally:
+            self._reset()
+        self._give(dict(zip(self.all, means, strict=True)), nobodys)
 
     def _exchange_all(self) -> tuple[list[str], bool]:
         """Finish all exchanges; return the names of the gradients that no worker has, and whether means are finite."""
@@ -424,6 +428,11 @@ class GradientReducer(TensorReducer):
             for exchange in self.all:
                 exchange.rollback()
             self._empty_buckets()
+
+    def not_finite(self, exchange: TensorExchange) -> bool:
+        gradients = [self.parameters[place.name].grad for place in exchange.layout.parameters]
+        values = [g.coalesce().values() if g.is_sparse else g for g in gradients if g is not None]
+        return not all(self.ops.all_finite(value.reshape(-1)) for value in values)
 
     def _launch_all(self) -> None:
         for exchange in self.exchanges:

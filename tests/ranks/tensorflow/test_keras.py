@@ -111,6 +111,26 @@ def test_the_scale_of_the_loss_changes_nothing(spec):
     assert np.array_equal(changed, expected)
 
 
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.05)", "powersgd"])
+def test_a_gradient_that_is_not_finite_is_said_or_an_error(spec):
+    def bad(nonfinite):
+        model = small_cnn()
+        optimizer = DistributedOptimizer(sgd(spec), compression=spec, nonfinite=nonfinite)
+        optimizer.build(model.trainable_variables)
+        gradients = [tf.ones(variable.shape) for variable in model.trainable_variables]
+        if hvd.rank() == 1:
+            gradients[0] *= np.inf
+        return optimizer, gradients
+
+    optimizer, gradients = bad("warn")
+    with pytest.warns(RuntimeWarning, match="step 1: the gradients of .*kernel.* are not finite; rank: "):
+        optimizer.apply(gradients)
+    assert optimizer.compression_stats()["nonfinite_steps"] == 1
+    optimizer, gradients = bad("error")
+    with pytest.raises(tf.errors.OpError, match="NonFiniteGradients: step 1"):
+        optimizer.apply(gradients)
+
+
 def test_what_is_saved_is_the_plain_optimizer(tmp_path):
     model = small_cnn()
     fit(model, DistributedOptimizer(sgd(), compression="topk(ratio=0.05)"))

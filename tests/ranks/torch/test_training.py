@@ -2,6 +2,7 @@
 
 import gc
 import time
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -199,6 +200,41 @@ def test_the_scale_of_the_loss_changes_nothing(spec):
     assert scale == 4 * 16**3
     assert torch.equal(weights, expected)
     assert norm == expected_norm
+
+
+def with_a_bad_gradient(spec, nonfinite):
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(
+        sgd(model, spec), model.named_parameters(), compression=spec, nonfinite=nonfinite, dense_below=0
+    )
+    train(model, optimizer, 2)
+    if hvd.rank() == 1:
+        model[3].weight.register_hook(lambda gradient: gradient * float("inf"))
+    return model, optimizer
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_gradient_that_is_not_finite_is_said_once_on_all_ranks(spec):
+    model, optimizer = with_a_bad_gradient(spec, "warn")
+    before = optimizer.compression_stats()["residual_norm"]
+    with pytest.warns(RuntimeWarning, match=r"step 3: the gradients of .*3\.weight.* are not finite; rank: 1\. So"):
+        train(model, optimizer, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, 1)
+    stats = optimizer.compression_stats()
+    assert stats["nonfinite_steps"] == 2
+    assert stats["residual_norm"] == before
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_gradient_that_is_not_finite_is_an_error_if_asked_for(spec):
+    model, optimizer = with_a_bad_gradient(spec, "error")
+    weights = flat(model)
+    for step in (3, 4):
+        with pytest.raises(hvdc.NonFiniteGradients, match=rf"step {step}: .*3\.weight.*; rank: 1\."):
+            train(model, optimizer, 1)
+    assert torch.equal(flat(model), weights)
 
 
 def test_grad_scaler_skips_the_step_of_non_finite_gradients():
