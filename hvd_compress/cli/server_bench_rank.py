@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +30,7 @@ from hvd_compress.parameter_server.runtime.messages import HEADER, Bytes
 from hvd_compress.parameter_server.runtime.roles import Roles, Shard
 from hvd_compress.parameter_server.runtime.schedules import BoundedDelay, Ticket
 from hvd_compress.parameter_server.runtime.settings import JobSettings
+from hvd_compress.transports.mpi import abort_on_error
 
 SETTINGS: dict[str, Any] = {"step": 1e-3, "batch": 1}
 REGULARIZER = Regularizer(l2=1e-4)
@@ -256,9 +256,5 @@ def main(given: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with abort_on_error():
         main(json.loads(sys.argv[1]))
-    except Exception:  # without the abort the other ranks would wait for this one
-        traceback.print_exc()
-        sys.stderr.flush()
-        MPI.COMM_WORLD.Abort(1)

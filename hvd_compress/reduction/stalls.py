@@ -1,10 +1,10 @@
-"""Which ranks wait for which: said after a while, and if asked for an error after another.
+"""Which ranks wait for which: said after a while, and if asked for an error after another. And who has failed.
 
-Each process answers, on a port of its own, in which step its reducers are. A worker who has waited for long asks all
-others. The environment sets the times: HVD_COMPRESS_STALL_SECONDS (60; 0 never says anything), and
-HVD_COMPRESS_STALL_ERROR_SECONDS (0: never), after which a step ends with `WorkersStalled`. A worker who is blocked in a
-collective (of a TensorFlow graph, of MPI, or of the agreement) cannot raise it: the process ends with exit code 1, and
-the launcher ends the others.
+Each process answers, on a port of its own, in which step its reducers are, and is told there of others' errors. A
+worker who has waited for long asks all others. The environment sets the times: HVD_COMPRESS_STALL_SECONDS (60; 0 never
+says anything), and HVD_COMPRESS_STALL_ERROR_SECONDS (0: never), after which a step ends with `WorkersStalled`. A worker
+who is blocked in a collective (of a TensorFlow graph, of MPI, or of the agreement) cannot raise it: the process ends
+with exit code 1, and the launcher ends the others.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from weakref import WeakSet
 
@@ -29,6 +30,7 @@ from hvd_compress.transports import WorkerFailed
 logger = logging.getLogger("hvd_compress")
 
 ANSWER_SECONDS = 5.0  # that a worker is given to answer
+LONGEST_TEXT = 1 << 16  # bytes of what is told
 LOOK_EVERY = 0.5  # seconds
 RAISE_SECONDS = 2.0  # that a waiting worker is given to raise the error
 Address = tuple[str, int, str]
@@ -113,6 +115,17 @@ class Progress:
             sys.stdout.flush()
             os._exit(1)
 
+    def tell(self, error: BaseException) -> bool:
+        """Tell all others, who log it, that this worker has failed; return whether all know.
+
+        Those who wait in other collectives than a reducer's would never learn why they wait.
+        """
+        text = f"rank {self.rank} failed in step {self.step + 1} with {type(error).__name__}: {error}"
+        others = [address for rank, address in enumerate(self.addresses) if rank != self.rank]
+        with ThreadPoolExecutor(max(1, len(others))) as pool:
+            answers = list(pool.map(functools.partial(_ask, text=text), others))
+        return bool(others) and all(answer is not None for answer in answers)
+
     def _situation(self, waited: float) -> str:
         others = [
             f"rank {rank} {_told_by(address, self.name)}"
@@ -128,21 +141,30 @@ class Progress:
 
 def _told_by(address: Address, name: str) -> str:
     """Ask a worker where it is; return its answer in words."""
-    host, port, word = address
-    try:
-        where = "127.0.0.1" if host == socket.gethostname() else host
-        with socket.create_connection((where, port), ANSWER_SECONDS) as connection:
-            connection.settimeout(ANSWER_SECONDS)
-            connection.sendall(word.encode())
-            text = b"".join(iter(functools.partial(connection.recv, 4096), b""))
-        told = json.loads(text).get(name)
-    except (OSError, ValueError):
+    answer = _ask(address)
+    if answer is None:
         return "does not answer"
+    told = answer.get(name)
     if told is None:
         return "has given up this optimizer"
     if told["waits"] is not None:
         return f"waits as well, in step {told['step'] + 1}"
     return f"has ended step {told['step']}, {told['idle']:.0f} s ago, and has not come to its next"
+
+
+def _ask(address: Address, text: str = "") -> dict[str, Any] | None:
+    """Tell a worker a text, if there is one; return where all its reducers are, or None if it does not answer."""
+    host, port, word = address
+    try:
+        where = "127.0.0.1" if host == socket.gethostname() else host
+        with socket.create_connection((where, port), ANSWER_SECONDS) as connection:
+            connection.settimeout(ANSWER_SECONDS)
+            connection.sendall(word.encode() + text.encode()[:LONGEST_TEXT])
+            connection.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(functools.partial(connection.recv, 4096), b""))
+        return dict(json.loads(answer))
+    except (OSError, ValueError):
+        return None
 
 
 class _Answer(socketserver.StreamRequestHandler):
@@ -151,6 +173,8 @@ class _Answer(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         office = self.server.office  # type: ignore[attr-defined]
         if hmac.compare_digest(self.rfile.read(len(office.word)), office.word.encode()):
+            if text := self.rfile.read(LONGEST_TEXT).decode(errors="replace"):
+                logger.error("%s", text)
             self.wfile.write(json.dumps({p.name: p.describe() for p in list(office.watched)}).encode())
 
 

@@ -194,7 +194,7 @@ class BoundCompression(TensorReducer):
         own = [exchange.next_name for exchange in self._own if not exchange.finished]
         # Horovod carries a tensor under each parameter's name, if only an empty one: in this step, or in the next.
         horovods = [name for name in self._exchanges if name not in self._under_way]
-        self.transport.fail(error, [*own, *horovods])
+        self.transport.fail(error, [*own, *horovods], told=self._told_of(error))
 
     def saved(self) -> Saved:
         self._end_step()

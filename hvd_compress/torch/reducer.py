@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from horovod.common.exceptions import HorovodInternalError
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -155,7 +156,13 @@ class TensorReducer(Reducer[TensorExchange]):
         unfinished = [exchange for exchange in self.all if not exchange.finished]
         names = [exchange.next_name for exchange in unfinished or self.all]
         # Where all exchanges are done, or not begun, the others may wait for what else there is in a step.
-        self.transport.fail(error, [*names, f"{self.prefix}.roll_call", f"{self.prefix}.state"])
+        names += [f"{self.prefix}.roll_call", f"{self.prefix}.state"]
+        self.transport.fail(error, names, told=self._told_of(error))
+
+    def _told_of(self, error: Exception) -> bool:
+        """Tell the other workers of an error of this one, whatever they wait for; return whether all know."""
+        known = isinstance(error, WorkerFailed | HorovodInternalError)
+        return not known and self.transport.workers > 1 and self.progress.tell(error)
 
 
 class GradientReducer(TensorReducer):

@@ -107,12 +107,13 @@ class Transport(Peers, Protocol):
             WorkerFailed: if another worker called `fail`.
         """
 
-    def fail(self, error: BaseException, names: Sequence[str]) -> None:
+    def fail(self, error: BaseException, names: Sequence[str], told: bool = False) -> None:
         """Let the other workers' collectives raise `WorkerFailed` with this worker's error.
 
         Args:
             error: why this worker cannot go on.
             names: the collectives that the others wait for, or will start next.
+            told: whether all others know of the error already, so that this worker need not wait long to tell them.
         """
 
 

@@ -19,6 +19,11 @@ from hvd_compress.transports.horovod import MISFIT, REFUSED, initialized
 
 _OPS = {"sum": hvd.Sum, "mean": hvd.Average, "max": hvd.Max}
 EXPLAIN_SECONDS = 30.0  # that a worker waits for the others' errors
+TOLD_SECONDS = 5.0  # if all others know of its own
+
+
+class _Failed(WorkerFailed, HorovodInternalError):
+    """What makes an elastic job go on without the worker that failed."""
 
 
 class Handle(NamedTuple):
@@ -82,10 +87,10 @@ class HorovodTransport:
             # any other error Horovod shuts down, and what is started then may wait for ever.
             explanation = self._explain(None) if REFUSED in str(error) else ""
             if explanation:
-                raise WorkerFailed(explanation) from None
+                raise _Failed(explanation) from None
             raise error
 
-    def fail(self, error: BaseException, names: Sequence[str]) -> None:
+    def fail(self, error: BaseException, names: Sequence[str], told: bool = False) -> None:
         """Make the other workers' collectives of these names fail, and tell them why.
 
         Horovod keeps sums and gathers of one name apart, so `MISFIT` is submitted as both; the unmatched submission
@@ -97,7 +102,7 @@ class HorovodTransport:
             for kind in ("allreduce", "allgather"):
                 with suppress(ValueError):  # it is pending since an earlier failure
                     self._submit_misfit(name, kind)
-        self._explain(error)
+        self._explain(error, TOLD_SECONDS if told else EXPLAIN_SECONDS)
 
     def all_have_left(self, first: Sequence[tuple[str, str]]) -> bool:
         for name, kind in first[:1]:  # a worker that follows the plan starts all of them sooner or later
@@ -124,13 +129,13 @@ class HorovodTransport:
         self.traffic.collectives["agreement"]["received"] += gathered.nbytes
         return unpacked_objects(gathered, self.workers)
 
-    def _explain(self, error: BaseException | None) -> str:
+    def _explain(self, error: BaseException | None, seconds: float = EXPLAIN_SECONDS) -> str:
         """Exchange the workers' errors; return them as text, or nothing if that takes too long."""
         if not self.explains:
             return ""
         text = f"{type(error).__name__}: {error}" if error is not None else None
         handle = self._begin_gather(text, f"{self.name}.failure")
-        deadline = time.monotonic() + EXPLAIN_SECONDS
+        deadline = time.monotonic() + seconds
         while not hvd.poll(handle):
             if time.monotonic() > deadline:
                 return ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
+import traceback
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +82,20 @@ def _duplicates_of(comm: MPI.Comm) -> _Duplicates:
     return duplicates
 
 
+@contextmanager
+def abort_on_error(comm: MPI.Comm = MPI.COMM_WORLD) -> Iterator[None]:
+    """End all ranks of a job, with exit code 1, if this one leaves the block with an exception, which is printed."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            raise
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        comm.Abort(1)
+
+
 class Handle(NamedTuple):
     """A collective under way."""
 
@@ -90,6 +107,10 @@ class Handle(NamedTuple):
 
 class MPITransport:
     """Collectives over a duplicate of an MPI communicator, which all its ranks make together.
+
+    MPI ends nothing by itself when a rank raises an exception: within an exchange the others are told, but outside of
+    it they wait for ever. Start such programs with ``mpirun -np 2 python -m mpi4py program.py``, which ends all ranks
+    then, or put the training inside of `abort_on_error`.
 
     MPI matches collectives by their order: all workers must start the same ones in the same order, and each starts
     with an agreement of eight bytes, the length of what is to come or the sign that a worker has failed.
@@ -175,7 +196,7 @@ class MPITransport:
         self._agree(np.uint64(0))
         return self.comm.allgather(item)
 
-    def fail(self, error: BaseException, names: Sequence[str]) -> None:
+    def fail(self, error: BaseException, names: Sequence[str], told: bool = False) -> None:
         """Let the other workers' next collective raise `WorkerFailed`."""
         if isinstance(error, WorkerFailed):
             return
