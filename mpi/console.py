@@ -69,7 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch: int, l2: float) -> 
         help="where P* is kept; computed by a long run if it is missing (if none: in the user's cache)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds until a silent worker is dropped")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        help="seconds, at least 1, until a silent worker is dropped, or a silent server ends the job",
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder for checkpoints (if none: none)")
     parser.add_argument(
         "--every",
@@ -99,7 +104,15 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
             silent.enter_context(contextlib.redirect_stdout(nowhere))
             silent.enter_context(contextlib.redirect_stderr(nowhere))
         args = parser.parse_args()
-    for name, least in (("hidden", 1), ("servers", 1), ("batch", 1), ("max_epochs", 0), ("every", 1), ("seed", 0)):
+    for name, least in (
+        ("hidden", 1),
+        ("servers", 1),
+        ("batch", 1),
+        ("max_epochs", 0),
+        ("every", 1),
+        ("seed", 0),
+        ("timeout", 1),
+    ):
         if getattr(args, name) < least:
             refuse(parser, f"--{name.replace('_', '-')} must be at least {least}; got {getattr(args, name)}")
     for name in ("l1", "l2", "timeout", "slow"):

@@ -27,6 +27,8 @@ Bytes = NDArray[np.uint8]
 
 OPS = NumpyOps()
 LEAST = float(np.finfo(np.float32).tiny)  # smaller magnitudes count as zero
+DENSEST = 8  # most bytes of a coordinate in any payload: four of its value and four of a scale or an index of its own
+SHORT = 1 << 10  # bytes of what is in a payload whatever its vector's length
 
 
 class Malformed(ValueError):
@@ -355,6 +357,11 @@ class Changes:
             raise Malformed(str(error)) from error
         x[indices] = values
         return indices
+
+
+def vector_bytes(size: int) -> int:
+    """Return the most bytes that a payload of a vector of so many coordinates has, whoever encodes it."""
+    return DENSEST * size + SHORT
 
 
 def affine(x: Vector, a: float, y: Vector, b: float, out: Vector | None = None) -> Vector:

@@ -103,6 +103,10 @@ class ServerPart(Protocol):
         """
         ...
 
+    def answer_bytes(self) -> int:
+        """Return the most bytes of an answer now, if they can be more than `codecs.vector_bytes` of the shard."""
+        return 0
+
     def ask(self, answers: Sequence[Any]) -> Bytes | None:
         """Return what else those who answered are asked for before there is a step; None for nothing."""
         return None

@@ -6,8 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_compress import Layout, methods, parse
-from hvd_compress.parameter_server.codecs import Codec, DifferenceModel, FloatModel, Floats, GridModel
+from hvd_compress.parameter_server.codecs import (
+    Changes,
+    Codec,
+    DifferenceModel,
+    FloatModel,
+    Floats,
+    GridModel,
+    one_payload,
+    vector_bytes,
+)
 from hvd_compress.parameter_server.runtime.messages import Malformed
+from hvd_compress.parameter_server.runtime.roles import shards
 
 D = 300
 LAYOUT = Layout.of([("weights", (29, 10)), ("bias", (10,))])
@@ -126,3 +136,30 @@ def test_hostile_models_are_refused_or_finite(model, payload):
     except Malformed:
         return
     assert np.isfinite(x).all()
+
+
+LONGEST = [
+    "topk(ratio=1)",
+    "qsgd(block=1)",
+    "low_precision(bits=12)",
+    "topk(ratio=1, values=qsgd(block=1))",
+    "wangni(ratio=1)",
+    "randomk(ratio=1)",
+]
+
+
+@pytest.mark.parametrize("size", [1, 7, D])
+def test_no_payload_is_longer_than_a_vector_may_be(size):
+    v, layout = vector(size=size), Layout.of([(f"p{i}", (1,)) for i in range(size)])
+    for spec in [*sorted(set(methods()) - {"powersgd", "sketched_sgd", "fetchsgd"}), *LONGEST]:
+        codec = Codec(one_payload(parse(spec)).bare, layout)
+        assert codec.encode(v).nbytes <= vector_bytes(size), spec
+    for indices in (np.arange(size), np.arange(size - 1)):
+        assert Changes(size).encode(v, indices).nbytes <= vector_bytes(size)
+    assert GridModel(layout, 0.1, ()).encode(v, 0 * v).nbytes <= vector_bytes(size)
+
+
+def test_a_shard_that_fits_no_message_is_refused():
+    with pytest.raises(ValueError, match="servers must be at least 2 for a model of 600000000 coordinates; got 1"):
+        shards(Layout.flat(600_000_000), 1)
+    assert len(shards(Layout.flat(600_000_000), 2)) == 2

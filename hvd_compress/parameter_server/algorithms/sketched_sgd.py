@@ -106,17 +106,19 @@ class ServerSketch(ServerPart):
         return self.changes.encode(self.x, self._applied if known < step else self._applied[:0])
 
     def decode(self, worker: int, payload: Bytes) -> Array:
-        now = self._now
-        split, dtype = now.split(self.x.size), np.int32 if now.invertible else np.float32
-        count = split.rows * split.columns
-        if self._chosen is not None:
-            count, dtype = self._chosen.size, np.float32
-        if payload.nbytes != 4 * count:
-            raise Malformed(f"{now.name}: {payload.nbytes} bytes came in; expected {4 * count}")
+        now, expected = self._now, self.answer_bytes()
+        if payload.nbytes != expected:
+            raise Malformed(f"{now.name}: {payload.nbytes} bytes came in; expected {expected}")
+        dtype = np.int32 if now.invertible and self._chosen is None else np.float32
         numbers = payload.view(dtype)
         if dtype == np.float32 and not np.isfinite(numbers).all():
             raise Malformed(f"{now.name}: numbers that are not finite came in")
         return numbers
+
+    def answer_bytes(self) -> int:
+        """Return the bytes of the sketch or of the candidates' values, whichever is awaited."""
+        split = self._now.split(self.x.size)
+        return 4 * (split.rows * split.columns if self._chosen is None else self._chosen.size)
 
     def ask(self, answers: Sequence[Array]) -> Bytes | None:
         """Return the candidates, which are read from the sum of the answers if these are sketches."""

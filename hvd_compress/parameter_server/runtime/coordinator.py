@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hvd_compress.parameter_server.codecs import Vector
-from hvd_compress.parameter_server.runtime.messages import Kind, Message
+from hvd_compress.parameter_server.runtime.messages import Kind, Malformed, Message
 from hvd_compress.parameter_server.runtime.roles import Roles
-from hvd_compress.parameter_server.runtime.rounds import TICK, JobFailed, Report, Round
+from hvd_compress.parameter_server.runtime.rounds import Report, Round
 from hvd_compress.parameter_server.runtime.server import Coordination, Server
+from hvd_compress.parameter_server.runtime.watch import ADVICE, JobFailed
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Coordinator(Coordination):
         epochs: most epochs.
         finished: told of each epoch, it returns whether the job is done.
         log: shows the user a line.
-        kill: ends the process of a silent worker, if it can.
+        kill: ends the process of a silent rank, if it can.
         progress: told of the steps done in an epoch, and of all of them.
         before: the epoch from which a resumed job goes on.
     """
@@ -82,18 +83,22 @@ class Coordinator(Coordination):
         self._reports: dict[int, Report] = {}  # of the epoch, by server
         self._ended: set[int] = set()  # workers that know that the epoch has no more steps
         self._shards: dict[int, Vector] = {}  # of the last snapshot, by server
-        self._began = self._looked = time.monotonic()
+        self._began = time.monotonic()
         self._seconds = 0.0
 
     def begin(self, server: Server) -> None:
         self._announce(server, self._before.epoch)
 
     def hear(self, server: Server, message: Message) -> None:
-        """Take another server's report."""
+        """Take another server's report, or its last word."""
         if message.kind == Kind.REPORT and message.round == server.round:
-            self._reports[message.source] = Report(*message.json())
+            self._reports[message.source] = Report.decode(message.json())
             if server.gradient_complete:
                 self.gradient_complete(server)
+        elif message.kind == Kind.FAILED:
+            raise JobFailed(f"server {message.source} has ended{ADVICE}")
+        elif message.kind != Kind.REPORT:
+            raise Malformed(f"a message of kind {message.kind.name} came in out of turn")
 
     def gradient_complete(self, server: Server) -> None:
         """If all servers have all parts, tell of the epoch, and let the steps begin or stop the job."""
@@ -134,16 +139,10 @@ class Coordinator(Coordination):
             self._announce(server, server.epoch)
 
     def tick(self, server: Server) -> None:
-        """Drop workers from which something is due and which have been silent for too long."""
-        now = time.monotonic()
-        if now - self._looked < TICK:
-            return
-        self._looked = now
-        for worker in sorted(server.owing()):
-            silent = now - server.heard[worker]
-            if silent > server.timeout:
-                self._kill(worker)
-                server.drop(worker, f"was silent for {silent:.0f} s")
+        """Drop workers that have been silent for too long."""
+        for worker, seconds in server.endpoint.silent(server.workers).items():
+            self._kill(worker)
+            server.drop(worker, f"was silent for {seconds:.0f} s")
 
     def leave(self, server: Server) -> None:
         """Collect the shards, and the workers' farewells.
@@ -152,17 +151,21 @@ class Coordinator(Coordination):
             JobFailed: if a server is gone.
         """
 
-        def last(message: Message) -> bool:
-            if self._roles.is_server(message.source) and message.kind == Kind.SNAPSHOT:
-                self._shards[message.source] = message.payload.view(np.float32)
-                server.endpoint.send(message.source, Kind.BYE, server.round)
-            elif message.kind == Kind.BYE:
+        def last(message: Message | None) -> bool:
+            if message is not None and self._roles.is_server(message.source):
+                if message.kind == Kind.SNAPSHOT:
+                    self._shards[message.source] = message.payload.view(np.float32)
+                    server.endpoint.send(message.source, Kind.BYE, server.round)
+            elif message is not None and message.kind == Kind.BYE:
                 server.workers.discard(message.source)
             servers = set(self._roles.server_ranks) - server.endpoint.dead
             return self._shards.keys() >= servers and not server.workers - server.endpoint.dead
 
         server.listen_until(last)
         missing = [rank for rank in self._roles.server_ranks if rank not in self._shards]
+        for rank in sorted({*missing, *server.workers} - server.endpoint.dead):
+            self._kill(rank)
+            self.say(f"{'server' if self._roles.is_server(rank) else 'worker'} {rank} was silent when the job ended")
         if missing:
             raise JobFailed(f"server {missing[0]} is gone, with its part of the model")
         self.model = np.concatenate([self._shards[rank] for rank in self._roles.server_ranks])
@@ -175,7 +178,6 @@ class Coordinator(Coordination):
         announced = Round(server.round + 1, epoch, sorted(server.workers))
         self._ended.clear()
         self._reports.clear()
-        server.heard = dict.fromkeys(server.workers, time.monotonic())
         server.begin(announced)
         for rank in [*self._roles.server_ranks[1:], *sorted(server.workers)]:
             server.endpoint.send_json(rank, Kind.START, server.round, announced._asdict())

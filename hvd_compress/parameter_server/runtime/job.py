@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -17,14 +18,16 @@ from hvd_compress.ops.layout import Layout
 from hvd_compress.parameter_server.codecs import Vector
 from hvd_compress.parameter_server.objectives import Objective
 from hvd_compress.parameter_server.protocols import Algorithm, JobPlan
+from hvd_compress.parameter_server.runtime.bounds import Bounds
 from hvd_compress.parameter_server.runtime.coordinator import Coordinator, Epoch
-from hvd_compress.parameter_server.runtime.messages import Endpoint, survives
+from hvd_compress.parameter_server.runtime.messages import Endpoint, Kind, survives
 from hvd_compress.parameter_server.runtime.roles import shards
-from hvd_compress.parameter_server.runtime.rounds import JobFailed
+from hvd_compress.parameter_server.runtime.rounds import TICK
 from hvd_compress.parameter_server.runtime.saving import Resumed, Saving
 from hvd_compress.parameter_server.runtime.server import Coordination, RemoteCoordinator, Server
 from hvd_compress.parameter_server.runtime.settings import JobSettings
 from hvd_compress.parameter_server.runtime.start import agree
+from hvd_compress.parameter_server.runtime.watch import JobFailed, Stalled, Told
 from hvd_compress.parameter_server.runtime.worker import Dropped, Worker
 
 
@@ -69,10 +72,10 @@ def run(
 ) -> Result | None:
     """Run a job on all ranks of a communicator; return its result on rank 0, None on others.
 
-    Bad settings or data end the process with exit status 2 and a message, as argparse does; a lost server or all
-    workers lost with 1; Ctrl-C with 130. Where there is a checkpoint folder, the last epoch that was shown can be
-    resumed, however the job ends. A rank in which something unexpected is raised shows it and kills itself, so that
-    the others go on or end as when any rank dies.
+    Bad settings or data end the process with exit status 2 and a message, as argparse does; a server or all workers
+    that are lost, silent or send nonsense with 1; Ctrl-C with 130. Where there is a checkpoint folder, the last epoch
+    that was shown can be resumed, however the job ends. A rank in which something unexpected is raised shows it and
+    kills itself, so that the others go on or end as when any rank dies.
 
     Args:
         algorithm: what to run.
@@ -89,7 +92,8 @@ def run(
         text = f"another rank is gone ({error})" if isinstance(error, MPI.Exception) else str(error)
         if comm.Get_rank():  # the coordinator speaks first, if it is there
             time.sleep(1)
-        print(text, file=sys.stderr, flush=True)
+        if not isinstance(error, Told):
+            print(text, file=sys.stderr, flush=True)
         leave(1)
     except Exception:  # a bug: the others must not wait for this rank, but see it die
         traceback.print_exc()
@@ -139,9 +143,26 @@ class _Job:
             self.resumed = self.saving.resume(owned, console.say)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
-        self.endpoint = Endpoint(comm)
+        self.endpoint = Endpoint(comm, settings.timeout)
 
     def run(self) -> Result | None:
+        try:
+            return self._run()
+        except Told:
+            raise
+        except JobFailed as error:
+            self._say_last(str(error))
+            if isinstance(error, Stalled):
+                self._kill(error.rank)
+            raise
+
+    def _say_last(self, text: str) -> None:
+        """Let others know that this rank cannot go on: not every MPI tells them of a process that ends by itself."""
+        for rank in [0] if self.rank else range(1, self.roles.size):
+            self.endpoint.send_text(rank, Kind.FAILED, 0, text)
+        self.endpoint.flush(TICK)
+
+    def _run(self) -> Result | None:
         if not self.roles.is_server(self.rank):
             self._work()
             return None
@@ -155,6 +176,7 @@ class _Job:
         part = self.algorithm.worker_part(self.plan, self.shards, self.rank)
         if self.resumed.state is not None:
             part.load(self.resumed.state)
+        self.endpoint.most = Bounds(self.roles, self.rank, self.shards, 0)
         worker = Worker(
             self.endpoint,
             self.roles,
@@ -171,20 +193,23 @@ class _Job:
             worker.run()
         except Dropped as error:
             print(f"rank {self.rank}: {error}", file=sys.stderr, flush=True)
+            self._say_last(str(error))
 
     def _serve(self, coordination: Coordination) -> None:
         plan, shard = self.plan, self.shards[self.rank]
         part = self.algorithm.server_part(plan, shard, self.start[shard.slice].copy(), self.rank)
         if self.resumed.state is not None:
             part.load(self.resumed.state)
+        new_schedule = self.algorithm.schedule(plan)
+        steps = new_schedule().steps
+        self.endpoint.most = Bounds(self.roles, self.rank, self.shards, steps, part.answer_bytes)
         server = Server(
             self.endpoint,
             self.roles,
             part,
             plan.regularizer,
-            self.algorithm.schedule(plan),
+            new_schedule,
             plan.rows,
-            self.settings.timeout,
             self.saving.save,
             coordination,
         )
@@ -215,11 +240,12 @@ class _Job:
         self.console.epoch(epoch, optimum)
         return target is not None and epoch.objective - (optimum or 0.0) <= target
 
-    def _kill(self, worker: int) -> None:
-        """End a silent worker's process if it is on this machine: the launcher would wait for it at the job's end."""
-        node, process = self.processes[worker]
+    def _kill(self, rank: int) -> None:
+        """End a silent rank's process if it is on this machine: the launcher would wait for it at the job's end."""
+        node, process = self.processes[rank]
         if node == MPI.Get_processor_name():
-            os.kill(process, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # another rank was faster
+                os.kill(process, signal.SIGKILL)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """End this rank at once: the launcher may leave no time, and nothing is left to be saved."""

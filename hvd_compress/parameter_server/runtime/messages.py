@@ -1,4 +1,4 @@
-"""Messages between ranks over MPI: non-blocking, with every byte counted, and with dead ranks noticed."""
+"""Messages between ranks over MPI: non-blocking, with every byte counted, and with dead and silent ranks noticed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from hvd_compress.parameter_server.codecs import Bytes, Malformed
 
 HEADER = struct.Struct("<IIQ")  # round, number, and bytes of the payload
 SMALL = 1 << 12  # largest payload, in bytes, that is sent together with its header; a larger one follows it
-MOST = 1 << 36  # largest payload in bytes
+BEATS = 10  # ALIVE is sent so many times in a timeout
 BODY = 100  # the tag of a payload that follows its header; those of headers are kinds
 POLLS = 20  # polls without a pause, before a wait begins to sleep between them
 PAUSE = 5e-5  # seconds between polls
@@ -42,6 +42,8 @@ class Kind(enum.IntEnum):
     STOP = 11  # coordinator to all: the job is done
     BYE = 12  # worker to coordinator, coordinator to server: nothing more will come
     ASK = 13  # server to worker: it needs another PUSH for the same step
+    ALIVE = 14  # coordinator to all, all to coordinator: this rank runs; it is taken and counted nowhere
+    FAILED = 15  # coordinator to all: the job cannot go on; all to coordinator: this rank cannot; each has said why
 
 
 def survives() -> bool:
@@ -50,6 +52,18 @@ def survives() -> bool:
 
 
 KINDS = frozenset(Kind)
+
+
+class Refused(Malformed):
+    """A message is not one that its sender can have meant.
+
+    Attributes:
+        source: the rank that sent it.
+    """
+
+    def __init__(self, source: int, text: str) -> None:
+        super().__init__(text)
+        self.source = source
 
 
 class Message(NamedTuple):
@@ -62,25 +76,46 @@ class Message(NamedTuple):
     payload: Bytes
 
     def json(self) -> Any:
-        """Return what `Endpoint.send_json` sent."""
-        return json.loads(self.payload.tobytes())
+        """Return what `Endpoint.send_json` sent.
+
+        Raises:
+            Malformed: if it is no JSON.
+        """
+        try:
+            return json.loads(self.payload.tobytes())
+        except (RecursionError, ValueError) as error:
+            raise Malformed(f"a {self.kind.name} that is no JSON came in: {error}") from error
+
+    def text(self) -> str:
+        """Return what `Endpoint.send_text` sent."""
+        return self.payload.tobytes().decode(errors="replace")
 
 
 class Endpoint:
     """All messages of one rank, over a duplicate of an MPI communicator.
 
+    Whoever waits for a message says every now and then that he is there: the coordinator to all, the others to it.
+
     Attributes:
         rank, size: who this is, and of how many.
-        sent, received: bytes of messages to and from each rank, headers included.
+        timeout: seconds after which a rank that was not heard counts as silent.
+        most: tells how many bytes the payload of a rank's message of a kind can have at most, and raises Refused if
+            that rank sends no such message here. It must be set before the first message is received.
+        sent, received: bytes of messages to and from each rank, headers included, without those of kind ALIVE.
         dead: ranks that are known to be gone, where the MPI goes on without them.
     """
 
-    def __init__(self, comm: MPI.Comm = MPI.COMM_WORLD) -> None:
+    most: Callable[[int, Kind], int]
+
+    def __init__(self, comm: MPI.Comm, timeout: float) -> None:
         self.comm = comm.Dup()
         self.comm.Set_errhandler(MPI.ERRORS_RETURN)
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.sent, self.received = [0] * self.size, [0] * self.size
+        self.timeout = timeout
         self.dead: set[int] = set()
+        self._heard = [time.monotonic()] * self.size  # when something came from a rank for the last time
+        self._listened = self._beaten = time.monotonic()  # when `silent` and `_beat` were called for the last time
         self._sending: list[tuple[MPI.Request, Any]] = []
         self._arriving: dict[int, deque[tuple[MPI.Request | None, Message]]] = {}
         kernels = native.load()
@@ -105,7 +140,8 @@ class Endpoint:
         except MPI.Exception as error:
             self._find_dead(error)
             return
-        self.sent[to] += HEADER.size + payload.nbytes
+        if kind != Kind.ALIVE:
+            self.sent[to] += HEADER.size + payload.nbytes
         if len(self._sending) > 2 * self.size:
             self._reap()
 
@@ -113,13 +149,17 @@ class Endpoint:
         """Send an object as JSON."""
         self.send(to, kind, round, 0, np.frombuffer(json.dumps(item).encode(), np.uint8))
 
+    def send_text(self, to: int, kind: Kind, round: int, text: str) -> None:
+        """Send the beginning of a text."""
+        self.send(to, kind, round, 0, np.frombuffer(text.encode()[:SMALL], np.uint8))
+
     def receive(self) -> Message | None:
         """Return a message that has arrived, or None.
 
         A payload in flight blocks later messages of the same rank (first in, first out for each rank).
 
         Raises:
-            Malformed: if what came in is no message.
+            Refused: if what came in is no message, or larger than it can be; nothing is kept of it.
         """
         try:
             self._accept()
@@ -147,24 +187,38 @@ class Endpoint:
         probed = self.comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
         if probed is None:
             return
-        body = self._empty(status.Get_count(MPI.BYTE))
+        source, tag, count = status.Get_source(), status.Get_tag(), status.Get_count(MPI.BYTE)
+        self._heard[source] = time.monotonic()
+        if tag not in KINDS or not HEADER.size <= count <= HEADER.size + SMALL:
+            if count <= HEADER.size + SMALL:  # a larger one stays where it is, with its sender
+                probed.Recv([self._empty(count), MPI.BYTE])
+            raise Refused(source, f"rank {source} sent {count} bytes with tag {tag}, which are no message")
+        body = self._empty(count)
         probed.Recv([body, MPI.BYTE])
-        source, tag = status.Get_source(), status.Get_tag()
-        if body.nbytes < HEADER.size or tag not in KINDS:
-            raise Malformed(f"rank {source} sent {body.nbytes} bytes with tag {tag}, which are no message")
+        kind = Kind(tag)
+        if kind == Kind.ALIVE:
+            return
         round, number, length = HEADER.unpack(body[: HEADER.size].tobytes())
+        most = self.most(source, kind)
+        if length > most:
+            raise Refused(
+                source, f"rank {source} announced {length} bytes in a message of kind {kind.name}, of at most {most}"
+            )
         request, payload = None, body[HEADER.size :]
         if length > SMALL and not payload.nbytes:
-            if length > MOST:
-                raise Malformed(f"rank {source} announced a message of {length} bytes")
             payload = self._empty(length)
             request = self.comm.Irecv([payload, MPI.BYTE], source, BODY)
         elif length != payload.nbytes:
-            raise Malformed(f"rank {source} sent a message of {payload.nbytes} bytes and announced {length}")
-        self._arriving.setdefault(source, deque()).append((request, Message(source, Kind(tag), round, number, payload)))
+            raise Refused(source, f"rank {source} sent a message of {payload.nbytes} bytes and announced {length}")
+        self._arriving.setdefault(source, deque()).append((request, Message(source, kind, round, number, payload)))
 
     def wait(self, seconds: float) -> Message | None:
-        """Return the next message, or None after `seconds` or when a rank is found dead."""
+        """Return the next message, or None after `seconds` or when a rank is found dead.
+
+        Raises:
+            Refused: as `receive` does.
+        """
+        self._beat()
         until, polls, known = time.monotonic() + seconds, 0, len(self.dead)
         while True:
             message = self.receive()
@@ -174,6 +228,30 @@ class Endpoint:
             if polls > POLLS:
                 self._reap()
                 time.sleep(PAUSE)
+
+    def _beat(self) -> None:
+        """Say that this rank is there, if it is time."""
+        now = time.monotonic()
+        if now - self._beaten > self.timeout / BEATS:
+            self._beaten = now
+            for rank in [0] if self.rank else range(1, self.size):
+                self.send(rank, Kind.ALIVE, 0)
+
+    def silent(self, ranks: Iterable[int]) -> dict[int, float]:
+        """Return for how many seconds each of some ranks has been silent, if that is longer than the timeout.
+
+        To be called often: if the last call was long ago, this rank was busy or stopped itself and could hear nobody,
+        so that all ranks have the whole time again.
+        """
+        now = time.monotonic()
+        if now - self._listened > self.timeout / 2:
+            self._heard = [now] * self.size
+        self._listened = now
+        return {
+            rank: now - self._heard[rank]
+            for rank in sorted(ranks)
+            if rank not in self.dead and now - self._heard[rank] > self.timeout
+        }
 
     def flush(self, seconds: float) -> None:
         """Wait until all that was sent has gone, at most `seconds`."""

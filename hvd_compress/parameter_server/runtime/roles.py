@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from hvd_compress.ops.layout import Layout
 
+LARGEST = (1 << 31) // 4 - 1024  # coordinates of a shard: MPI counts the bytes of a message in 31 bits
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -59,8 +61,11 @@ def shards(layout: Layout, servers: int) -> list[Shard]:
     """Cut a model into equal shards, one a server.
 
     Raises:
-        ValueError: if there are more servers than coordinates.
+        ValueError: if there are more servers than coordinates, or so few that a shard would not fit a message.
     """
+    least = -(-layout.size // LARGEST)
+    if servers < least:
+        raise ValueError(f"servers must be at least {least} for a model of {layout.size} coordinates; got {servers}")
     if servers > layout.size:
         raise ValueError(f"servers must be at most the model's size, {layout.size}; got {servers}")
     ends = [layout.size * i // servers for i in range(servers + 1)]

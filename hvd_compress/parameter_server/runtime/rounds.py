@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hvd_compress.parameter_server.codecs import OPS, Bytes, Malformed, Vector
+from hvd_compress.parameter_server.runtime.roles import Roles
 
 TICK = 0.25  # seconds that a loop waits for a message before it sees to what else is due
-
-
-class JobFailed(RuntimeError):
-    """The job cannot go on; the message says why."""
 
 
 class Round(NamedTuple):
@@ -22,6 +19,21 @@ class Round(NamedTuple):
     round: int
     epoch: int
     workers: list[int]
+
+    @classmethod
+    def decode(cls, sent: Any, roles: Roles) -> Round:
+        """Return what was sent as JSON.
+
+        Raises:
+            Malformed: if it is no round of the job's workers.
+        """
+        try:
+            found = cls(**sent)
+            if found.round >= 0 and found.epoch >= 0 and set(found.workers) <= set(roles.worker_ranks):
+                return found
+        except TypeError:
+            pass
+        raise Malformed("a START that describes no round of the job's workers came in")
 
 
 class GradientPart(NamedTuple):
@@ -48,7 +60,8 @@ class GradientPart(NamedTuple):
         """Return what `encode` wrote, with a gradient of shape (size,); without one if the size is 0.
 
         Raises:
-            Malformed: if the payload is of another length, or the gradient is not finite.
+            Malformed: if the payload is of another length, the gradient is not finite, or more rows are right than
+                were tested.
         """
         expected = _HEAD.size + 4 * size
         if payload.nbytes != expected:
@@ -57,6 +70,8 @@ class GradientPart(NamedTuple):
         if gradient is not None and not OPS.all_finite(gradient):
             raise Malformed("a part of the gradient with values that are not finite came in")
         loss, right, tested = _HEAD.unpack(payload[: _HEAD.size].tobytes())
+        if not 0 <= right <= tested:
+            raise Malformed(f"a part of the gradient with {right} of {tested} rows right came in")
         return cls(loss, right, tested, gradient)
 
 
@@ -76,3 +91,19 @@ class Report(NamedTuple):
     down: int
     penalty: float
     delays: dict[str, int]
+
+    @classmethod
+    def decode(cls, sent: Any) -> Report:
+        """Return what was sent as JSON.
+
+        Raises:
+            Malformed: if it is no report.
+        """
+        try:
+            found = cls(*sent)
+            counts = [found.up, found.down, *found.delays.values(), *map(int, found.delays)]
+            if all(isinstance(count, int) and count >= 0 for count in counts):
+                return found._replace(penalty=float(found.penalty))
+        except (AttributeError, TypeError, ValueError):
+            pass
+        raise Malformed("a REPORT that is none came in")

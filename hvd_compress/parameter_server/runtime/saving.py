@@ -15,9 +15,9 @@ from hvd_compress.parameter_server.protocols import Algorithm
 from hvd_compress.parameter_server.runtime.checkpoints import Checkpoints, Unsound, begin_run
 from hvd_compress.parameter_server.runtime.coordinator import Epoch
 from hvd_compress.parameter_server.runtime.roles import Roles
-from hvd_compress.parameter_server.runtime.rounds import JobFailed
 from hvd_compress.parameter_server.runtime.settings import JobSettings
 from hvd_compress.parameter_server.runtime.start import on_one_rank, refuse
+from hvd_compress.parameter_server.runtime.watch import JobFailed
 
 
 class Resumed(NamedTuple):

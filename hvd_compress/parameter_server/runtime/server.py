@@ -12,9 +12,10 @@ import numpy as np
 from hvd_compress.parameter_server.codecs import Malformed, affine
 from hvd_compress.parameter_server.objectives import Regularizer
 from hvd_compress.parameter_server.protocols import ServerPart, StepSchedule, Ticket
-from hvd_compress.parameter_server.runtime.messages import Endpoint, Kind, Message
+from hvd_compress.parameter_server.runtime.messages import Endpoint, Kind, Message, Refused
 from hvd_compress.parameter_server.runtime.roles import Roles
-from hvd_compress.parameter_server.runtime.rounds import TICK, GradientPart, JobFailed, Report, Round
+from hvd_compress.parameter_server.runtime.rounds import TICK, GradientPart, Report, Round
+from hvd_compress.parameter_server.runtime.watch import JobFailed, Stalled, Told, Watch
 
 
 class Coordination:
@@ -61,11 +62,13 @@ class RemoteCoordinator(Coordination):
 
     def hear(self, server: Server, message: Message) -> None:
         if message.kind == Kind.START:
-            server.announce(Round(**message.json()))
+            server.announce(Round.decode(message.json(), server.roles))
         elif message.kind == Kind.DROP:
             server.drop(message.number, "was dropped by the coordinator")
         elif message.kind == Kind.STOP:
             server.stopped = True
+        elif message.kind == Kind.FAILED:
+            raise Told(message.text())
 
     def gradient_complete(self, server: Server) -> None:
         """Report, and begin the steps: the coordinator gives no model before all servers have reported."""
@@ -73,9 +76,15 @@ class RemoteCoordinator(Coordination):
         server.begin_steps()
 
     def leave(self, server: Server) -> None:
-        """Hand in the shard, and wait until the coordinator has it."""
+        """Hand in the shard, and wait until the coordinator has it.
+
+        Raises:
+            JobFailed: if the coordinator is gone or silent.
+        """
         server.endpoint.send(0, Kind.SNAPSHOT, 0, 0, server.part.snapshot.view(np.uint8))
-        server.listen_until(lambda message: message.kind == Kind.BYE)
+        if not server.listen_until(lambda message: message is not None and message.kind == Kind.BYE):
+            server.watch.look()
+            raise Stalled(0, server.endpoint.timeout)
 
 
 class Server:
@@ -83,8 +92,9 @@ class Server:
 
     Attributes:
         endpoint: of this rank.
+        roles: of all ranks.
+        watch: looks after the other servers.
         part: the server's part of the algorithm.
-        timeout: seconds of silence after which a worker is dropped from which something is due.
         workers: who is there.
         round, epoch: that have begun; messages of other rounds are dropped, or wait for theirs.
         stepping: whether the gradient is complete and steps are being done.
@@ -92,16 +102,14 @@ class Server:
         schedule: of the epoch.
         parts: of the gradient that have come, by worker.
         report: what all epochs up to this one's beginning have cost.
-        heard: when each worker was heard, or given something to do, for the last time.
 
     Args:
         endpoint: see above.
-        roles: of all ranks.
+        roles: see above.
         part: see above.
         regularizer: h, for its value.
         new_schedule: makes the schedule of an epoch.
         rows: of all workers together.
-        timeout: see above.
         saved: told of each epoch's number and the state of the part at its beginning.
         coordination: the coordinator, beside this server or on another rank.
     """
@@ -114,12 +122,12 @@ class Server:
         regularizer: Regularizer,
         new_schedule: Callable[[], StepSchedule],
         rows: int,
-        timeout: float,
         saved: Callable[[int, Mapping[str, Any]], None],
         coordination: Coordination,
     ) -> None:
-        self.endpoint, self.part, self.timeout = endpoint, part, timeout
-        self._roles, self._regularizer, self._rows = roles, regularizer, rows
+        self.endpoint, self.roles, self.part = endpoint, roles, part
+        self.watch = Watch(endpoint, roles)
+        self._regularizer, self._rows = regularizer, rows
         self._new_schedule, self._saved, self._coordination = new_schedule, saved, coordination
         self.schedule = new_schedule()
         self.workers = set(roles.worker_ranks)
@@ -127,7 +135,6 @@ class Server:
         self.stepping = self.stopped = False
         self.parts: dict[int, GradientPart] = {}
         self.report = Report(0, 0, 0.0, {})
-        self.heard = dict.fromkeys(self.workers, time.monotonic())
         self._delays: Counter[int] = Counter()
         self._waiting: list[int] = []  # workers that have asked for a model, which they may not have yet
         self._answers: dict[int, Any] = {}  # that are not applied, by the number of their ticket
@@ -139,54 +146,80 @@ class Server:
         """Serve until the job is done.
 
         Raises:
-            JobFailed: if another server is dead, or no worker is left.
+            JobFailed: if another server is gone, silent or sends nonsense, or no worker is left.
         """
         self._coordination.begin(self)
         while not self.stopped:
             message = self._receive()
-            for rank in self.endpoint.dead & (self.workers | set(self._roles.server_ranks)):
-                if self._roles.is_server(rank):
-                    raise JobFailed(f"server {rank} is gone; start again with --resume to go on from the checkpoint")
-                self.drop(rank, "is gone")
+            self.watch.look()
+            for worker in self.endpoint.dead & self.workers:
+                self.drop(worker, "is gone")
             if message is not None:
                 self._take(message)
             self._coordination.tick(self)
         self._coordination.leave(self)
 
-    def listen_until(self, done: Callable[[Message], bool]) -> None:
-        """Take messages until `done` says that one is the last, or until the timeout.
+    def listen_until(self, done: Callable[[Message | None], bool]) -> bool:
+        """Take messages until `done` returns True, and return whether it did: not after the timeout.
 
-        A rank that left earlier could be taken for dead.
+        `done` is told None when a rank is found dead; a rank that left earlier could be taken for that.
         """
-        until = time.monotonic() + self.timeout
+        until = time.monotonic() + self.endpoint.timeout
         while time.monotonic() < until and 0 not in self.endpoint.dead:
-            message = self._receive()
-            if message is not None and done(message):
-                return
+            if done(self._receive()):
+                return True
+        return False
 
     def _receive(self) -> Message | None:
         try:
             return self.endpoint.wait(TICK)
-        except Malformed as error:
-            self._coordination.say(str(error))
+        except Refused as error:
+            self._refuse(error.source, error)
             return None
 
     def _take(self, message: Message) -> None:
-        worker = message.source
-        if self._roles.is_server(worker):
-            self._coordination.hear(self, message)
-        elif worker in self.workers:
-            self.heard[worker] = time.monotonic()
-            if message.round > self.round:
-                self._early.append(message)
-            elif message.round == self.round:
-                try:
+        sender = message.source
+        try:
+            if self.roles.is_server(sender):
+                self._coordination.hear(self, message)
+            elif sender in self.workers:
+                if message.kind == Kind.FAILED:
+                    self.drop(sender, "has ended")
+                elif message.round > self.round:
+                    self._keep(message)
+                elif message.round == self.round:
                     self._from_worker(message)
-                except Malformed as error:
-                    text = np.frombuffer(str(error).encode(), np.uint8)
-                    self.endpoint.send(worker, Kind.REFUSED, self.round, 0, text)
-                    self.drop(worker, f"sent a message that was refused: {error}")
-            self._begin_next()
+        except Malformed as error:
+            self._refuse(sender, error)
+        self._begin_next()
+
+    def _refuse(self, sender: int, error: Malformed) -> None:
+        """Go on without a worker that sent nonsense.
+
+        Raises:
+            JobFailed: if it was a server.
+        """
+        if self.roles.is_server(sender):
+            raise JobFailed(f"server {sender} sent a message that was refused: {error}")
+        if sender in self.workers:
+            self.endpoint.send_text(sender, Kind.REFUSED, self.round, str(error))
+            self.drop(sender, f"sent a message that was refused: {error}")
+
+    def _keep(self, message: Message) -> None:
+        """Keep a worker's message until its round begins.
+
+        Raises:
+            Malformed: if no worker can have sent it by now. Beside the coordinator none is ahead. Elsewhere they may
+                be by the round of the next epoch and by those that began it again, one for each worker that died, and
+                in each of these a worker can do no more than ask for the snapshot.
+        """
+        last = self.round + (1 + len(self.roles.worker_ranks) if self.endpoint.rank else 0)
+        if message.round > last:
+            raise Malformed(f"a message of round {message.round} came in; the last that can have begun is {last}")
+        kept = {(early.source, early.round) for early in self._early}
+        if message.kind != Kind.SNAPSHOT or (message.source, message.round) in kept:
+            raise Malformed(f"a message of kind {message.kind.name} of round {message.round}, not yet due, came in")
+        self._early.append(message)
 
     def _from_worker(self, message: Message) -> None:
         worker = message.source
@@ -200,6 +233,8 @@ class Server:
             if self.gradient_complete:
                 self._coordination.gradient_complete(self)
         elif message.kind == Kind.MODEL:
+            if worker in self._waiting or sum(ticket.worker == worker for ticket in self._unanswered()) > 1:
+                raise Malformed("a request for a model came in, while others are not answered")
             self._waiting.append(worker)
             self._serve()
         elif message.kind == Kind.PUSH:
@@ -257,7 +292,7 @@ class Server:
                 self._take(message)
 
     def _cost(self) -> Report:
-        ranks = self._roles.worker_ranks
+        ranks = self.roles.worker_ranks
         return Report(
             8 * sum(self.endpoint.received[rank] for rank in ranks),
             8 * sum(self.endpoint.sent[rank] for rank in ranks),
@@ -299,7 +334,6 @@ class Server:
                     self._waiting.append(worker)
             elif self.schedule.may_give(worker):
                 ticket = self.schedule.give(worker)
-                self.heard[worker] = time.monotonic()
                 self.endpoint.send(worker, Kind.MODEL, self.round, ticket.number, self.part.model(worker))
             else:
                 self._waiting.append(worker)
@@ -316,7 +350,6 @@ class Server:
             else:
                 for ticket in tickets:
                     if ticket.worker in self.workers:
-                        self.heard[ticket.worker] = time.monotonic()
                         self.endpoint.send(ticket.worker, Kind.ASK, self.round, ticket.number, asked)
                     else:  # it died after its answer
                         self.schedule.withdraw(ticket)
@@ -324,12 +357,6 @@ class Server:
             self._coordination.stepped(self, self.schedule.version - before)
 
     # --- who is there
-
-    def owing(self) -> set[int]:
-        """Return the workers from which something is due: an answer, or a part of the gradient."""
-        if self.stepping:
-            return {ticket.worker for ticket in self._unanswered()}
-        return self.workers - self.parts.keys()
 
     def drop(self, worker: int, reason: str) -> None:
         """Go on without a worker."""

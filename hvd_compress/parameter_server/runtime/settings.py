@@ -16,7 +16,9 @@ class JobSettings:
         epochs: most epochs.
         target: suboptimality at which the job is done, or None; without an optimum, the objective itself.
         seed: of everything random.
-        timeout: seconds of silence after which a worker is dropped.
+        timeout: seconds of silence after which a worker is dropped, and after which a server, which nobody can do
+            without, ends the job. A rank that waits says ten times in that time that it is there; one that computes
+            does not, so that no step and no checkpoint may take as long.
         checkpoint: folder for checkpoints, or None.
         every: epochs from one checkpoint that is kept and flushed to disk to the next. In between, the last two
             epochs are kept, so that a job that is killed can always be resumed; a power failure may take these.

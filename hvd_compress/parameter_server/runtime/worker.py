@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from hvd_compress.ops.random import make_key
 from hvd_compress.parameter_server.objectives import Objective
 from hvd_compress.parameter_server.protocols import WorkerPart
-from hvd_compress.parameter_server.runtime.messages import Endpoint, Kind, Malformed, Message
+from hvd_compress.parameter_server.runtime.messages import Endpoint, Kind, Malformed, Message, Refused
 from hvd_compress.parameter_server.runtime.roles import Roles, Shard, rows_of
-from hvd_compress.parameter_server.runtime.rounds import TICK, GradientPart, JobFailed, Round
+from hvd_compress.parameter_server.runtime.rounds import TICK, GradientPart, Round
+from hvd_compress.parameter_server.runtime.watch import JobFailed, Told, Watch
+
+Read = TypeVar("Read")
 
 
 class Dropped(RuntimeError):
@@ -55,6 +59,7 @@ class Worker:
         self.batch, self.seed, self.ahead, self.delay, self._saved = batch, seed, ahead, delay, saved
         self.round = self.epoch = -1
         self.size = sum(shard.stop - shard.start for shard in shards)
+        self._watch = Watch(endpoint, roles)
         self._workers: list[int] = []
         self._own: Objective = objective  # with this worker's rows only
         self._announced: Round | None = None
@@ -65,7 +70,7 @@ class Worker:
 
         Raises:
             Dropped: if a server has dropped this worker.
-            JobFailed: if a server is gone.
+            JobFailed: if a server is gone or sends nonsense, or the coordinator is silent.
         """
         while not self._stopped:
             if self._announced is None:
@@ -81,20 +86,23 @@ class Worker:
 
     def _next(self) -> Message | None:
         """Return the next message of this round from a server, or None: then `run` looks at what has changed."""
-        message = self.endpoint.wait(TICK)
-        for rank in self.endpoint.dead:
-            if self.roles.is_server(rank):
-                raise JobFailed(f"server {rank} is gone; start again with --resume to go on from the checkpoint")
+        try:
+            message = self.endpoint.wait(TICK)
+        except Refused as error:
+            raise _nonsense(error.source, error) from error
+        self._watch.look()
         if message is None:
             return None
         if message.kind == Kind.START:
-            self._announced = Round(**message.json())
+            self._announced = self._read(0, lambda: Round.decode(message.json(), self.roles))
         elif message.kind == Kind.STOP:
             self._stopped = True
         elif message.kind == Kind.DROP:
             raise Dropped("the servers go on without this worker, which was silent for too long")
         elif message.kind == Kind.REFUSED:
-            raise Dropped(f"a server has refused a message: {message.payload.tobytes().decode()}")
+            raise Dropped(f"a server has refused a message: {message.text()}")
+        elif message.kind == Kind.FAILED:
+            raise Told(message.text())
         elif message.round == self.round:
             return message
         return None
@@ -111,13 +119,25 @@ class Worker:
             if message.kind == Kind.END:
                 return None
             if message.kind != kind or message.source in found:
-                raise Malformed(f"server {message.source} sent a message of kind {message.kind.name} out of turn")
+                text = f"a message of kind {message.kind.name} came in out of turn"
+                raise _nonsense(message.source, Malformed(text))
             found[message.source] = message
         return found
 
     def _request(self, kind: Kind) -> None:
         for server in self.roles.server_ranks:
             self.endpoint.send(server, kind, self.round)
+
+    def _read(self, server: int, read: Callable[[], Read]) -> Read:
+        """Return what `read` makes of a server's message.
+
+        Raises:
+            JobFailed: if it is malformed.
+        """
+        try:
+            return read()
+        except Malformed as error:
+            raise _nonsense(server, error) from error
 
     def _begin(self, announced: Round) -> None:
         """Receive the snapshot, and send this worker's part of the loss and of the gradient there."""
@@ -131,7 +151,7 @@ class Worker:
             return
         snapshot = np.empty(self.size, np.float32)
         for server, message in found.items():
-            snapshot[self.shards[server].slice] = self.part.start(server, message.payload)
+            snapshot[self.shards[server].slice] = self._read(server, partial(self.part.start, server, message.payload))
         self.epoch = announced.epoch
         self.part.begin(self.epoch, snapshot)
         state = self.part.state()
@@ -156,7 +176,10 @@ class Worker:
                 break
             if self.ahead:
                 self._request(Kind.MODEL)
-            models = [self.part.model(server, found[server].payload) for server in self.roles.server_ranks]
+            models = [
+                self._read(server, partial(self.part.model, server, found[server].payload))
+                for server in self.roles.server_ranks
+            ]
             x = models[0] if len(models) == 1 else np.concatenate(models)
             if self.delay:
                 time.sleep(self.delay)
@@ -168,9 +191,14 @@ class Worker:
                 if asked is None:
                     return
                 for server, message in asked.items():
-                    payload = self.part.reply(server, message.payload)
+                    payload = self._read(server, partial(self.part.reply, server, message.payload))
                     self.endpoint.send(server, Kind.PUSH, self.round, message.number, payload)
             if not self.ahead:
                 self._request(Kind.MODEL)
         for server in self.roles.server_ranks[1:]:
             self.endpoint.send(server, Kind.WITHDRAW, self.round)
+
+
+def _nonsense(server: int, error: Malformed) -> JobFailed:
+    """Return how a job ends of which a server sent what it cannot have meant."""
+    return JobFailed(f"server {server} sent a message that was refused: {error}")
