@@ -7,6 +7,8 @@ published: MNIST's four IDX files (gzipped or not), CIFAR-10's "binary version".
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +36,7 @@ def load(task: str, folder: str | None) -> Dataset:
 
     Raises:
         DataMissing: if the folder is not given or lacks the files; the message says what was looked for.
-        ValueError: if a file is not in the expected format.
+        ValueError: if a file is not in the expected format, damaged or cut off; the message names it.
     """
     if task == "digits":
         arrays = _digits()
@@ -72,24 +74,34 @@ def _mnist(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArra
     def read(name: str) -> NDArray[np.uint8]:
         for path, opener in ((folder / f"{name}.gz", gzip.open), (folder / name, open)):
             if path.is_file():
-                with opener(path, "rb") as file:
-                    return _idx(path, file.read())
+                try:
+                    with opener(path, "rb") as file:
+                        data = file.read()
+                except (EOFError, OSError, zlib.error) as error:
+                    raise ValueError(f"{path} cannot be read: {error}") from error
+                return _idx(path, data)
         raise DataMissing(f"{folder} has neither {name}.gz nor {name}; mnist needs {_FILES['mnist']}")
 
-    def images(part: str) -> NDArray[np.float32]:
-        return read(f"{part}-images-idx3-ubyte")[:, None].astype(np.float32)
+    def pair(part: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        images, labels = read(f"{part}-images-idx3-ubyte"), read(f"{part}-labels-idx1-ubyte")
+        if images.ndim != 3 or labels.shape != images.shape[:1] or not images.size or labels.max() > 9:
+            raise ValueError(
+                f"{folder}: the {part} images, of shape {images.shape}, and labels, of shape {labels.shape} and up to "
+                f"{labels.max(initial=0)}, are not images with a label of 0 to 9 each"
+            )
+        return images[:, None].astype(np.float32), labels.astype(np.int64)
 
-    def labels(part: str) -> NDArray[np.int64]:
-        return read(f"{part}-labels-idx1-ubyte").astype(np.int64)
-
-    return images("train"), labels("train"), images("t10k"), labels("t10k")
+    train, test = pair("train"), pair("t10k")
+    if train[0].shape[1:] != test[0].shape[1:]:
+        raise ValueError(f"{folder}: the t10k images are not of the size of the train images")
+    return *train, *test
 
 
 def _idx(path: Path, data: bytes) -> NDArray[np.uint8]:
     """Parse IDX: two zero bytes, the type (8: uint8), the number of axes, their sizes (big-endian), the elements."""
     axes = data[3] if len(data) >= 4 else 0
     shape = tuple(np.frombuffer(data, ">u4", axes, 4).tolist()) if len(data) >= 4 + 4 * axes else ()
-    if data[:3] != b"\0\0\x08" or len(data) != 4 + 4 * axes + int(np.prod(shape)):
+    if data[:3] != b"\0\0\x08" or len(data) != 4 + 4 * axes + math.prod(shape):
         raise ValueError(f"{path} is not an IDX file of unsigned bytes, or is cut off")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
 

@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch: int, l2: float) -> 
     """Add the arguments that all jobs take."""
     parser.add_argument("--data", required=True, metavar="FILE_OR_DIR", help=f"{data.LOGISTIC}; or MNIST's folder")
     parser.add_argument("--task", choices=data.TASKS, default="logistic", help="what is minimized")
+    parser.add_argument(
+        "--features",
+        type=int,
+        help=f"features of the LIBSVM file (if none: the largest index, which may be up to {data.MOST_FEATURES})",
+    )
     parser.add_argument("--hidden", type=int, default=100, help="hidden units of mlp")
     parser.add_argument("--l1", type=float, default=0.0, help="weight of the l1 norm in the objective")
     parser.add_argument("--l2", type=float, default=l2, help="weight of half the squared l2 norm in the objective")
@@ -112,8 +117,9 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
         ("every", 1),
         ("seed", 0),
         ("timeout", 1),
+        ("features", 1),
     ):
-        if getattr(args, name) < least:
+        if getattr(args, name) is not None and getattr(args, name) < least:
             refuse(parser, f"--{name.replace('_', '-')} must be at least {least}; got {getattr(args, name)}")
     for name in ("l1", "l2", "timeout", "slow"):
         if not 0 <= getattr(args, name) < float("inf"):
@@ -157,7 +163,7 @@ def settings_of(args: argparse.Namespace) -> JobSettings:
 
 def load(args: argparse.Namespace) -> Objective:
     """Load the objective."""
-    return data.load(args.task, args.data, args.hidden, Regularizer(args.l1, args.l2))
+    return data.load(args.task, args.data, args.hidden, Regularizer(args.l1, args.l2), args.features)
 
 
 def optimum(args: argparse.Namespace, objective: Objective) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ SENTENCES = ("rt-polarity.neg", "rt-polarity.pos")
 LOGISTIC = f"a LIBSVM file (plain, .gz or .bz2), or a folder with one, or with {' and '.join(SENTENCES)}"
 
 
-def load(task: str, path: str, hidden: int, regularizer: Regularizer) -> Objective:
+MOST_FEATURES = 100_000_000  # of a LIBSVM file, unless --features says how many there are: more are a damaged index
+
+
+def load(task: str, path: str, hidden: int, regularizer: Regularizer, features: int | None = None) -> Objective:
     """Load a task's data.
 
     Args:
@@ -35,15 +39,16 @@ def load(task: str, path: str, hidden: int, regularizer: Regularizer) -> Objecti
             divided by 28 as well, which makes the mean square of their norms 1. MNIST has test data.
         hidden: number of hidden units of "mlp".
         regularizer: h.
+        features: of a LIBSVM file; None for the largest index in it.
 
     Raises:
         OSError: if there is no such file; the message says what was looked for.
-        ValueError: if the task is another one, or a file is not as expected.
+        ValueError: if the task is another one, or a file is not as expected, damaged or cut off; the message names it.
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}")
     if task == "logistic":
-        return _logistic(Path(path), regularizer)
+        return _logistic(Path(path), regularizer, features)
     try:
         data = datasets.load("mnist", path)
     except datasets.DataMissing as error:
@@ -55,32 +60,40 @@ def load(task: str, path: str, hidden: int, regularizer: Regularizer) -> Objecti
     return Softmax(train * scale, data.train_labels, 10, regularizer, (test * scale, data.test_labels))
 
 
-def _logistic(path: Path, regularizer: Regularizer) -> LogisticRegression:
+def _logistic(path: Path, regularizer: Regularizer, features: int | None) -> LogisticRegression:
     if not path.exists():
         raise FileNotFoundError(f"--data {path} does not exist; logistic needs {LOGISTIC}")
     if path.is_file():
-        return _libsvm(path, regularizer)
+        return _libsvm(path, regularizer, features)
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     names = [file.name for file in files]
     if not set(SENTENCES) & set(names):
         if len(files) != 1:
             raise FileNotFoundError(f"--data {path} holds {len(files)} files; logistic needs {LOGISTIC}")
-        return _libsvm(files[0], regularizer)
+        return _libsvm(files[0], regularizer, features)
     missing = [name for name in SENTENCES if name not in names]
     if missing:
         raise FileNotFoundError(f"--data {path} lacks {missing[0]}; logistic needs {LOGISTIC}")
     return _sentences(path, regularizer)
 
 
-def _libsvm(path: Path, regularizer: Regularizer) -> LogisticRegression:
+def _libsvm(path: Path, regularizer: Regularizer, count: int | None) -> LogisticRegression:
     # Imported where they are used: scikit-learn takes longer to import than everything else that a rank needs.
     from sklearn.datasets import load_svmlight_file
     from sklearn.preprocessing import normalize
 
     try:
         features, labels = load_svmlight_file(str(path), dtype=np.float32)
-    except (EOFError, ValueError) as error:
-        raise ValueError(f"--data {path} is not a LIBSVM file: {error}") from error
+    except (EOFError, OSError, OverflowError, ValueError, zlib.error) as error:
+        raise ValueError(f"--data {path} is not a LIBSVM file, or is damaged: {error}") from error
+    found, most = features.shape[1], count or MOST_FEATURES
+    if found > most:
+        known = "it has" if count else "more are taken for damage unless it has"
+        raise ValueError(f"--data {path} has feature {found}; {known} --features {count or 'N'}, at most {most}")
+    if count:
+        features.resize(features.shape[0], count)
+    if not (np.isfinite(features.data).all() and np.isfinite(labels).all()):
+        raise ValueError(f"--data {path} must hold finite numbers")
     classes = np.unique(labels)
     if len(classes) != 2:
         some = ", ".join(f"{label:g}" for label in classes[:5])
@@ -100,5 +113,8 @@ def _sentences(path: Path, regularizer: Regularizer) -> LogisticRegression:
             raise ValueError(f"--data {path}: {name} is empty")
         sentences += lines
         signs += [sign] * len(lines)
-    features = TfidfVectorizer(dtype=np.float32).fit_transform(sentences)
+    try:
+        features = TfidfVectorizer(dtype=np.float32).fit_transform(sentences)
+    except ValueError as error:
+        raise ValueError(f"--data {path}: {' and '.join(SENTENCES)} hold no sentences: {error}") from error
     return LogisticRegression(features, np.array(signs, np.float32), regularizer)

@@ -16,11 +16,26 @@ LEAST_SQUARES = ROOT / "tests" / "servers" / "least_squares.py"
 
 def start(ranks, program, *arguments):
     """Start a job in the background."""
-    command = [*MPIRUN, str(ranks), sys.executable, str(program), *map(str, arguments)]
+    return _begin([*MPIRUN, str(ranks), sys.executable, str(program), *map(str, arguments)])
+
+
+def _begin(command):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
     )
+
+
+def start_several(*programs):
+    """Start a job whose ranks run different command lines, each of (ranks, program, arguments...), in the background.
+
+    Each line of its output begins with the rank that wrote it.
+    """
+    command = ["mpirun", "--with-ft", "ulfm", "--output", "tag"]
+    for ranks, *line in programs:
+        command += [*([":"] if ":" in command or "-np" in command else []), "-np", str(ranks), sys.executable]
+        command += map(str, line)
+    return _begin(command)
 
 
 def job(ranks, program, *arguments, timeout=120):

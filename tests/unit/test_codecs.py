@@ -140,9 +140,9 @@ def test_hostile_models_are_refused_or_finite(model, payload):
 
 LONGEST = [
     "topk(ratio=1)",
+    "topk(ratio=1, values=qsgd(block=1))",
     "qsgd(block=1)",
     "low_precision(bits=12)",
-    "topk(ratio=1, values=qsgd(block=1))",
     "wangni(ratio=1)",
     "randomk(ratio=1)",
 ]

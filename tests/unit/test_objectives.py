@@ -469,7 +469,7 @@ def test_what_is_missing_is_said(tmp_path):
         data.load("logistic", str(tmp_path), 0, NONE)
     file = tmp_path / "file"
     for text, message in (
-        ("not a number 1:2\n", "--data .*file is not a LIBSVM file: "),
+        ("not a number 1:2\n", "--data .*file is not a LIBSVM file, or is damaged: "),
         ("1 1:2\n1 2:2\n", "must have exactly two classes; it has 1: 1$"),
         ("1 1:2\n2 2:2\n3 1:1\n", "must have exactly two classes; it has 3: 1, 2, 3$"),
         ("", "--data .*file"),

@@ -71,8 +71,8 @@ def agree(
                 "parameters": [f"{p.name} {p.shape}" for p in objective.layout.parameters],
                 **objective.description(),
             }
-    except (OSError, TypeError, ValueError) as problem:
-        error = str(problem)
+    except (ArithmeticError, ImportError, MemoryError, OSError, TypeError, ValueError) as problem:
+        error = str(problem) or type(problem).__name__
     everyone = comm.allgather((mine, error, (MPI.Get_processor_name(), os.getpid())))
     problems = {rank: text for rank, (_, text, _) in enumerate(everyone) if text is not None}
     if not problems and roles is not None:
@@ -115,16 +115,19 @@ def on_one_rank(comm: MPI.Comm, root: int, work: Callable[[], Found]) -> Found:
 
 
 def refuse(comm: MPI.Comm, problems: Mapping[int, str]) -> None:
-    """End the job with exit status 2 if there is a problem; all ranks call this with the same ones, by rank."""
+    """End the job with exit status 2 if there is a problem; all ranks call this with the same ones, by rank.
+
+    Each is told by the rank that has it, by the first of them if several have the same.
+    """
     if not problems:
         return
-    if comm.Get_rank() == 0:
-        texts: dict[str, list[str]] = {}
-        for rank, text in problems.items():
-            texts.setdefault(text, []).append(str(rank))
-        for text, ranks in texts.items():
-            where = f" (ranks {', '.join(ranks)})" if len(ranks) < comm.Get_size() and ranks != ["0"] else ""
-            print(f"{Path(sys.argv[0]).name}: error: {text}{where}", file=sys.stderr, flush=True)
+    rank = comm.Get_rank()
+    ranks = [other for other, text in problems.items() if text == problems.get(rank)]
+    if rank == min(ranks, default=None):
+        where = ""
+        if len(ranks) < comm.Get_size() and ranks != [0]:
+            where = f" (rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))})"
+        print(f"{Path(sys.argv[0]).name}: error: {problems[rank]}{where}", file=sys.stderr, flush=True)
     sys.stderr.flush()
     comm.Barrier()  # nobody ends the job before the message is out
     os._exit(2)
