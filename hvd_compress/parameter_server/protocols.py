@@ -122,7 +122,15 @@ class ServerPart(Protocol):
         ...
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state."""
+        """Resume from a state.
+
+        Raises:
+            LookupError, TypeError, ValueError: if it is not one of this shard.
+        """
+
+    def join(self, worker: int, like: int) -> None:
+        """After `load`: take in a worker that has no state and begins where another worker is."""
+        return None
 
 
 class WorkerPart(Protocol):
@@ -145,7 +153,19 @@ class WorkerPart(Protocol):
         return None
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state."""
+        """Resume from a state.
+
+        Raises:
+            LookupError, TypeError, ValueError: if it is not one of these shards.
+        """
+        return None
+
+    def join(self, state: Mapping[str, Any]) -> None:
+        """Begin where another worker is that saved this state, with what all workers have in common.
+
+        Raises:
+            LookupError, TypeError, ValueError: as `load` does.
+        """
         return None
 
     def start(self, shard: int, payload: Bytes) -> Vector:

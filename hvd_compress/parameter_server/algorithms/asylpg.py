@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hvd_compress.compressors.base import Compressor
 from hvd_compress.compressors.quantize import LowPrecision
 from hvd_compress.compressors.sparsify import Wangni
-from hvd_compress.parameter_server.algorithms.common import check_counts, check_positive, delay_bound
+from hvd_compress.parameter_server.algorithms.common import check_counts, check_positive, delay_bound, vector_of
 from hvd_compress.parameter_server.codecs import (
     Bytes,
     Codec,
@@ -88,7 +88,7 @@ class AsyLPG(ServerPart):
         return {"snapshot": self.snapshot}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.snapshot = state["snapshot"]
+        self.snapshot = vector_of(state, "snapshot", self.x.size)
         self.x = self.snapshot.copy()
 
     def _descend(self, x: Vector, answers: Sequence[Decoded]) -> None:
@@ -153,7 +153,7 @@ class AccAsyLPG(AsyLPG):
 
     def load(self, state: Mapping[str, Any]) -> None:
         super().load(state)
-        self._carried = state["y"]
+        self._carried = vector_of(state, "y", self.x.size)
         self.y = self._carried.copy()
 
     def _couple(self) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvd_compress.compressors.state import State
+from hvd_compress.parameter_server.codecs import Vector
 from hvd_compress.parameter_server.protocols import JobPlan
 
 
@@ -47,14 +49,47 @@ def saved_states(states: Sequence[State]) -> dict[str, Any]:
     return kept
 
 
-def load_states(states: Sequence[State], saved: Mapping[str, Any]) -> None:
-    """Undo `saved_states`."""
+def load_states(states: Sequence[State], saved: Mapping[str, Any], *, own: bool = True) -> None:
+    """Undo `saved_states`; without `own`, of what another worker saved, take only what is equal on all workers.
+
+    Raises:
+        ValueError: if it is not what compressors of these layouts keep.
+    """
+    missing = [f"{i}/step" for i in range(len(states)) if f"{i}/step" not in saved]
+    if missing:
+        raise ValueError(f"there is no {missing[0]}")
     for name, value in saved.items():
         number, *place = name.split("/", 2)
+        if not number.isdecimal() or int(number) >= len(states) or place[0] not in ("step", "shared", "local"):
+            raise ValueError(f"{name} is of no compressor of this job")
         state = states[int(number)]
         if place == ["step"]:
             state.step = int(value)
-        else:
-            store = state.shared if place[0] == "shared" else state.local
-            store[place[1]] = value
-            store.commit()
+        elif place[0] == "shared":
+            state.shared[place[1]] = finite(name, value)
+        elif own:
+            state.local[place[1]] = vector_of(saved, name, state.layout.size)
+    for state in states:
+        state.shared.commit()
+        state.local.commit()
+
+
+def vector_of(saved: Mapping[str, Any], name: str, size: int) -> Vector:
+    """Return an array of a saved state.
+
+    Raises:
+        ValueError: unless it is there, float32, of shape (size,) and finite.
+    """
+    array = np.asarray(saved.get(name))
+    if array.dtype != np.float32 or array.shape != (size,):
+        raise ValueError(
+            f"{name} must be of shape ({size},) and float32; it is of shape {array.shape} and {array.dtype}"
+        )
+    return finite(name, array)
+
+
+def finite(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array; ValueError if not all its values are finite."""
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has values that are not finite")
+    return array

@@ -23,6 +23,7 @@ from hvd_compress.parameter_server.algorithms.common import (
     learning_rate,
     load_states,
     saved_states,
+    vector_of,
 )
 from hvd_compress.parameter_server.codecs import (
     Bytes,
@@ -183,10 +184,13 @@ class ServerSGD(ServerPart):
         return {"snapshot": self.snapshot, "steps": self._steps, "answers": answers}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.snapshot = state["snapshot"]
+        self.snapshot = vector_of(state, "snapshot", self.x.size)
         self.x = self.snapshot.copy()
         self._steps = int(state["steps"])
         self._answers = {int(worker): int(count) for worker, count in state["answers"]}
+
+    def join(self, worker: int, like: int) -> None:
+        self._answers[worker] = self._answers.get(like, 0)
 
 
 class WorkerSGD(WorkerPart):
@@ -221,6 +225,9 @@ class WorkerSGD(WorkerPart):
 
     def load(self, state: Mapping[str, Any]) -> None:
         load_states(self.states, state)
+
+    def join(self, state: Mapping[str, Any]) -> None:
+        load_states(self.states, state, own=False)
 
     def start(self, shard: int, payload: Bytes) -> Vector:
         return read_floats(payload, self.shards[shard].layout.size)

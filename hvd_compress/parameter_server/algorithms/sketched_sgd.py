@@ -24,6 +24,7 @@ from hvd_compress.parameter_server.algorithms.common import (
     learning_rate,
     load_states,
     saved_states,
+    vector_of,
 )
 from hvd_compress.parameter_server.codecs import Bytes, Changes, Malformed, Vector
 from hvd_compress.parameter_server.objectives import Objective, Regularizer
@@ -151,7 +152,7 @@ class ServerSketch(ServerPart):
         return {"snapshot": self.snapshot} | saved_states([self.state_of])
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.snapshot = state["snapshot"]
+        self.snapshot = vector_of(state, "snapshot", self.x.size)
         self.x = self.snapshot.copy()
         load_states([self.state_of], {name: value for name, value in state.items() if name != "snapshot"})
 
@@ -195,6 +196,9 @@ class WorkerSketch(WorkerPart):
 
     def load(self, state: Mapping[str, Any]) -> None:
         load_states(self.states, state)
+
+    def join(self, state: Mapping[str, Any]) -> None:
+        load_states(self.states, state, own=False)
 
     def start(self, shard: int, payload: Bytes) -> Vector:
         """Return the snapshot: this worker's copy, brought up to date."""

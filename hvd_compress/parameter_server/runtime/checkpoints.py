@@ -15,11 +15,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -29,6 +30,7 @@ FORMAT = 2  # files of format 1 say nothing about themselves: neither format nor
 KEPT = 2  # complete epochs, of those in between and of those that are kept longer
 LABEL = "checkpoint"  # the array of a .npz that says what it belongs to
 TEMPORARY = ".part"
+RUN = re.compile(r"(\d+-[0-9a-f]+)?")  # how runs are called
 
 
 class Unsound(ValueError):
@@ -41,11 +43,13 @@ class Checkpoint(NamedTuple):
     Attributes:
         epoch: its number.
         job: what the coordinator saved.
+        names: of the ranks whose files belong to it: workers that were gone by then have none.
         skipped: which newer epochs are not complete or not sound, and why, for the user; empty if there are none.
     """
 
     epoch: int
     job: dict[str, Any]
+    names: list[str]
     skipped: str
 
 
@@ -55,8 +59,10 @@ def begin_run(folder: Path) -> str:
     One rank calls this before any rank saves.
 
     Raises:
-        OSError: if the folder cannot be made or read.
+        OSError: if the folder cannot be made or read, or is none.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"the folder for checkpoints, {folder}, is a file")
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"epoch-*/*{TEMPORARY}"):
         left.unlink(missing_ok=True)
@@ -119,9 +125,13 @@ class Checkpoints:
         labelled = {LABEL: np.array(json.dumps({"format": FORMAT, "run": self.run})), **arrays}
         self._write(self._path(epoch, f"{name}.npz"), epoch, lambda file: np.savez(file, **labelled))
 
-    def save_job(self, epoch: int, job: Mapping[str, Any]) -> None:
-        """Write what the whole job needs to know, once all ranks have saved the epoch, and delete what is old."""
-        written = {"format": FORMAT, "run": self.run, **job}
+    def save_job(self, epoch: int, job: Mapping[str, Any], gone: Collection[str] = ()) -> None:
+        """Write what the whole job needs to know, once all ranks but those that are gone have saved the epoch.
+
+        What is old is deleted then.
+        """
+        names = [name for name in self.names if name not in gone]
+        written = {"format": FORMAT, "run": self.run, "names": names, **job}
         text = json.dumps({**written, "checksum": _checksum(written)})
         self._write(self._path(epoch, "job.json"), epoch, lambda file: file.write(text.encode()))
         self._prune(epoch)
@@ -142,7 +152,7 @@ class Checkpoints:
                 del self._complete[epoch]
                 continue
             newer = (f"epoch-{other} ({reasons[other]})" for other in sorted(reasons, reverse=True) if other > epoch)
-            return Checkpoint(epoch, job, ", ".join(newer))
+            return Checkpoint(epoch, job, self._names_of(job), ", ".join(newer))
         wanted = ", ".join(f"{name}.npz" for name in self.names)
         found = "".join(f"; epoch-{epoch}: {reasons[epoch]}" for epoch in sorted(reasons, reverse=True))
         raise FileNotFoundError(
@@ -195,11 +205,16 @@ class Checkpoints:
             Unsound: if the epoch is not complete or, checked thoroughly, not sound.
         """
         job = _read_job(self._path(epoch, "job.json"))
-        for name in self.names:
+        for name in self._names_of(job):
             run, _ = _read_arrays(self._path(epoch, f"{name}.npz"), only_label=not thoroughly)
             if run != job["run"]:
                 raise Unsound(f"{name}.npz is of another run than job.json")
         return job
+
+    def _names_of(self, job: Mapping[str, Any]) -> list[str]:
+        """Return which of this job's ranks have a file in an epoch; the first is of a server, which never lacks one."""
+        saved = job.get("names", self.names)
+        return [name for name in self.names if name in saved or name.startswith("server-")]
 
     def _age(self, epoch: int) -> tuple[str, int]:
         """Return what orders complete epochs by age: a later run's are newer, whatever their number."""
@@ -226,13 +241,18 @@ def _read_job(path: Path) -> dict[str, Any]:
         raise Unsound(f"{path.name} is missing") from error
     except (OSError, ValueError) as error:
         raise Unsound(f"{path.name}: {error}") from error
-    if not isinstance(job, dict) or not {"algorithm", "epoch"} <= job.keys():
+    if not isinstance(job, dict):
         raise Unsound(f"{path.name} does not hold what a job saves")
     job = {"format": 1, "run": "", **job}
     checksum = job.pop("checksum", None)
     if job["format"] == FORMAT and checksum != _checksum(job):
         raise Unsound(f"{path.name}: wrong checksum")
     _check_format(path, job["format"])
+    kinds = {"algorithm": str, "epoch": dict, "run": str}
+    if not all(isinstance(job.get(name), kind) for name, kind in kinds.items()) or not (
+        RUN.fullmatch(job["run"]) and isinstance(job.get("names", []), list)
+    ):
+        raise Unsound(f"{path.name} does not hold what a job saves")
     return job
 
 
@@ -250,12 +270,13 @@ def _read_arrays(path: Path, only_label: bool = False) -> tuple[str, dict[str, A
                 if name == LABEL or not only_label:
                     arrays[name] = np.load(io.BytesIO(archive.read(member)))  # `read` verifies the checksum
         label = json.loads(str(arrays.pop(LABEL, '{"format": 1, "run": ""}')))
+        number, run = label["format"], label["run"]
     except FileNotFoundError as error:
         raise Unsound(f"{path.name} is missing") from error
     except Exception as error:  # there is no end of what zipfile raises
         raise Unsound(f"{path.name}: {error or type(error).__name__}") from error
-    _check_format(path, label["format"])
-    return label["run"], arrays
+    _check_format(path, number)
+    return run, arrays
 
 
 def _check_format(path: Path, number: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,7 +55,7 @@ class Coordinator(Coordination):
         roles: of all ranks.
         rows: of all workers together.
         epochs: most epochs.
-        finished: told of each epoch, it returns whether the job is done.
+        finished: told of each epoch and of the workers that are left, it returns whether the job is done.
         log: shows the user a line.
         kill: ends the process of a silent rank, if it can.
         progress: told of the steps done in an epoch, and of all of them.
@@ -68,7 +68,7 @@ class Coordinator(Coordination):
         rows: int,
         *,
         epochs: int,
-        finished: Callable[[Epoch], bool],
+        finished: Callable[[Epoch, Collection[int]], bool],
         log: Callable[[str], None],
         kill: Callable[[int], None],
         progress: Callable[[int, int], None],
@@ -106,7 +106,7 @@ class Coordinator(Coordination):
         if len(self._reports) < self._roles.servers:
             return
         self.last = self._epoch(server)
-        if self._finished(self.last) or server.epoch >= self._epochs:
+        if self._finished(self.last, server.workers) or server.epoch >= self._epochs:
             self._stop(server)
         else:
             server.begin_steps()

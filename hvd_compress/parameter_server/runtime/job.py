@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
@@ -17,13 +17,13 @@ from mpi4py import MPI
 from hvd_compress.ops.layout import Layout
 from hvd_compress.parameter_server.codecs import Vector
 from hvd_compress.parameter_server.objectives import Objective
-from hvd_compress.parameter_server.protocols import Algorithm, JobPlan
+from hvd_compress.parameter_server.protocols import Algorithm, JobPlan, ServerPart, WorkerPart
 from hvd_compress.parameter_server.runtime.bounds import Bounds
 from hvd_compress.parameter_server.runtime.coordinator import Coordinator, Epoch
 from hvd_compress.parameter_server.runtime.messages import Endpoint, Kind, survives
 from hvd_compress.parameter_server.runtime.roles import shards
 from hvd_compress.parameter_server.runtime.rounds import TICK
-from hvd_compress.parameter_server.runtime.saving import Resumed, Saving
+from hvd_compress.parameter_server.runtime.saving import Saving
 from hvd_compress.parameter_server.runtime.server import Coordination, RemoteCoordinator, Server
 from hvd_compress.parameter_server.runtime.settings import JobSettings
 from hvd_compress.parameter_server.runtime.start import agree
@@ -137,13 +137,29 @@ class _Job:
         self.roles = self.plan.roles
         self.shards = shards(self.plan.layout, self.roles.servers)
         self.saving = Saving(settings, algorithm, self.roles, comm)
-        self.resumed = Resumed(None, None)
+        self.before: Epoch | None = None
+        self.server_part: ServerPart | None = None
+        self.worker_part: WorkerPart | None = None
+        if self.roles.is_server(self.rank):
+            shard = self.shards[self.rank]
+            start = self.start[shard.slice].copy()
+            self.server_part = algorithm.server_part(self.plan, shard, start, self.rank)
+        else:
+            self.worker_part = algorithm.worker_part(self.plan, self.shards, self.rank)
         if settings.resume:
-            owned = self.shards[self.rank].layout.size if self.roles.is_server(self.rank) else None
-            self.resumed = self.saving.resume(owned, console.say)
+            self.before = self.saving.resume(self._load, console.say)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
         self.endpoint = Endpoint(comm, settings.timeout)
+
+    def _load(self, state: Mapping[str, Any], new: Collection[int], like: int) -> None:
+        """Let this rank's part resume; see `Saving.resume`."""
+        if self.server_part is not None:
+            self.server_part.load(state)
+            for worker in new:
+                self.server_part.join(worker, like)
+        elif self.worker_part is not None:
+            (self.worker_part.join if self.rank in new else self.worker_part.load)(state)
 
     def run(self) -> Result | None:
         try:
@@ -173,16 +189,14 @@ class _Job:
 
     def _work(self) -> None:
         assert self.objective is not None
-        part = self.algorithm.worker_part(self.plan, self.shards, self.rank)
-        if self.resumed.state is not None:
-            part.load(self.resumed.state)
+        assert self.worker_part is not None
         self.endpoint.most = Bounds(self.roles, self.rank, self.shards, 0)
         worker = Worker(
             self.endpoint,
             self.roles,
             self.shards,
             self.objective,
-            part,
+            self.worker_part,
             batch=self.settings.batch,
             seed=self.settings.seed,
             ahead=self.algorithm.ahead,
@@ -196,10 +210,8 @@ class _Job:
             self._say_last(str(error))
 
     def _serve(self, coordination: Coordination) -> None:
-        plan, shard = self.plan, self.shards[self.rank]
-        part = self.algorithm.server_part(plan, shard, self.start[shard.slice].copy(), self.rank)
-        if self.resumed.state is not None:
-            part.load(self.resumed.state)
+        plan, part = self.plan, self.server_part
+        assert part is not None
         new_schedule = self.algorithm.schedule(plan)
         steps = new_schedule().steps
         self.endpoint.most = Bounds(self.roles, self.rank, self.shards, steps, part.answer_bytes)
@@ -225,7 +237,7 @@ class _Job:
             log=self.console.say,
             kill=self._kill,
             progress=self.console.progress,
-            before=self.resumed.before,
+            before=self.before,
         )
         self._serve(coordinator)
         assert coordinator.model is not None
@@ -233,10 +245,10 @@ class _Job:
         record = _record(coordinator.last, self.plan, self.algorithm.name, self.settings.seed)
         return Result(record, self.plan.layout, coordinator.model)
 
-    def _finished(self, epoch: Epoch) -> bool:
+    def _finished(self, epoch: Epoch, workers: Collection[int]) -> bool:
         """Complete an epoch's checkpoint, show it, and tell whether the target is reached."""
         target, optimum = self.settings.target, self.plan.optimum
-        self.saving.complete(epoch)
+        self.saving.complete(epoch, workers)
         self.console.epoch(epoch, optimum)
         return target is not None and epoch.objective - (optimum or 0.0) <= target
 

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 from mpi4py import MPI
 
 from hvd_compress.parameter_server.protocols import Algorithm
-from hvd_compress.parameter_server.runtime.checkpoints import Checkpoints, Unsound, begin_run
+from hvd_compress.parameter_server.runtime.checkpoints import Checkpoint, Checkpoints, Unsound, begin_run
 from hvd_compress.parameter_server.runtime.coordinator import Epoch
 from hvd_compress.parameter_server.runtime.roles import Roles
 from hvd_compress.parameter_server.runtime.settings import JobSettings
 from hvd_compress.parameter_server.runtime.start import on_one_rank, refuse
 from hvd_compress.parameter_server.runtime.watch import JobFailed
-
-
-class Resumed(NamedTuple):
-    """Where a job goes on: what was reached by then, and the state of this rank's part; None if there is none."""
-
-    before: Epoch | None
-    state: dict[str, Any] | None
 
 
 class Saving:
@@ -38,7 +32,7 @@ class Saving:
 
     def __init__(self, settings: JobSettings, algorithm: Algorithm, roles: Roles, comm: MPI.Comm) -> None:
         self.saved = -1
-        self._algorithm, self._comm, self._rank = algorithm, comm, comm.Get_rank()
+        self._algorithm, self._roles, self._comm, self._rank = algorithm, roles, comm, comm.Get_rank()
         self._name = f"{'server' if roles.is_server(self._rank) else 'worker'}-{self._rank}"
         self._resumed = -1
         self._files: Checkpoints | None = None
@@ -50,40 +44,50 @@ class Saving:
             run = on_one_rank(comm, 0, lambda: begin_run(folder))
             self._files = Checkpoints(folder, names, settings.every, run)
 
-    def resume(self, size: int | None, say: Callable[[str], None]) -> Resumed:
+    def resume(
+        self, load: Callable[[Mapping[str, Any], Collection[int], int], None], say: Callable[[str], None]
+    ) -> Epoch | None:
         """Return where the job goes on: from the newest epoch that is complete and sound, which rank 0 chooses.
 
-        Without a folder it goes on from nothing.
+        Without a folder it goes on from nothing, and returns None.
 
         Args:
-            size: coordinates that this rank owns; None for a worker.
+            load: takes this rank's state; the workers that have none, as they were gone by then; and the worker that
+                these begin like. They are given its state instead of one of their own. It raises LookupError,
+                TypeError or ValueError if the state is not one of this job.
             say: takes a line for the user, on rank 0.
         """
         files = self._files
         if files is None:
-            return Resumed(None, None)
+            return None
 
-        def choose() -> Epoch:
+        def choose() -> tuple[Epoch, list[int]]:
             found = files.latest()
-            if found.job["algorithm"] != repr(self._algorithm):
+            if _lasting(found.job["algorithm"]) != _lasting(repr(self._algorithm)):
                 raise ValueError(f"the checkpoint is of {found.job['algorithm']}, the job of {self._algorithm!r}")
+            before = _epoch_of(found, files.folder)
+            workers = [rank for rank in self._roles.worker_ranks if f"worker-{rank}" in found.names]
+            if self._algorithm.workers_keep and not workers:
+                raise ValueError(f"epoch-{found.epoch} of {files.folder} has no state of a worker of this job")
             if found.skipped:
                 say(f"--resume goes on from epoch {found.epoch}, without {found.skipped}")
-            return _epoch_of(found.job["epoch"])
+            return before, workers
 
-        before = on_one_rank(self._comm, 0, choose)
-        state, problem = None, None
+        before, workers = on_one_rank(self._comm, 0, choose)
+        new = sorted({*self._roles.worker_ranks} - {*workers}) if workers else []
+        problem = None
         if self._name in files.names:
+            name = f"worker-{workers[0]}" if self._rank in new else self._name
             try:
-                state = files.load(before.epoch, self._name)
-                if size is not None:
-                    check_snapshot(self._name, state, size)
+                load(files.load(before.epoch, name), new, workers[0] if workers else 0)
             except Unsound as error:
                 problem = f"epoch-{before.epoch}: {error}"
+            except (LookupError, TypeError, ValueError) as error:
+                problem = f"epoch-{before.epoch}: {name}.npz does not hold what {name} of this job saves: {error}"
         problems = self._comm.allgather(problem)
         refuse(self._comm, {rank: text for rank, text in enumerate(problems) if text is not None})
         self._resumed = before.epoch
-        return Resumed(before, state)
+        return before
 
     def save(self, epoch: int, state: Mapping[str, Any]) -> None:
         """Write this rank's file of an epoch, unless the job goes on from that very one."""
@@ -91,14 +95,15 @@ class Saving:
             with self._writing(self._files):
                 self._files.save(epoch, self._name, state)
 
-    def complete(self, epoch: Epoch) -> None:
-        """Complete an epoch, on rank 0: all ranks have written their files before they sent what it was told of."""
+    def complete(self, epoch: Epoch, workers: Collection[int]) -> None:
+        """Complete an epoch, on rank 0: the workers that are left, and all servers, have written their files by now."""
         if self._files is None:
             return
         if epoch.epoch != self._resumed:
             record = dataclasses.asdict(epoch) | {"delays": {str(delay): n for delay, n in epoch.delays.items()}}
             with self._writing(self._files):
-                self._files.save_job(epoch.epoch, {"algorithm": repr(self._algorithm), "epoch": record})
+                gone = [f"worker-{rank}" for rank in self._roles.worker_ranks if rank not in workers]
+                self._files.save_job(epoch.epoch, {"algorithm": repr(self._algorithm), "epoch": record}, gone)
         self.saved = epoch.epoch
 
     @contextlib.contextmanager
@@ -109,22 +114,20 @@ class Saving:
             raise JobFailed(f"the checkpoint cannot be written to {files.folder}: {error}") from error
 
 
-def check_snapshot(name: str, state: Mapping[str, Any], size: int) -> None:
-    """Raise Unsound unless a server's state has a snapshot of so many coordinates, float32 and finite."""
-    snapshot = np.asarray(state.get("snapshot"))
-    if snapshot.dtype != np.float32 or snapshot.shape != (size,):
-        raise Unsound(
-            f"{name}.npz must hold a snapshot of shape ({size},) and float32, the coordinates that {name} owns; "
-            f"it is of shape {snapshot.shape} and {snapshot.dtype}"
-        )
-    if not np.isfinite(snapshot).all():
-        raise Unsound(f"{name}.npz holds a snapshot with values that are not finite")
+def _lasting(algorithm: str) -> str:
+    """Return an algorithm's settings without the number of epochs, which may be another when a job goes on."""
+    return re.sub(r"\bepochs=\d+, ", "", algorithm)
 
 
-def _epoch_of(record: Mapping[str, Any]) -> Epoch:
+def _epoch_of(found: Checkpoint, folder: Path) -> Epoch:
     """Return the epoch that a job.json describes; ValueError if it describes none."""
+    record = found.job["epoch"]
     try:
         delays = Counter({int(delay): count for delay, count in record["delays"].items()})
-        return Epoch(**{**record, "delays": delays})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"job.json describes no epoch: {error}") from error
+        epoch = Epoch(**{**record, "delays": delays})
+        counts = (epoch.right, epoch.tested, epoch.bits_up, epoch.bits_down, epoch.steps, epoch.workers)
+        if epoch.epoch != found.epoch or not all(isinstance(n, int) and n >= 0 for n in (*counts, *delays.values())):
+            raise ValueError("its numbers are not those of this epoch")
+        return dataclasses.replace(epoch, objective=float(epoch.objective), seconds=float(epoch.seconds))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / f'epoch-{found.epoch}'}/job.json describes no epoch: {error}") from error
