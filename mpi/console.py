@@ -128,6 +128,8 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
         refuse(parser, "--resume needs --checkpoint DIR, where the checkpoints are")
     if args.log is not None and args.log.suffix not in (".csv", ".json"):
         refuse(parser, f"--log must end in .csv or .json; got {args.log}")
+    if args.plot is not None and args.plot.suffix not in (".png", ".pdf", ".svg"):
+        refuse(parser, f"--plot must end in .png, .pdf or .svg; got {args.plot}")
     if MPI.COMM_WORLD.Get_size() < 2:
         refuse(
             parser,
@@ -176,15 +178,22 @@ def optimum(args: argparse.Namespace, objective: Objective) -> float | None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hvd_compress" / "optima"
         path = cache / f"{args.task}-{hashlib.blake2b(description.encode(), digest_size=8).hexdigest()}.json"
     if path.is_file():
-        kept = json.loads(path.read_text())
-        if kept["of"] != description:
-            raise ValueError(f"--optimum {path} is that of other data or another task: {kept['of']}")
-        return float(kept["objective"])
+        try:
+            kept = json.loads(path.read_bytes())
+            of, found = kept["of"], float(kept["objective"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no optimum; without it the optimum is computed again") from error
+        if of != description:
+            raise ValueError(f"--optimum {path} is that of other data or another task: {of}")
+        return found
     if not args.quiet:
         print("computing the optimum by a long run (once)", file=sys.stderr, flush=True)
     found, _ = minimum(objective)
     written = json.dumps({"objective": found, "of": description}).encode()
-    write_whole(path, lambda file: file.write(written))
+    try:
+        write_whole(path, lambda file: file.write(written))
+    except OSError as error:
+        print(f"the optimum cannot be kept in {path}, and the job goes on: {error}", file=sys.stderr, flush=True)
     return found
 
 
@@ -194,6 +203,7 @@ class Console:
     def __init__(self, args: argparse.Namespace, title: str) -> None:
         self.args, self.title = args, title
         self.rows: list[dict[str, Any]] = []
+        self.lost: set[str] = set()  # files that could not be written
         self._bar: tqdm[NoReturn] | None = None
         if MPI.COMM_WORLD.Get_rank() == 0 and not survives() and not args.quiet:
             self.say("without `mpirun --with-ft ulfm` the job ends when a rank dies")
@@ -212,7 +222,8 @@ class Console:
             "workers": epoch.workers,
         }
         self.rows.append(row)
-        self._log(row)
+        if self.args.log is not None:
+            self.write("--log", self.args.log, lambda path: self._log(path, row))
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -236,12 +247,18 @@ class Console:
         """Show a line."""
         print(text, file=sys.stderr, flush=True)
 
-    def _log(self, row: dict[str, Any]) -> None:
-        path = self.args.log
-        if path is None:
-            return
+    def write(self, option: str, path: Path, write: Callable[[Path], object]) -> None:
+        """Write a file that an option names; if that is not possible, say so once and go on without it."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path)
+        except OSError as error:
+            if option not in self.lost:
+                self.say(f"{option} {path} cannot be written: {error.strerror or error}")
+            self.lost.add(option)
+
+    def _log(self, path: Path, row: dict[str, Any]) -> None:
         fresh = len(self.rows) == 1 and not self.args.resume
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w" if fresh else "a", newline="") as file:
             if path.suffix == ".csv":
                 writer = csv.DictWriter(file, COLUMNS)
@@ -251,13 +268,27 @@ class Console:
             else:
                 file.write(json.dumps(row) + "\n")
 
-    def end(self, result: dict[str, Any]) -> None:
-        """Draw the plot, and print the result as the last line of standard output."""
+    def end(self, result: Result) -> None:
+        """Print the result as the last line of standard output, then write the model and the plot."""
+        record = result.record
         if not self.args.quiet:
-            self.say(_histogram({int(delay): count for delay, count in result["delays"].items()}))
+            self.say(_histogram({int(delay): count for delay, count in record["delays"].items()}))
+        print(json.dumps(record), flush=True)
+        if self.args.output is not None:
+            arrays = {p.name: result.model[p.slice].reshape(p.shape) for p in result.layout.parameters}
+            self.write("--output", self.args.output, partial(_save, arrays))
         if self.args.plot is not None:
-            _draw(self.args.plot, self.title, self.rows)
-        print(json.dumps(result), flush=True)
+            self.write("--plot", self.args.plot, lambda path: _draw(path, self.title, self.rows))
+
+
+def _save(arrays: dict[str, Any], path: Path) -> None:
+    """Write arrays whole or not at all, unless a device or a link is there, which must stay."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+    else:
+        named = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
+        write_whole(named, lambda file: np.savez(file, **arrays))
 
 
 def _text(value: float | int | None) -> str:
@@ -290,7 +321,6 @@ def _draw(path: Path, title: str, rows: list[dict[str, Any]]) -> None:
         one.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("P(x) - P*" if measure == "suboptimality" else "P(x)")
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -304,14 +334,7 @@ def job(parser: argparse.ArgumentParser, args: argparse.Namespace, make: Callabl
     console = Console(args, title)
     result = run(algorithm, partial(load, args), settings_of(args), console, partial(optimum, args))
     if result is not None:
-        finish(result, console)
-    leave()
-
-
-def finish(result: Result, console: Console) -> None:
-    """Save the model, and show the result."""
-    path = console.args.output
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **{p.name: result.model[p.slice].reshape(p.shape) for p in result.layout.parameters})
-    console.end(result.record)
+        console.end(result)
+    if console.lost and not survives():
+        sys.exit(1)  # nobody needs to be ended for it
+    leave(1 if console.lost else 0)

@@ -14,16 +14,10 @@ MPIRUN = ["mpirun", "--with-ft", "ulfm", "-np"]
 LEAST_SQUARES = ROOT / "tests" / "servers" / "least_squares.py"
 
 
-def start(ranks, program, *arguments):
-    """Start a job in the background."""
-    return _begin([*MPIRUN, str(ranks), sys.executable, str(program), *map(str, arguments)])
-
-
-def _begin(command):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
-    )
+def start(ranks, program, *arguments, ulfm=True):
+    """Start a job in the background, such that it outlives ranks or not."""
+    launcher = MPIRUN if ulfm else ["mpirun", "-np"]
+    return _begin([*launcher, str(ranks), sys.executable, str(program), *map(str, arguments)])
 
 
 def start_several(*programs):
@@ -33,9 +27,15 @@ def start_several(*programs):
     """
     command = ["mpirun", "--with-ft", "ulfm", "--output", "tag"]
     for ranks, *line in programs:
-        command += [*([":"] if ":" in command or "-np" in command else []), "-np", str(ranks), sys.executable]
-        command += map(str, line)
-    return _begin(command)
+        command += ["-np", str(ranks), sys.executable, *map(str, line), ":"]
+    return _begin(command[:-1])
+
+
+def _begin(command):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
+    )
 
 
 def job(ranks, program, *arguments, timeout=120):

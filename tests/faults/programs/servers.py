@@ -1,13 +1,14 @@
 """A job on a quadratic as `least_squares.py` takes it, in which ranks stop or send nonsense in the middle of a step.
 
-"faults" names them by rank, each at the sending of the message of number `after` of a `kind`: {"stop": true} stops the
-process as SIGSTOP does; otherwise `times` messages go before the right one, changed in their "tag", "round" (a
-difference), "length" (as announced), "cut" (to so many bytes), "payload" (a text) or "zeros"
-(so many bytes of payload).
+"faults" names them by rank, each at the sending of the message of number `after` of a `kind`, or of those `to` a rank
+alone: {"stop": true} stops the process as SIGSTOP does; {"full": true} lets it write no more files, as on a full disk;
+otherwise `times` messages go before the right one, changed in their "tag", "round" (a difference), "length" (as
+announced), "cut" (to so many bytes), "payload" (a text) or "zeros" (so many bytes of payload).
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -41,6 +42,9 @@ class Faulty(Endpoint):
         fault = self.fault
         if fault.get("stop"):
             os.kill(os.getpid(), signal.SIGSTOP)
+            return
+        if fault.get("full"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
             return
         body = payload.tobytes()
         if "payload" in fault or "zeros" in fault:
