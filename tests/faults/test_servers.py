@@ -74,6 +74,16 @@ def test_a_server_that_stalls_is_named_and_ends_the_job(stop, name):
 
 
 @pytest.mark.slow
+def test_a_rank_that_dies_while_data_are_loaded_is_named():
+    process = begin(4, {**ASYLPG, "dying": [2]})
+    result, said = ended(process)
+    assert result is None
+    assert process.returncode
+    assert said.count("rank 2 is gone") == 3
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", range(5))
 def test_stopped_from_outside_each_rank_is_named(rank):
     name = ["server 0, the coordinator,", "server 1", "worker 2", "worker 3", "worker 4"][rank]

@@ -20,7 +20,7 @@ from hvd_compress.parameter_server.objectives import Objective
 from hvd_compress.parameter_server.protocols import Algorithm, JobPlan, ServerPart, WorkerPart
 from hvd_compress.parameter_server.runtime.bounds import Bounds
 from hvd_compress.parameter_server.runtime.coordinator import Coordinator, Epoch
-from hvd_compress.parameter_server.runtime.messages import Endpoint, Kind, survives
+from hvd_compress.parameter_server.runtime.messages import Endpoint, Kind, failed_ranks, survives
 from hvd_compress.parameter_server.runtime.roles import shards
 from hvd_compress.parameter_server.runtime.rounds import TICK
 from hvd_compress.parameter_server.runtime.saving import Saving
@@ -89,7 +89,10 @@ def run(
     try:
         return _Job(algorithm, load, settings, console, optimum, comm).run()
     except (JobFailed, MPI.Exception) as error:
-        text = f"another rank is gone ({error})" if isinstance(error, MPI.Exception) else str(error)
+        text = str(error)
+        if isinstance(error, MPI.Exception):
+            dead = sorted(failed_ranks(comm)) if survives() else []
+            text = f"{', '.join(f'rank {rank}' for rank in dead) or 'another rank'} is gone ({error})"
         if comm.Get_rank():  # the coordinator speaks first, if it is there
             time.sleep(1)
         if not isinstance(error, Told):

@@ -51,6 +51,11 @@ def survives() -> bool:
     return os.environ.get("OMPI_MCA_mpi_ft_enable", "0") not in ("0", "false")  # noqa: SIM112
 
 
+def failed_ranks(comm: MPI.Comm) -> set[int]:
+    """Return which ranks of a communicator are dead, as far as this one knows; the MPI must be one that survives."""
+    return set(MPI.Group.Translate_ranks(comm.Get_failed(), None, comm.Get_group()))
+
+
 KINDS = frozenset(Kind)
 
 
@@ -279,6 +284,5 @@ class Endpoint:
         """
         if not survives() or error.Get_error_class() not in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING):
             raise error
-        failed = self.comm.Get_failed()
-        self.dead |= set(MPI.Group.Translate_ranks(failed, None, self.comm.Get_group()))
+        self.dead |= failed_ranks(self.comm)
         self.comm.Ack_failed()
