@@ -126,6 +126,7 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
     assert f"the folder for checkpoints, {path}, is a file" in refused(path)
 
 
+@pytest.mark.slow
 def test_it_goes_on_for_more_epochs(sound, tmp_path):
     shutil.copytree(sound, tmp_path / "kept")
     more = {**ALGORITHM, "epochs": 5}

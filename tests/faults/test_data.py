@@ -93,6 +93,7 @@ def test_an_index_that_no_file_has_is_refused(tmp_path):
 
 
 @pytest.mark.jobs
+@pytest.mark.slow
 def test_features_may_be_more_than_the_file_names(tmp_path):
     write_rows(tmp_path)
     line = ["--data", tmp_path / "rows", "--batch", 8, "--max-epochs", 1, "--optimum", tmp_path / "optimum.json"]

@@ -64,7 +64,8 @@ def test_more_that_ends_with_a_line(how, rows, tmp_path):
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("rank", [0, *(pytest.param(rank, marks=pytest.mark.slow) for rank in (1, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", range(3))
 def test_a_checkpoint_that_cannot_be_written_is_named(rank, tmp_path):
     """A server's ends the job, a worker's the worker."""
     settings = {"batch": 8, "epochs": 6, "servers": 2, "checkpoint": str(tmp_path)}

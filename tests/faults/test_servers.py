@@ -146,21 +146,17 @@ def test_workers_that_send_nonsense_are_named_and_the_last_one_goes_on(ranks):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "fault", "reason"),
     [
         (1, {"kind": "REPORT", "length": 64 * GIB}, f"rank 1 announced {64 * GIB}"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                (1, {"kind": "REPORT", "payload": "{}"}, "a REPORT that is none"),
-                (1, {"kind": "REPORT", "payload": "[" * 3000}, "a REPORT that is no JSON"),
-                (1, {"kind": "MODEL", "to": 2, "length": 16 * GIB}, f"rank 1 announced {16 * GIB}"),
-                (0, {"kind": "MODEL", "to": 2, "length": 64 * GIB}, f"rank 0 announced {64 * GIB}"),
-                (0, {"kind": "START", "to": 1, "payload": '{"round": 5}'}, "a START that describes no round"),
-                (0, {"kind": "START", "to": 2, "payload": "[1e999"}, "a START that is no JSON"),
-            ]
-        ),
+        (1, {"kind": "REPORT", "payload": "{}"}, "a REPORT that is none"),
+        (1, {"kind": "REPORT", "payload": "[" * 3000}, "a REPORT that is no JSON"),
+        (1, {"kind": "MODEL", "to": 2, "length": 16 * GIB}, f"rank 1 announced {16 * GIB}"),
+        (0, {"kind": "MODEL", "to": 2, "length": 64 * GIB}, f"rank 0 announced {64 * GIB}"),
+        (0, {"kind": "START", "to": 1, "payload": '{"round": 5}'}, "a START that describes no round"),
+        (0, {"kind": "START", "to": 2, "payload": "[1e999"}, "a START that is no JSON"),
     ],
 )
 def test_a_server_that_sends_nonsense_is_named(rank, fault, reason):
