@@ -13,6 +13,7 @@ import functools
 import hmac
 import json
 import logging
+import math
 import os
 import secrets
 import socket
@@ -20,7 +21,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from weakref import WeakSet
@@ -56,6 +57,10 @@ def seconds_of(variable: str, default: float) -> float:
 class Progress:
     """Where a worker is in its steps, as it tells others who wait for it.
 
+    Args:
+        rank: this worker's.
+        goes_on: whether the step under way may still be so, asked before anything is said: an error may have ended it.
+
     Attributes:
         rank: this worker's.
         name: what the workers call the reducer.
@@ -65,7 +70,8 @@ class Progress:
         ended, ended_before: when the last step ended, and the one before it.
     """
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, goes_on: Callable[[], bool] = lambda: True) -> None:
+        self._goes_on = goes_on
         self.rank, self.name, self.step = rank, "", 0
         self.addresses: Sequence[Address] = ()
         self.error: str | None = None
@@ -103,7 +109,10 @@ class Progress:
     def look(self, warn_after: float, fail_after: float) -> None:
         """Say, once a step, who waits for whom, and let `check` raise if it takes too long."""
         waited = self.describe()["waits"]
-        if waited is None:
+        if waited is None or waited < min(warn_after or math.inf, fail_after or math.inf):
+            return
+        if not self._goes_on():
+            self.pause()
             return
         if warn_after and waited >= warn_after and not self._told:
             self._told = True

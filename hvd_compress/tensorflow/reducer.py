@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +15,8 @@ from typing import Any
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.client import session
+from tensorflow.python.eager import execute
 
 from hvd_compress.compressors import Compressor
 from hvd_compress.ops.layout import Layout
@@ -22,6 +26,7 @@ from hvd_compress.reduction.buckets import Bucket, Gradient, Rule
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange
 from hvd_compress.reduction.reducer import Reducer
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
+from hvd_compress.reduction.stalls import Progress
 from hvd_compress.tensorflow.exchange import CollectiveTimer, GraphExchange, RowsExchange
 from hvd_compress.tensorflow.saved import read, written
 from hvd_compress.tensorflow.variables import Variable, named
@@ -30,6 +35,7 @@ from hvd_compress.transports.horovod import op_name
 from hvd_compress.transports.horovod_tensorflow import GraphTransport, HorovodTransport
 
 Tensor = Any
+_RUNS_GRAPHS = (execute.__file__, session.__file__)
 
 
 class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
@@ -53,6 +59,7 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
     ) -> None:
         super().__init__(settings, transport, channel)
         self.variables = variables
+        self.progress = Progress(transport.rank, goes_on=_in_a_graph)
         self.positions = [str(number) for number in range(len(variables))]
         self._timer = CollectiveTimer()
 
@@ -439,6 +446,12 @@ class GradientReducer(GraphReducer):
             ]
             saved = replace(saved, exchanges=[*saved.exchanges, *later])
         super().load(saved, stacklevel)
+
+
+def _in_a_graph() -> bool:
+    """Tell whether a thread runs a function of TensorFlow's: of one that ends with an error reducers do not learn."""
+    frames = list(sys._current_frames().values())
+    return any(outer.f_code.co_filename in _RUNS_GRAPHS for frame in frames for outer, _ in traceback.walk_stack(frame))
 
 
 def _generations(saved: Saved) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.jobs
 
-PROGRAM = Path(__file__).parent / "programs" / "stalled.py"
+PROGRAMS = Path(__file__).parent / "programs"
 
 
 @pytest.mark.parametrize(
@@ -22,15 +22,7 @@ PROGRAM = Path(__file__).parent / "programs" / "stalled.py"
     ],
 )
 def test_the_others_end_with_an_error(kind, step):
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "HVD_COMPRESS_STALL_SECONDS": "0.5",
-        "HVD_COMPRESS_STALL_ERROR_SECONDS": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    command = ["mpirun", "-np", "2", sys.executable, str(PROGRAM), kind, str(step)]
-    done = subprocess.run(command, env=env, timeout=60, capture_output=True, text=True, check=False)
+    done = run(PROGRAMS / "stalled.py", kind, str(step))
     assert done.returncode != 0
     whom = f"rank 1 has ended step {step}" if step else "begins with an agreement"
     assert "rank 0 has waited" in done.stderr
@@ -39,3 +31,15 @@ def test_the_others_end_with_an_error(kind, step):
         assert "WorkersStalled" in done.stderr
     else:
         assert "this process ends" in done.stderr, done.stderr
+
+
+def run(program, *arguments):
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HVD_COMPRESS_STALL_SECONDS": "0.5",
+        "HVD_COMPRESS_STALL_ERROR_SECONDS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    command = ["mpirun", "-np", "2", sys.executable, str(program), *arguments]
+    return subprocess.run(command, env=env, timeout=60, capture_output=True, text=True, check=False)

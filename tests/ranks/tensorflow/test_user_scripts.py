@@ -457,3 +457,17 @@ def test_a_rank_that_skips_a_batch_is_named(monkeypatch, caplog):
     said = [record.message for record in caplog.records if "in step 3: rank 1 has ended step 2, " in record.message]
     assert bool(said) == (hvd.rank() != 1)
     assert spread(loop.variables) == 0
+
+
+def test_a_graph_that_was_left_by_an_error_waits_for_nobody(monkeypatch, caplog, tmp_path):
+    run = KINDS["graph"]("powersgd", seed=0)
+    run.train(2)
+    path = run.checkpoint.save(str(tmp_path / "state"))
+    run.train(2)
+    monkeypatch.setattr(stalls._office(), "warn_after", 1.0)
+    if hvd.rank() == 0:
+        run.checkpoint.restore(path)
+    with pytest.raises(DISAGREE, match=r"not all called|Mismatched"):
+        run.train(1)
+    time.sleep(3)
+    assert not [record for record in caplog.records if "has waited" in record.message]
