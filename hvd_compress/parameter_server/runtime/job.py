@@ -30,6 +30,8 @@ from hvd_compress.parameter_server.runtime.start import agree
 from hvd_compress.parameter_server.runtime.watch import JobFailed, Stalled, Told
 from hvd_compress.parameter_server.runtime.worker import Dropped, Worker
 
+EXIT_SECONDS = 0.2  # between the ends of two ranks of a job that has failed
+
 
 class Result(NamedTuple):
     """What came of a job.
@@ -117,6 +119,8 @@ def leave(status: int = 0) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if survives():
+        if status:  # Open MPI's prterun hangs now and then if ranks of a job that has failed end at the same moment
+            time.sleep(EXIT_SECONDS * MPI.COMM_WORLD.Get_rank())
         os._exit(status)
     if status:
         MPI.COMM_WORLD.Abort(status)
