@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 from typing import Any
 
 import numpy as np
-from horovod.common import basics
 
 NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 
@@ -16,28 +14,6 @@ NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 # between workers, so submitting this under a collective's name makes it fail for all who submit something else.
 MISFIT = np.zeros((1, 1, 1, 1, 1), np.int32)
 REFUSED = "Mismatched data types"  # what Horovod says of it
-
-_initialized = 0
-
-
-def _counting(original: Any) -> Any:
-    @functools.wraps(original)
-    def init_process_sets(*args: Any) -> Any:
-        global _initialized
-        _initialized += 1
-        return original(*args)
-
-    return init_process_sets
-
-
-# Rank and size may be the same after `hvd.init` as before, and the workers others. Each call of `hvd.init`, whoever has
-# got hold of it, ends with this function.
-basics._init_process_sets = _counting(basics._init_process_sets)
-
-
-def initialized() -> int:
-    """Return how often Horovod was initialized since this module was imported."""
-    return _initialized
 
 
 def exchanges(process_set: Any) -> bool:

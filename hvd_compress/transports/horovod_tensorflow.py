@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from hvd_compress.transports import Peers, Traffic, packed_object, unpacked_objects
-from hvd_compress.transports.horovod import MISFIT, exchanges, initialized
+from hvd_compress.transports.horovod import MISFIT, exchanges
+from hvd_compress.transports.initialized import initialized
 
 Tensor = Any
 

@@ -15,7 +15,8 @@ from horovod.common.exceptions import HorovodInternalError
 from hvd_compress.compressors.base import AllReduce, Collective
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.transports import Traffic, WorkerFailed, incoming, outgoing, packed_object, unpacked_objects
-from hvd_compress.transports.horovod import MISFIT, REFUSED, initialized
+from hvd_compress.transports.horovod import MISFIT, REFUSED
+from hvd_compress.transports.initialized import initialized
 
 _OPS = {"sum": hvd.Sum, "mean": hvd.Average, "max": hvd.Max}
 EXPLAIN_SECONDS = 30.0  # that a worker waits for the others' errors
