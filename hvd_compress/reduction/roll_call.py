@@ -47,6 +47,10 @@ class RollCall:
         payload = self.ops.from_numpy(np.frombuffer(told, np.uint8).copy())
         self._handle = self.transport.start(AllGather(payload, kind="roll_call"), name)
 
+    def ready(self) -> bool:
+        """Tell whether `finish` would return at once."""
+        return self.transport.done(self._handle)
+
     def finish(self) -> Roll:
         """Return which gradients there are.
 

@@ -31,7 +31,7 @@ from hvd_compress.transports import WorkerFailed
 logger = logging.getLogger("hvd_compress")
 
 ANSWER_SECONDS = 5.0  # that a worker is given to answer
-LONGEST_TEXT = 1 << 16  # bytes of what is told
+MOST_BYTES = 1 << 20  # of what is told
 LOOK_EVERY = 0.5  # seconds
 RAISE_SECONDS = 2.0  # that a waiting worker is given to raise the error
 Address = tuple[str, int, str]
@@ -78,6 +78,8 @@ class Progress:
         self._began: float | None = None  # when the step under way began to wait
         self.ended = self.ended_before = time.monotonic()
         self._told = self._raised = False
+        self._refusals = 0
+        self._heard: dict[str, Any] = {"step": 0, "refusals": 0}
 
     def wait(self, step: int) -> None:
         """Begin to wait for the others, if it has not begun, after so many steps."""
@@ -96,7 +98,10 @@ class Progress:
         self.ended_before, self.ended = self.ended, time.monotonic()
 
     def check(self) -> None:
-        """Raise `WorkersStalled` if the others have not come for too long."""
+        """Raise `WorkersStalled` if the others have not come for too long, or WorkerFailed if one will not."""
+        if self._heard["refusals"] > self._refusals and self._heard["step"] <= self.step:
+            self._refusals = self._heard["refusals"]
+            raise WorkerFailed(self._heard["text"])
         if self.error is not None:
             self._raised = True
             raise WorkersStalled(self.error)
@@ -129,10 +134,22 @@ class Progress:
 
         Those who wait in other collectives than a reducer's would never learn why they wait.
         """
+        return self._send(error)
+
+    def refuse(self, error: BaseException) -> None:
+        """Let all others' `check` raise WorkerFailed, unless they refuse the same step as well."""
+        self._refusals += 1
+        self._send(error, name=self.name, step=self.step, refusals=self._refusals)
+
+    def hear(self, told: dict[str, Any]) -> None:
+        """Take what another worker sent as it refused a step."""
+        self._heard = told
+
+    def _send(self, error: BaseException, **more: Any) -> bool:
         text = f"rank {self.rank} failed in step {self.step + 1} with {type(error).__name__}: {error}"
         others = [address for rank, address in enumerate(self.addresses) if rank != self.rank]
         with ThreadPoolExecutor(max(1, len(others))) as pool:
-            answers = list(pool.map(functools.partial(_ask, text=text), others))
+            answers = list(pool.map(functools.partial(_ask, told={"text": text, **more}), others))
         return bool(others) and all(answer is not None for answer in answers)
 
     def _situation(self, waited: float) -> str:
@@ -161,14 +178,14 @@ def _told_by(address: Address, name: str) -> str:
     return f"has ended step {told['step']}, {told['idle']:.0f} s ago, and has not come to its next"
 
 
-def _ask(address: Address, text: str = "") -> dict[str, Any] | None:
-    """Tell a worker a text, if there is one; return where all its reducers are, or None if it does not answer."""
+def _ask(address: Address, told: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Tell a worker something; return where all its reducers are, or None if it does not answer."""
     host, port, word = address
     try:
         where = "127.0.0.1" if host == socket.gethostname() else host
         with socket.create_connection((where, port), ANSWER_SECONDS) as connection:
             connection.settimeout(ANSWER_SECONDS)
-            connection.sendall(word.encode() + text.encode()[:LONGEST_TEXT])
+            connection.sendall(word.encode() + (json.dumps(told).encode() if told is not None else b""))
             connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(functools.partial(connection.recv, 4096), b""))
         return dict(json.loads(answer))
@@ -182,8 +199,12 @@ class _Answer(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         office = self.server.office  # type: ignore[attr-defined]
         if hmac.compare_digest(self.rfile.read(len(office.word)), office.word.encode()):
-            if text := self.rfile.read(LONGEST_TEXT).decode(errors="replace"):
-                logger.error("%s", text)
+            if data := self.rfile.read(MOST_BYTES):
+                told = json.loads(data)
+                logger.error("%s", told["text"])
+                for progress in list(office.watched):
+                    if progress.name == told.get("name"):
+                        progress.hear(told)
             self.wfile.write(json.dumps({p.name: p.describe() for p in list(office.watched)}).encode())
 
 

@@ -393,10 +393,6 @@ class GradientReducer(TensorReducer):
         """
         try:
             self._check_gradients()
-        except (RuntimeError, ValueError) as error:
-            self.refuse(error)
-            raise
-        try:
             if not self.planned:
                 self._make_plan()
             elif not self.agreed:
@@ -428,6 +424,7 @@ class GradientReducer(TensorReducer):
             if roll is None:
                 if self.complete:
                     self._start_roll_call()
+                self.waiting_seconds += advance_until(self._roll_call.ready, (), self.progress.check)
                 roll = self._roll_call.finish()
             if not self.complete or all(roll.everywhere):
                 return [n for n, there in zip(self.parameters, roll.anywhere, strict=True) if not there], finite
@@ -472,6 +469,9 @@ class GradientReducer(TensorReducer):
             if p in self._now and (p.grad is None or (id(p.grad), p.grad._version) != seen)
         ]
         if changed:
+            if self.exchanges and all(exchange.launched for exchange in self.all):
+                # Nothing is left to refuse in this step: the others learn of it in the next one.
+                advance_until(lambda: all(e.finished for e in self.all), self.all, self.progress.check)
             raise RuntimeError(gradient_was_changed(changed[0]))
 
     def _rows(self, name: str) -> Rows:
@@ -531,11 +531,11 @@ class GradientReducer(TensorReducer):
         self._reset()
 
     def refuse(self, error: Exception) -> None:
-        """Tell the other workers that this one has come to the end of a backward pass and takes no step."""
-        if self.exchanges and all(exchange.launched for exchange in self.all):
-            # Nothing is left to refuse in this step: the others learn of it in the next one.
-            advance_until(lambda: all(e.finished for e in self.all), self.all, self.progress.check)
-        self.fail(error)
+        """Tell the other workers that this one does not take the step, which may be taken all the same if none does."""
+        if self.agreed:
+            self.progress.refuse(error)
+        else:
+            self.fail(error)
 
     # --- before the first exchange
 

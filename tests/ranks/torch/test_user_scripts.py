@@ -557,6 +557,25 @@ def test_momentum_that_one_rank_sets_later(spec, steps):
             train(model, optimizer, 2)
 
 
+def test_momentum_that_one_rank_sets_where_gradients_are_missing():
+    model = Heads()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = hvdc.DistributedOptimizer(sgd, model.named_parameters(), "dgc", dense_below=0)
+
+    def step(head):
+        optimizer.zero_grad()
+        model(torch.ones(4, 40), head).square().mean().backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step(hvd.rank())
+    if hvd.rank() == 1:
+        optimizer.param_groups[0]["momentum"] = 0.9
+    with pytest.raises(ValueError if hvd.rank() == 1 else hvdc.WorkerFailed, match="must be 0"):  # noqa: PT012
+        step(0)
+        step(0)
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_discriminator_whose_gradients_are_thrown_away(spec):
     def run(ignoring):
