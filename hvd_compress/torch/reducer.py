@@ -292,6 +292,7 @@ class GradientReducer(TensorReducer):
     def renew(self) -> bool:
         if not super().renew():
             return False
+        self._take_scales()
         self._empty_buckets()
         return True
 
@@ -461,6 +462,8 @@ class GradientReducer(TensorReducer):
         former = self._now
         self.renew()
         self._look_at_parameters()
+        if not self.busy:  # no gradient has come here, and the means have the scale of this step all the same
+            self._take_scales()
         if self._now != former and any(exchange.launched for exchange in self.all):
             raise RuntimeError("the optimizer's parameters were changed after loss.backward() and before the step")
         changed = [

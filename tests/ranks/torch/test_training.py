@@ -202,6 +202,27 @@ def test_the_scale_of_the_loss_changes_nothing(spec):
     assert norm == expected_norm
 
 
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.1)", "powersgd"])
+def test_a_rank_without_gradients_takes_the_scale_of_the_step(spec):
+    model = small_cnn()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_factor=16.0, growth_interval=1)
+    optimizer = hvdc.DistributedOptimizer(
+        sgd(model, spec), model.named_parameters(), compression=spec, grad_scaler=scaler
+    )
+    for step in range(5):
+        images, labels = batch(step)
+        optimizer.zero_grad()
+        loss = scaler.scale(nn.functional.cross_entropy(model(images), labels))
+        if step % 2 == 0 or hvd.rank() == 0:
+            loss.backward()
+        optimizer.synchronize()
+        scaler.unscale_(optimizer)
+        with optimizer.skip_synchronize():
+            scaler.step(optimizer)
+        scaler.update()
+        assert same_on_all_ranks(flat(model))
+
+
 def with_a_bad_gradient(spec, nonfinite):
     model = small_cnn()
     optimizer = hvdc.DistributedOptimizer(
