@@ -57,9 +57,14 @@ class Reducer(Generic[E]):
         carried: what former compressors have not sent, until a step with it is committed.
         names_stay: whether the names of collectives are written down somewhere, and cannot change any more.
         ops: the array operations of `carried`, and of what is saved.
+        ends_alone: whether a step ends with the next one's beginning, or where one worker alone asks for its state:
+            then the others cannot be asked.
+        goes_on: tells whether the step under way may still be so, as of `Progress`.
     """
 
     ops: Ops
+    ends_alone = False
+    goes_on: Callable[[], bool] = staticmethod(lambda: True)
 
     def __init__(self, settings: Settings, transport: Any, channel: str) -> None:
         self.settings, self.transport, self.channel = settings, transport, channel
@@ -74,7 +79,7 @@ class Reducer(Generic[E]):
         self._left_plan: list[tuple[str, str]] = []  # the first collectives of a plan that was given up
         self._waiting: Saved | None = None  # a state that was loaded before the plan
         self._whole = True  # whether the state has all that is this worker's own
-        self.progress = Progress(transport.rank)
+        self.progress = Progress(transport.rank, self.goes_on)
         self._told: list[Any] = []  # the summaries of the workers' states, until they have been compared
         self._seconds_before = 0.0  # in compressors that were replaced
 
@@ -132,9 +137,11 @@ class Reducer(Generic[E]):
         """Tell whether this worker's own gradients, of which the mean is not finite, are not."""
         return exchange.poisoned
 
-    def ranks_not_finite(self, exchanges: Sequence[E]) -> list[int]:
-        """Return the ranks whose gradients are not finite, which all workers ask for at the end of the same step."""
+    def _ranks_not_finite(self, exchanges: Sequence[E]) -> list[int]:
+        """Return the ranks whose own gradients are not finite, as far as this worker knows."""
         own = any(map(self.not_finite, exchanges))
+        if self.ends_alone:
+            return [self.peers.rank] if own else []
         answers = self.peers.gather_object(own, f"{self.prefix}.not_finite")
         return [rank for rank, answer in enumerate(answers) if answer]
 
@@ -379,7 +386,7 @@ class Reducer(Generic[E]):
         self.nonfinite_steps += 1
         if self.nonfinite_steps == 1 or self.settings.nonfinite == "error":
             parameters = [self.label(place.name) for exchange in bad for place in exchange.layout.parameters]
-            report(self.steps, parameters, self.ranks_not_finite(bad), self.settings.nonfinite)
+            report(self.steps, parameters, self._ranks_not_finite(bad), self.settings.nonfinite)
 
     def _moved(self, part: Array | Rows, exchange: E, move: Callable[[Array, E], Array]) -> Array | Rows:
         if isinstance(part, Rows):

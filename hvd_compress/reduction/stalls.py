@@ -70,7 +70,7 @@ class Progress:
         ended, ended_before: when the last step ended, and the one before it.
     """
 
-    def __init__(self, rank: int, goes_on: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, rank: int, goes_on: Callable[[], bool]) -> None:
         self._goes_on = goes_on
         self.rank, self.name, self.step = rank, "", 0
         self.addresses: Sequence[Address] = ()

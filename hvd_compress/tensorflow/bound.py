@@ -29,6 +29,7 @@ class BoundCompression(GraphReducer):
     """
 
     raises = True
+    ends_alone = True
 
     def __init__(self, variables: Sequence[Variable], settings: Settings) -> None:
         settings.check_each_tensor_alone(INSTEAD)
@@ -94,10 +95,6 @@ class BoundCompression(GraphReducer):
                 mean = tf.identity(mean)
         mean = tf.cast(tf.reshape(mean, gradient.shape), gradient.dtype)
         return mean * self._factor if self._factor != 1 else mean
-
-    def ranks_not_finite(self, exchanges: Sequence[GraphExchange]) -> list[int]:
-        # A step ends at the next one's beginning, or where one worker alone asks for its state.
-        return [self.transport.rank] if any(map(self.not_finite, exchanges)) else []
 
     def set_compression(self, compression: Any, rules: Iterable[Rule | tuple[str, Any]] | None = None) -> None:
         """Use another compressor, with its rules, from the next step on. All workers call it alike, between two steps.

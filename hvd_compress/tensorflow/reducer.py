@@ -26,7 +26,6 @@ from hvd_compress.reduction.buckets import Bucket, Gradient, Rule
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange
 from hvd_compress.reduction.reducer import Reducer
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
-from hvd_compress.reduction.stalls import Progress
 from hvd_compress.tensorflow.exchange import CollectiveTimer, GraphExchange, RowsExchange
 from hvd_compress.tensorflow.saved import read, written
 from hvd_compress.tensorflow.variables import Variable, named
@@ -36,6 +35,12 @@ from hvd_compress.transports.horovod_tensorflow import GraphTransport, HorovodTr
 
 Tensor = Any
 _RUNS_GRAPHS = (execute.__file__, session.__file__)
+
+
+def _in_a_graph() -> bool:
+    """Tell whether a thread runs a function of TensorFlow's: of one that ends with an error reducers do not learn."""
+    frames = list(sys._current_frames().values())
+    return any(outer.f_code.co_filename in _RUNS_GRAPHS for frame in frames for outer, _ in traceback.walk_stack(frame))
 
 
 class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
@@ -52,6 +57,7 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
     """
 
     ops = NumpyOps()
+    goes_on = staticmethod(_in_a_graph)
     raises = False  # whether an error of a step is raised by the exchange that it is in
 
     def __init__(
@@ -59,7 +65,6 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
     ) -> None:
         super().__init__(settings, transport, channel)
         self.variables = variables
-        self.progress = Progress(transport.rank, goes_on=_in_a_graph)
         self.positions = [str(number) for number in range(len(variables))]
         self._timer = CollectiveTimer()
 
@@ -446,12 +451,6 @@ class GradientReducer(GraphReducer):
             ]
             saved = replace(saved, exchanges=[*saved.exchanges, *later])
         super().load(saved, stacklevel)
-
-
-def _in_a_graph() -> bool:
-    """Tell whether a thread runs a function of TensorFlow's: of one that ends with an error reducers do not learn."""
-    frames = list(sys._current_frames().values())
-    return any(outer.f_code.co_filename in _RUNS_GRAPHS for frame in frames for outer, _ in traceback.walk_stack(frame))
 
 
 def _generations(saved: Saved) -> list[dict[str, str]]:

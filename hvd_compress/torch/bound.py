@@ -48,6 +48,8 @@ class BoundCompression(TensorReducer):
     state is committed when the next step begins.
     """
 
+    ends_alone = True
+
     def __init__(self, parameters: dict[str, Tensor], settings: Settings) -> None:
         settings.check_each_tensor_alone(INSTEAD)
         trained = [(name, p) for name, p in once(parameters.items()) if p.requires_grad]
@@ -164,10 +166,6 @@ class BoundCompression(TensorReducer):
 
     def _unchanged(self, name: str, gradient: Tensor, version: int) -> bool:
         return self.parameters[name].grad is gradient and gradient._version == version
-
-    def ranks_not_finite(self, exchanges: Sequence[Any]) -> list[int]:
-        # A step ends at the next one's beginning, or where one worker alone asks for its state.
-        return [self.transport.rank] if any(map(self.not_finite, exchanges)) else []
 
     def set_compression(self, compression: Any, rules: Iterable[Rule | tuple[str, Any]] | None = None) -> None:
         """Use another compressor, with its rules, from the next step on. All workers call it alike, between two steps.

@@ -47,10 +47,6 @@ class _Methods:
             RuntimeError: if gradients were changed after the backward pass.
             NonFiniteGradients: if one is not finite, with ``nonfinite="error"``.
         """
-        self._synchronize()
-        self._synchronized = True
-
-    def _synchronize(self) -> None:
         try:
             _check_momentum(self, self._settings)
         except ValueError as error:
@@ -59,6 +55,7 @@ class _Methods:
             raise
         if self._reducer is not None:
             self._reducer.synchronize()
+        self._synchronized = True
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
