@@ -10,8 +10,9 @@ from textwrap import shorten
 from typing import Any, NamedTuple
 
 from hvd_compress.compressors import spec
-from hvd_compress.ops import Ops
+from hvd_compress.ops import Array, Ops
 from hvd_compress.reduction.carry import Carried
+from hvd_compress.reduction.rows import Rows
 from hvd_compress.reduction.settings import Settings
 
 
@@ -79,10 +80,11 @@ class Saved:
             _check_count(f"the step of {where}", entry.state["step"])
             for store in ("shared", "local"):
                 for name, array in entry.state[store].items():
-                    if "float" in str(array.dtype) and not ops.all_finite(array):
-                        raise ValueError(f"{name} of {where} is not finite: it cannot have been saved by a sound run")
+                    _check_finite(f"{name} of {where}", array, ops)
             if entry.parameters and shapes.keys() >= set(entry.parameters):
                 _check_local(where, entry, [shapes[name] for name in entry.parameters])
+        for name, part in self.carried.items():
+            _check_finite(f"what is carried for {name}", part.values if isinstance(part, Rows) else part, ops)
 
     def states_of(self, buckets: list[list[str]], rows: Collection[str]) -> tuple[list[Any], dict[str, Any]]:
         """Return the states for buckets (lists of parameters) and for rows (by the parameter); of an empty one none.
@@ -116,17 +118,21 @@ def _check_count(what: str, count: Any) -> None:
         raise ValueError(f"{what} must be a number of steps, at least 0; got {count!r}")
 
 
+def _check_finite(what: str, array: Array, ops: Ops) -> None:
+    if "float" in str(array.dtype) and not ops.all_finite(ops.flatten(array)):
+        raise ValueError(f"{what} is not finite: it cannot have been saved by a sound run")
+
+
 def _check_local(where: str, entry: SavedExchange, shapes: Sequence[tuple[int, ...]]) -> None:
     """Check the shapes of the arrays that a worker has for itself: of all coordinates, or of the rows that it names."""
     local, size = entry.state["local"], sum(map(math.prod, shapes))
     rows = local.get("rows")
     if rows is not None:
         [shape] = shapes
-        if rows.shape[0] and not 0 <= int(rows.min()) <= int(rows.max()) < shape[0]:
-            raise ValueError(
-                f"rows of {where} must be in 0 to {shape[0] - 1}; got {int(rows.min())}, {int(rows.max())}"
-            )
-        size = rows.shape[0] * (size // shape[0])
+        least, most = (int(rows.min()), int(rows.max())) if rows.shape[0] else (0, 0)
+        if least < 0 or most >= max(1, shape[0]):
+            raise ValueError(f"rows of {where} must be in 0 to {shape[0] - 1}; got {least} to {most}")
+        size = rows.shape[0] * (size // max(1, shape[0]))
     for name, array in local.items():
         if name != "rows" and tuple(array.shape) != (size,):
             raise ValueError(f"{name} of {where} must be of shape ({size},); got {tuple(array.shape)}")

@@ -354,6 +354,9 @@ DAMAGE = {
     "the state of bucket 0 .* has no entry 'local'": lambda s: s["buckets"][0]["state"].pop("local"),
     "the step of bucket 0 .* at least 0; got -5": lambda s: s["buckets"][0]["state"].update(step=-5),
     "steps must be a number of steps, at least 0; got -1": lambda s: s.update(steps=-1),
+    "what is carried for 0.weight is not finite": lambda s: s["carried"].update(
+        {"0.weight": torch.full((8, 1, 3, 3), float("inf"))}
+    ),
     "has no entry 'buckets'": lambda s: s.pop("buckets"),
     r"residual of bucket 1 \(3.weight, 0.weight\) must be": lambda s: s["buckets"][1]["parameters"].pop(0),
 }
