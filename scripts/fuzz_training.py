@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from fuzz_scripts import KINDS, run  # noqa: E402
 def on_a_rank(args: argparse.Namespace) -> None:
     """Run the sequences on this rank of a job; rank 0 tells of each action and each end on a line of its own."""
     warnings.simplefilter("ignore")
+    logging.getLogger("hvd_compress").setLevel(logging.CRITICAL)  # errors are what is asked for here
     [ranks], [kind] = args.ranks, args.kinds
     script = importlib.import_module(KINDS[kind]).Script
     hvd = script.hvd

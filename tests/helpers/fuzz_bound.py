@@ -159,22 +159,7 @@ class Script(TorchScript):
             setup = replace(saved, frozen=present.frozen, passes=present.passes)
             raises = "maybe" if how in ("broadcast", "sync") else "never"
         self.setup = setup
-        trainings = self.draw_trainings()
-
-        def body() -> None:
-            if new:
-                self.begin(setup)
-            if how in ("own", "rank 0's"):
-                everybodys = hvd.broadcast_object(self.file, name="file")
-                self.load(self.file if how == "own" else everybodys)
-            else:
-                self.share(how)
-            for group in self.optimizer.param_groups:  # Horovod broadcasts no options of an optimizer without state
-                group["lr"] = setup.lr
-            self.train(trainings)
-
-        text = f"resume {'anew' if new else 'in place'}, of {how}, saved {saved}, now {setup}, {trainings}"
-        return Action(text, body, raises, goes_on)
+        return self.resume(new, how, saved, setup, raises, goes_on)
 
     def do_set_compression(self) -> Action:
         setup = self.setup = self.draw_compression(self.setup, keeps=True)

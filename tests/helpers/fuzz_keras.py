@@ -46,7 +46,7 @@ class Script(TensorFlowScript):
     def draw_setup(self) -> KerasSetup:
         rng = self.rng
         kind = rng.choices(["sgd", "adam", "loss_scale", "compressed_adam"], [5, 2, 2, 3])[0]
-        settings = self.draw_settings()
+        settings = self.draw_all_settings()
         if kind == "compressed_adam":
             settings = {name: settings[name] for name in ("bucket_bytes", "dense_below", "seed")}
         choices = [{}, {}, {"clipnorm": 0.1}, {"global_clipnorm": 0.1}, {"clipvalue": 0.01}]

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import horovod.torch as hvd
 import torch
@@ -30,15 +29,7 @@ class Script(TorchScript):
         rng = self.rng
         kind = rng.choices(["sgd", "adam", "compressed_adam"], [6, 2, 2])[0]
         sparse = kind == "sgd" and rng.random() < 0.25
-        settings: dict[str, Any] = {
-            "bucket_bytes": rng.choice([1, 600, 1 << 20]),
-            "dense_below": rng.choice([0, 0, 100]),
-            "seed": rng.randrange(3),
-        }
-        if rng.random() < 0.2:
-            settings["op"] = hvd.Sum
-        elif rng.random() < 0.2:
-            settings["gradient_predivide_factor"] = 2.0
+        settings = self.draw_settings([1, 600, 1 << 20], hvd.Sum)
         if sparse and rng.random() < 0.3:
             settings["sparse_as_dense"] = True
         setup = OptimizerSetup(
@@ -171,22 +162,7 @@ class Script(TorchScript):
         goes_on = False
         if not same:
             raises, goes_on, self.setup = "always", True, present
-        trainings = self.draw_trainings()
-
-        def body() -> None:
-            if new:
-                self.begin(setup)
-            if how in ("own", "rank 0's"):
-                everybodys = hvd.broadcast_object(self.file, name="file", process_set=self.process_sets[setup.members])
-                self.load(self.file if how == "own" and self.rank < saved.members else everybodys)
-            else:
-                self.share(how)
-            for group in self.optimizer.param_groups:  # Horovod broadcasts no options of an optimizer without state
-                group["lr"] = setup.lr
-            self.train(trainings)
-
-        text = f"resume {'anew' if new else 'in place'}, of {how}, saved {saved}, now {setup}, {trainings}"
-        return Action(text, body, raises, goes_on)
+        return self.resume(new, how, saved, setup, raises, goes_on)
 
     def do_set_compression(self) -> Action:
         former, refused = self.setup, False

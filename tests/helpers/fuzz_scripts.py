@@ -181,6 +181,19 @@ class RandomScript:
             rules = ((self.rng.choice(self.PATTERNS), self.draw_spec(keeps)),)
         return replace(setup, spec=spec, rules=rules)
 
+    def draw_settings(self, bucket_bytes: list[int], summed: int) -> dict[str, Any]:
+        """Draw arguments that optimizers and tapes share; `summed` is Horovod's Sum."""
+        settings: dict[str, Any] = {
+            "bucket_bytes": self.rng.choice(bucket_bytes),
+            "dense_below": self.rng.choice([0, 0, 100]),
+            "seed": self.rng.randrange(3),
+        }
+        if self.rng.random() < 0.2:
+            settings["op"] = summed
+        elif self.rng.random() < 0.2:
+            settings["gradient_predivide_factor"] = 2.0
+        return settings
+
     def draw_pass(self) -> Pass:
         mode = self.rng.choices(["all", "one", "some"], [5, 2, 3])[0]
         if mode == "some":

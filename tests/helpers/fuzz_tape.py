@@ -35,7 +35,7 @@ class Script(TensorFlowScript):
             momentum=rng.choice([0.0, 0.9]),
             lr=rng.choice([0.01, 0.001]),
             graph=rng.random() < 0.15,
-            settings=self.draw_settings(),
+            settings=self.draw_all_settings(),
             members=self.draw_members(),
         )
         setup = self.draw_compression(setup, keeps=True)

@@ -76,18 +76,9 @@ class TensorFlowScript(RandomScript):
 
     # --- what is drawn
 
-    def draw_settings(self) -> dict[str, Any]:
-        rng = self.rng
-        settings: dict[str, Any] = {
-            "bucket_bytes": rng.choice([1000, 1 << 20]),
-            "dense_below": rng.choice([0, 0, 100]),
-            "seed": rng.randrange(3),
-        }
-        if rng.random() < 0.2:
-            settings["op"] = hvd.Sum
-        elif rng.random() < 0.2:
-            settings["gradient_predivide_factor"] = 2.0
-        if rng.random() < 0.3:
+    def draw_all_settings(self) -> dict[str, Any]:
+        settings = self.draw_settings([1000, 1 << 20], hvd.Sum)
+        if self.rng.random() < 0.3:
             settings["sparse_as_dense"] = True
         return settings
 

@@ -208,6 +208,25 @@ class TorchScript(RandomScript):
 
         return Action(f"save, {trainings}", body)
 
+    def resume(self, new: bool, how: str, saved: Any, setup: Any, raises: str, goes_on: bool) -> Action:
+        """Load what was saved, in a new model or in this one, and train."""
+        trainings = self.draw_trainings()
+
+        def body() -> None:
+            if new:
+                self.begin(setup)
+            if how in ("own", "rank 0's"):
+                everybodys = hvd.broadcast_object(self.file, name="file", process_set=self.process_sets[setup.members])
+                self.load(self.file if how == "own" and self.rank < saved.members else everybodys)
+            else:
+                self.share(how)
+            for group in self.optimizer.param_groups:  # Horovod broadcasts no options of an optimizer without state
+                group["lr"] = setup.lr
+            self.train(trainings)
+
+        text = f"resume {'anew' if new else 'in place'}, of {how}, saved {saved}, now {setup}, {trainings}"
+        return Action(text, body, raises, goes_on)
+
     def do_rate(self) -> Action:
         rate = self.rng.choice([0.02, 0.005])
         self.setup = replace(self.setup, lr=rate)

@@ -450,8 +450,8 @@ def test_gradients_that_are_changed_before_the_step(spec, steps):
                 step_twice(model, optimizer)
 
 
-@pytest.mark.parametrize("spec", ["none", "topk", "powersgd"])
-def test_gradients_that_are_changed_under_horovods_own_optimizer(spec):
+def bound_after_backward(spec):
+    """A model and Horovod's own optimizer with a bound compressor, between `backward` and `step`."""
     model = small_cnn()
     bound = TorchCompression(as_compressor(spec)).bind(model.named_parameters())
     optimizer = hvd.DistributedOptimizer(sgd(model, spec), model.named_parameters(), compression=bound)
@@ -459,6 +459,12 @@ def test_gradients_that_are_changed_under_horovods_own_optimizer(spec):
     images, labels = batch(9)
     optimizer.zero_grad()
     nn.functional.cross_entropy(model(images), labels).backward()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("spec", ["none", "topk", "powersgd"])
+def test_gradients_that_are_changed_under_horovods_own_optimizer(spec):
+    model, optimizer = bound_after_backward(spec)
     nn.utils.clip_grad_norm_(model.parameters(), 1e-6)
     with pytest.raises((RuntimeError, hvdc.WorkerFailed), match="was changed after loss"):
         optimizer.step()
@@ -467,13 +473,7 @@ def test_gradients_that_are_changed_under_horovods_own_optimizer(spec):
 
 @pytest.mark.parametrize("spec", ["none", "topk", "powersgd", "qsgd"])
 def test_gradients_that_one_rank_changes_under_horovods_own_optimizer(spec):
-    model = small_cnn()
-    bound = TorchCompression(as_compressor(spec)).bind(model.named_parameters())
-    optimizer = hvd.DistributedOptimizer(sgd(model, spec), model.named_parameters(), compression=bound)
-    train(model, optimizer, 2)
-    images, labels = batch(9)
-    optimizer.zero_grad()
-    nn.functional.cross_entropy(model(images), labels).backward()
+    model, optimizer = bound_after_backward(spec)
     if hvd.rank() == 1:
         model[0].weight.grad.mul_(2)
         with pytest.raises(RuntimeError, match="was changed after loss"):
