@@ -1,41 +1,33 @@
 """Which ranks wait for which: said after a while, and if asked for an error after another. And who has failed.
 
-Each process answers, on a port of its own, in which step its reducers are, and is told there of others' errors. A
-worker who has waited for long asks all others. The environment sets the times: HVD_COMPRESS_STALL_SECONDS (60; 0 never
-says anything), and HVD_COMPRESS_STALL_ERROR_SECONDS (0: never), after which a step ends with `WorkersStalled`. A worker
-who is blocked in a collective (of a TensorFlow graph, of MPI, or of the agreement) cannot raise it: the process ends
-with exit code 1, and the launcher ends the others.
+A worker who has waited for long asks all others, at their ports, in which step they are. The environment sets the
+times: HVD_COMPRESS_STALL_SECONDS (60; 0 never says anything), and HVD_COMPRESS_STALL_ERROR_SECONDS (0: never), after
+which a step ends with `WorkersStalled`. A worker who is blocked in a collective (of a TensorFlow graph, of MPI, or of
+the agreement) cannot raise it: the process ends with exit code 1, and the launcher ends the others.
+
+A worker who fails tells all others at once: what they wait for may never say why it does not come. That holds for
+errors of a step and for an exception that ends the script.
 """
 
 from __future__ import annotations
 
 import functools
-import hmac
-import json
 import logging
 import math
 import os
-import secrets
-import socket
-import socketserver
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from weakref import WeakSet
 
+from hvd_compress.reduction.port import Address, Port, ask, tell_all
 from hvd_compress.transports import WorkerFailed
 
 logger = logging.getLogger("hvd_compress")
 
-ANSWER_SECONDS = 5.0  # that a worker is given to answer
-MOST_BYTES = 1 << 20  # of what is told
 LOOK_EVERY = 0.5  # seconds
 RAISE_SECONDS = 2.0  # that a waiting worker is given to raise the error
-Address = tuple[str, int, str]
-"""Host name, port, and the word that a question begins with."""
 
 
 class WorkersStalled(WorkerFailed):
@@ -68,6 +60,7 @@ class Progress:
         addresses: those of all workers, in the order of ranks, once they have agreed.
         error: what `check` raises: that the others have not come.
         ended, ended_before: when the last step ended, and the one before it.
+        failure_known: when this worker told others of an error, or was told of one, for the last time.
     """
 
     def __init__(self, rank: int, goes_on: Callable[[], bool]) -> None:
@@ -77,6 +70,7 @@ class Progress:
         self.error: str | None = None
         self._began: float | None = None  # when the step under way began to wait
         self.ended = self.ended_before = time.monotonic()
+        self.failure_known = 0.0
         self._told = self._raised = False
         self._refusals = 0
         self._heard: dict[str, Any] = {"step": 0, "refusals": 0}
@@ -130,10 +124,7 @@ class Progress:
             os._exit(1)
 
     def tell(self, error: BaseException) -> bool:
-        """Tell all others, who log it, that this worker has failed; return whether all know.
-
-        Those who wait in other collectives than a reducer's would never learn why they wait.
-        """
+        """Tell all others, who log it, that this worker has failed; return whether all know."""
         return self._send(error)
 
     def refuse(self, error: BaseException) -> None:
@@ -142,15 +133,16 @@ class Progress:
         self._send(error, name=self.name, step=self.step, refusals=self._refusals)
 
     def hear(self, told: dict[str, Any]) -> None:
-        """Take what another worker sent as it refused a step."""
-        self._heard = told
+        """Take what another worker sent as it failed, or refused a step."""
+        self.failure_known = time.monotonic()
+        if "refusals" in told:
+            self._heard = told
 
     def _send(self, error: BaseException, **more: Any) -> bool:
+        self.failure_known = time.monotonic()
         text = f"rank {self.rank} failed in step {self.step + 1} with {type(error).__name__}: {error}"
         others = [address for rank, address in enumerate(self.addresses) if rank != self.rank]
-        with ThreadPoolExecutor(max(1, len(others))) as pool:
-            answers = list(pool.map(functools.partial(_ask, told={"text": text, **more}), others))
-        return bool(others) and all(answer is not None for answer in answers)
+        return tell_all(others, {"text": text, **more})
 
     def _situation(self, waited: float) -> str:
         others = [
@@ -167,7 +159,7 @@ class Progress:
 
 def _told_by(address: Address, name: str) -> str:
     """Ask a worker where it is; return its answer in words."""
-    answer = _ask(address)
+    answer = ask(address)
     if answer is None:
         return "does not answer"
     told = answer.get(name)
@@ -178,56 +170,32 @@ def _told_by(address: Address, name: str) -> str:
     return f"has ended step {told['step']}, {told['idle']:.0f} s ago, and has not come to its next"
 
 
-def _ask(address: Address, told: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """Tell a worker something; return where all its reducers are, or None if it does not answer."""
-    host, port, word = address
-    try:
-        where = "127.0.0.1" if host == socket.gethostname() else host
-        with socket.create_connection((where, port), ANSWER_SECONDS) as connection:
-            connection.settimeout(ANSWER_SECONDS)
-            connection.sendall(word.encode() + (json.dumps(told).encode() if told is not None else b""))
-            connection.shutdown(socket.SHUT_WR)
-            answer = b"".join(iter(functools.partial(connection.recv, 4096), b""))
-        return dict(json.loads(answer))
-    except (OSError, ValueError):
-        return None
-
-
-class _Answer(socketserver.StreamRequestHandler):
-    timeout = ANSWER_SECONDS
-
-    def handle(self) -> None:
-        office = self.server.office  # type: ignore[attr-defined]
-        if hmac.compare_digest(self.rfile.read(len(office.word)), office.word.encode()):
-            if data := self.rfile.read(MOST_BYTES):
-                told = json.loads(data)
-                logger.error("%s", told["text"])
-                for progress in list(office.watched):
-                    if progress.name == told.get("name"):
-                        progress.hear(told)
-            self.wfile.write(json.dumps({p.name: p.describe() for p in list(office.watched)}).encode())
-
-
 class _Office:
-    """What a process has of it: a port that answers, and a look at its own reducers from time to time."""
+    """What a process has of it: its port, a look at its reducers from time to time, and a word to others at its end."""
 
     def __init__(self) -> None:
-        self.word = secrets.token_hex(16)
-        self.watched: WeakSet[Progress] = WeakSet()
+        self.port = Port()
         self.warn_after = seconds_of("HVD_COMPRESS_STALL_SECONDS", 60.0)
         self.fail_after = seconds_of("HVD_COMPRESS_STALL_ERROR_SECONDS", 0.0)
-        server = socketserver.ThreadingTCPServer(("", 0), _Answer)
-        server.daemon_threads = True
-        server.office = self  # type: ignore[attr-defined]
-        self.address: Address = (socket.gethostname(), server.server_address[1], self.word)
-        for work in (server.serve_forever, self._look):
-            threading.Thread(target=work, daemon=True, name="hvd_compress.stalls").start()
+        threading.Thread(target=self._look, daemon=True, name="hvd_compress.stalls").start()
+        sys.excepthook = functools.partial(self._ended_by, sys.excepthook)
 
     def _look(self) -> None:
         while True:
             time.sleep(LOOK_EVERY)
-            for progress in list(self.watched):
+            for progress in self._all():
                 progress.look(self.warn_after, self.fail_after)
+
+    def _ended_by(self, shown_by: Callable[..., None], kind: type, error: BaseException, *more: Any) -> None:
+        shown_by(kind, error, *more)
+        reducers = self._all()
+        known = max((progress.failure_known for progress in reducers), default=0.0)
+        if isinstance(error, Exception) and reducers and known <= reducers[0].ended:  # else the others know it, or why
+            reducers[0].tell(error)
+
+    def _all(self) -> list[Progress]:
+        """Return the progress of all reducers, of the last step first."""
+        return sorted(self.port.watched, key=lambda progress: progress.ended, reverse=True)
 
 
 @functools.cache
@@ -238,5 +206,5 @@ def _office() -> _Office:
 def watch(progress: Progress) -> Address:
     """Answer for a reducer from now on, and look after it; return this process's address."""
     office = _office()
-    office.watched.add(progress)
-    return office.address
+    office.port.watched.add(progress)
+    return office.port.address

@@ -24,5 +24,11 @@ def test_after_the_last_collective_of_a_step():
     assert "ERROR:hvd_compress:rank 1 failed in step 3 with ZeroDivisionError: a bug" in run("late")
 
 
+@pytest.mark.parametrize(("kind", "step"), [("script", 3), ("keras", 4)])
+def test_in_a_script_of_its_own(kind, step):
+    said = run(kind)
+    assert said.count(f"ERROR:hvd_compress:rank 1 failed in step {step} with ZeroDivisionError: a bug") == 1, said
+
+
 def test_outside_of_an_exchange_over_mpi():
     assert "ZeroDivisionError: a bug" in run("mpi")
