@@ -75,12 +75,20 @@ def test_a_server_that_stalls_is_named_and_ends_the_job(stop, name):
 
 @pytest.mark.slow
 def test_a_rank_that_dies_while_data_are_loaded_is_named():
-    process = begin(4, {**ASYLPG, "dying": [2]})
+    process = begin(4, {**ASYLPG, "SIGKILL": [2]})
     result, said = ended(process)
     assert result is None
     assert process.returncode
     assert said.count("rank 2 is gone") == 3
     assert "Traceback" not in said
+
+
+def test_a_rank_that_is_stopped_while_data_are_loaded_is_named():
+    process = begin(4, {**ASYLPG, "SIGSTOP": [2]}, timeout=1)
+    wait_for(process, "waiting for rank 2 for 1 s")
+    os.kill(pid_of(process, 2), signal.SIGCONT)
+    result, said = ended(process)
+    assert result is not None, said
 
 
 @pytest.mark.slow

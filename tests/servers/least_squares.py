@@ -111,8 +111,9 @@ def run(given, comm):
         kind.worker_part = worker_part
 
     def load():
-        if rank in given.get("dying", []):
-            os.kill(os.getpid(), signal.SIGKILL)
+        for name in ("SIGKILL", "SIGSTOP"):
+            if rank in given.get(name, []):
+                os.kill(os.getpid(), getattr(signal, name))
         objective = problem(**given.get("problem", {}))
         if rank in given.get("fewer", []):
             objective = objective.take(np.arange(objective.rows - 7))

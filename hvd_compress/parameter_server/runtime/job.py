@@ -140,7 +140,9 @@ class _Job:
     ) -> None:
         self.algorithm, self.settings, self.console = algorithm, settings, console
         self.rank = comm.Get_rank()
-        self.plan, self.start, self.objective, self.processes = agree(algorithm, settings, load, optimum, comm)
+        self.plan, self.start, self.objective, self.processes = agree(
+            algorithm, settings, load, optimum, comm, console.say
+        )
         self.roles = self.plan.roles
         self.shards = shards(self.plan.layout, self.roles.servers)
         self.saving = Saving(settings, algorithm, self.roles, comm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +22,9 @@ from hvd_compress.reduction.agreement import WorkersDisagree, check_agreement
 from hvd_compress.version import __version__
 
 Found = TypeVar("Found")
+
+HERE = 1  # the tag by which ranks say that they have come
+PAUSE = 0.01  # seconds between looks
 
 
 class Start(NamedTuple):
@@ -45,6 +49,7 @@ def agree(
     load: Callable[[], Objective],
     optimum: Callable[[Objective], float | None],
     comm: MPI.Comm,
+    say: Callable[[str], None],
 ) -> Start:
     """Let the workers load their data, and all ranks compare what they mean; refuse the job if they do not agree.
 
@@ -54,6 +59,7 @@ def agree(
         load: gives a worker the objective with all its data.
         optimum: gives P*; the first worker calls it.
         comm: the ranks.
+        say: shows a line, on rank 0.
     """
     rank = comm.Get_rank()
     objective: Objective | None = None
@@ -73,6 +79,7 @@ def agree(
             }
     except (ArithmeticError, ImportError, MemoryError, OSError, TypeError, ValueError) as problem:
         error = str(problem) or type(problem).__name__
+    wait_for_all(comm, settings.timeout, say)
     everyone = comm.allgather((mine, error, (MPI.Get_processor_name(), os.getpid())))
     problems = {rank: text for rank, (_, text, _) in enumerate(everyone) if text is not None}
     if not problems and roles is not None:
@@ -98,6 +105,23 @@ def agree(
         model[:] = objective.initial(settings.seed)
     comm.Bcast(model, root=roles.servers)
     return Start(plan, model, objective, [place for _, _, place in everyone])
+
+
+def wait_for_all(comm: MPI.Comm, seconds: float, say: Callable[[str], None]) -> None:
+    """Let rank 0 wait until all ranks call this, and name those who have not, time and again."""
+    nothing = [bytearray(), MPI.BYTE]
+    if comm.Get_rank():
+        comm.Send(nothing, 0, HERE)
+        return
+    coming = {rank: comm.Irecv(nothing, rank, HERE) for rank in range(1, comm.Get_size())}
+    began, said = time.monotonic(), 0
+    while missing := [rank for rank, request in coming.items() if not request.Test()]:
+        waited = time.monotonic() - began
+        if waited >= (said + 1) * seconds:
+            said = int(waited / seconds)
+            who = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+            say(f"waiting for {who} for {waited:.0f} s: the data are still loaded there, or the process is stopped")
+        time.sleep(PAUSE)
 
 
 def on_one_rank(comm: MPI.Comm, root: int, work: Callable[[], Found]) -> Found:
