@@ -45,7 +45,7 @@ FAULTS = {
     ),
 }
 CASES = [("torch", spec) for spec in [*SPECS, "bound topk(ratio=0.1)", "bound powersgd"]]
-CASES += [("keras", spec) for spec in SPECS]
+CASES += [("keras", spec) for spec in [*SPECS, "tape topk(ratio=0.1)", "tape powersgd"]]
 
 
 @pytest.mark.slow
