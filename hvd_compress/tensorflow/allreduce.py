@@ -45,7 +45,7 @@ def allreduce(
         TypeError: if `compression` is none, or the tensor is not of a floating dtype.
         WorkersDisagree: in the first step of a name, if the workers differ in version, settings or the tensor's shape.
     """
-    average_or_sum = op_name(op, hvd)
+    average_or_sum = op_name(op, "tensorflow")
     tensor = tf.convert_to_tensor(tensor)
     if not tensor.dtype.is_floating:
         raise TypeError(f"{name}: tensors must be of a floating dtype; got {tensor.dtype.name}")

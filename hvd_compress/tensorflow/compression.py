@@ -49,7 +49,7 @@ class TensorFlowCompression(NamedCompressor):
         """
         found = named(variables)
         names = tuple(variable.name for variable in found)
-        settings = Settings(self, rules or (), names, op=op_name(op, hvd), dense_below=dense_below, seed=seed)
+        settings = Settings(self, rules or (), names, op=op_name(op, "tensorflow"), dense_below=dense_below, seed=seed)
         return BoundCompression(found, settings)
 
     def compress(self, tensor: Any) -> Any:

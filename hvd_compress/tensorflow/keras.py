@@ -177,7 +177,7 @@ def DistributedOptimizer(
     settings = reduction_settings(
         compression, op, gradient_predivide_factor, sparse_as_dense, bucket_bytes, dense_below, seed, rules, nonfinite
     )
-    check_one_given(transport, process_set, hvd)
+    check_one_given(transport, process_set)
     where = (process_set, transport)
     _check_momentum(optimizer, settings)
     wrapped = type(optimizer)

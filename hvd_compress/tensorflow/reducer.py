@@ -485,7 +485,7 @@ def reduction_settings(
     return Settings(
         compression,
         tuple(rules or ()),
-        op=op_name(op, hvd),
+        op=op_name(op, "tensorflow"),
         gradient_predivide_factor=gradient_predivide_factor,
         sparse_as_dense=sparse_as_dense,
         bucket_bytes=bucket_bytes,

@@ -83,7 +83,7 @@ def DistributedGradientTape(
     settings = reduction_settings(
         compression, op, gradient_predivide_factor, sparse_as_dense, bucket_bytes, dense_below, seed, rules, nonfinite
     )
-    check_one_given(transport, process_set, hvd)
+    check_one_given(transport, process_set)
     where = (process_set, transport)
     wrapped = type(gradtape)
     tape: Any = object.__new__(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import horovod.torch as hvd
 import torch
 from torch import Tensor
 
@@ -16,10 +15,11 @@ from hvd_compress.compressors.feedback import AdamMomentumOfMean
 from hvd_compress.compressors.named import as_compressor
 from hvd_compress.reduction.buckets import PLAIN, Rule
 from hvd_compress.reduction.settings import as_rules
+from hvd_compress.torch.carrier import carrier
 from hvd_compress.torch.compression import TorchCompression
 from hvd_compress.torch.optimizer import DistributedOptimizer
 from hvd_compress.torch.reducer import GradientReducer
-from hvd_compress.transports.horovod import exchanges
+from hvd_compress.transports import Transport
 
 
 class FrozenAdam(torch.optim.Optimizer):
@@ -111,7 +111,8 @@ def CompressedAdam(
     warmup_steps: int,
     compression: TorchCompression | str = "onebit",
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
-    process_set: Any = hvd.global_process_set,
+    process_set: Any = None,
+    transport: Transport | None = None,
     **settings: Any,
 ) -> Any:
     """Return Adam in two phases, averaged over Horovod's processes (Tang et al. 2021, algorithm 1).
@@ -135,7 +136,8 @@ def CompressedAdam(
         warmup_steps: those of the first phase, at least 1: until the variance has settled, some 15 to 20 % of all.
         compression: of the momentum: any that allows error feedback, or "none".
         rules: exceptions, as in `DistributedOptimizer`.
-        process_set: the Horovod processes to average over.
+        process_set: as in `DistributedOptimizer`.
+        transport: as in `DistributedOptimizer`.
         settings: further arguments of `DistributedOptimizer`.
 
     Raises:
@@ -159,8 +161,7 @@ def CompressedAdam(
     own_rules = [
         replace(rule, compression=of_momentum(rule.compression)) for rule in as_rules(rules, [n for n, _ in named])
     ]
-    transport = settings.get("transport")
-    several = exchanges(process_set) if transport is None else transport.workers > 1
+    several = carrier(transport, process_set) is not None
     optimizer = FrozenAdam(params, lr, *betas, eps, weight_decay, warmup_steps if several else 0)
     return DistributedOptimizer(
         optimizer,
@@ -168,6 +169,7 @@ def CompressedAdam(
         compressor,  # type: ignore[arg-type]
         sparse_as_dense=True,
         process_set=process_set,
+        transport=transport,
         rules=own_rules,
         **settings,
     )

@@ -14,8 +14,10 @@ from hvd_compress.ops.torch import TorchOps
 from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Bucket, Gradient, Rule, one_bucket_each
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange
-from hvd_compress.reduction.exchange import VectorSteps, advance_until, taken_dtype
+from hvd_compress.reduction.exchange import VectorSteps, advance_until
 from hvd_compress.reduction.settings import Settings
+from hvd_compress.torch.compression import flat
+from hvd_compress.torch.parameters import check_gradient, once
 from hvd_compress.torch.reducer import TensorExchange, TensorReducer, gradient_was_changed
 from hvd_compress.torch.saved import written
 from hvd_compress.transports import Peers
@@ -255,23 +257,3 @@ class BoundCompression(TensorReducer):
             f"a gradient of shape {tuple(tensor.shape)} belongs to no bound parameter: bind() the named_parameters "
             "that the optimizer has (with sparse_as_dense use hvd_compress.torch.DistributedOptimizer)"
         )
-
-
-def flat(tensor: Tensor, compressor: Compressor) -> Tensor:
-    """Return a gradient as the vector that a compressor takes."""
-    vector = tensor.reshape(-1)
-    return vector.to(getattr(torch, taken_dtype(compressor, vector)))
-
-
-def once(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """Return names and parameters, each parameter (of tied layers, say) under its first name alone."""
-    first: dict[Tensor, str] = {}
-    for name, p in named:
-        first.setdefault(p, name)
-    return [(name, p) for p, name in first.items()]
-
-
-def check_gradient(tensor: Tensor, name: str = "a gradient") -> None:
-    """Raise TypeError unless a tensor is of a real floating dtype."""
-    if not tensor.dtype.is_floating_point:
-        raise TypeError(f"gradients must be of a real floating dtype; {name} is of {tensor.dtype}")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import horovod.torch as hvd
+import torch
 from torch import Tensor
 
-from hvd_compress.compressors import spec
+from hvd_compress.compressors import Compressor, spec
 from hvd_compress.compressors.named import NamedCompressor, has_methods
 from hvd_compress.compressors.state import State
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.exchange import taken_dtype
 from hvd_compress.reduction.settings import DENSE_BELOW, Settings
 from hvd_compress.reduction.step import Step
-from hvd_compress.torch.bound import BoundCompression, check_gradient, flat
-from hvd_compress.transports.horovod import op_name
+from hvd_compress.torch.parameters import check_gradient
+from hvd_compress.transports.horovod import op_name, require_horovod
+
+if TYPE_CHECKING:
+    from hvd_compress.torch.bound import BoundCompression
 
 
 class TorchCompression(NamedCompressor):
@@ -31,7 +35,7 @@ class TorchCompression(NamedCompressor):
         self,
         named_parameters: Iterable[tuple[str, Tensor]],
         *,
-        op: int = hvd.Average,
+        op: int | str = "average",
         dense_below: int = DENSE_BELOW,
         seed: int = 0,
         rules: Iterable[Rule | tuple[str, Any]] | None = None,
@@ -40,7 +44,7 @@ class TorchCompression(NamedCompressor):
 
         Args:
             named_parameters: those that Horovod's optimizer is given.
-            op: the one that Horovod's optimizer is given: ``hvd.Average`` or ``hvd.Sum``.
+            op: the one that Horovod's optimizer is given: ``hvd.Average`` or ``hvd.Sum``, or "average" or "sum".
             dense_below: parameters with fewer coordinates than this, and those with one axis, are sent uncompressed.
             seed: of the compressor's random numbers, the same on all workers.
             rules: exceptions for some parameters, as `hvd_compress.torch.DistributedOptimizer` takes them.
@@ -49,10 +53,14 @@ class TorchCompression(NamedCompressor):
             ValueError: if a method needs the gradient of the whole model at once, or a rule matches no parameter's
                 name or is not valid.
             TypeError: if `rules` holds anything but rules.
+            ImportError: if Horovod cannot be imported.
         """
+        require_horovod("torch")
+        from hvd_compress.torch.bound import BoundCompression
+
         parameters = dict(named_parameters)
         settings = Settings(
-            self, rules or (), tuple(parameters), op=op_name(op, hvd), dense_below=dense_below, seed=seed
+            self, rules or (), tuple(parameters), op=op_name(op, "torch"), dense_below=dense_below, seed=seed
         )
         return BoundCompression(parameters, settings)
 
@@ -80,6 +88,12 @@ class TorchCompression(NamedCompressor):
         step, dtype = ctx
         step.feed(tensor.reshape(-1))
         return step.result.mean.view(tensor.shape).to(dtype)
+
+
+def flat(tensor: Tensor, compressor: Compressor) -> Tensor:
+    """Return a gradient as the vector that a compressor takes."""
+    vector = tensor.reshape(-1)
+    return vector.to(getattr(torch, taken_dtype(compressor, vector)))
 
 
 @has_methods(TorchCompression)

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import horovod.torch as hvd
 import torch
 from torch import Tensor
 
@@ -19,12 +18,12 @@ from hvd_compress.compressors.feedback import AdamMomentumOfMean
 from hvd_compress.reduction.buckets import Rule
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.reduction.stats import nothing_sent
-from hvd_compress.torch.bound import check_gradient, once
+from hvd_compress.torch.carrier import carrier
 from hvd_compress.torch.compression import Compression, TorchCompression
+from hvd_compress.torch.parameters import check_parameters, number_groups
 from hvd_compress.torch.reducer import GradientReducer
 from hvd_compress.transports import Transport
-from hvd_compress.transports.horovod import check_one_given, exchanges, op_name
-from hvd_compress.transports.horovod_torch import HorovodTransport
+from hvd_compress.transports.horovod import op_name
 
 
 class _Methods:
@@ -224,11 +223,11 @@ def DistributedOptimizer(
     named_parameters: Iterable[tuple[str, Tensor]] | None = None,
     compression: TorchCompression | str = Compression.none,
     backward_passes_per_step: int = 1,
-    op: int = hvd.Average,
+    op: int | str = "average",
     gradient_predivide_factor: float = 1.0,
     groups: int | list[list[Tensor]] | None = None,
     sparse_as_dense: bool = False,
-    process_set: Any = hvd.global_process_set,
+    process_set: Any = None,
     *,
     bucket_bytes: int = BUCKET_BYTES,
     dense_below: int = DENSE_BELOW,
@@ -250,11 +249,11 @@ def DistributedOptimizer(
         named_parameters: usually ``model.named_parameters()``; all workers must have the same in the same order.
         compression: ``hvd_compress.torch.Compression.topk(ratio=0.01)``, or a spec such as ``"topk(ratio=0.01)"``.
         backward_passes_per_step: passes whose gradients are accumulated before they are exchanged.
-        op: ``hvd.Average`` or ``hvd.Sum``.
-        gradient_predivide_factor: with ``hvd.Average``, divides before the sum and multiplies after the mean.
+        op: "average" or "sum", or ``hvd.Average`` or ``hvd.Sum``.
+        gradient_predivide_factor: with "average", divides before the sum and multiplies after the mean.
         groups: the number of buckets to divide the parameters into, or lists of those that share a bucket.
         sparse_as_dense: exchange sparse gradients as dense ones.
-        process_set: the Horovod processes to average over; the others' gradients stay as they are.
+        process_set: the Horovod processes to average over (None: all); the others' gradients stay as they are.
         bucket_bytes: largest size of a bucket of gradients, in bytes, at least 1; methods of the whole gradient have
             one bucket.
         dense_below: parameters with fewer coordinates than this, and those with one axis, are sent uncompressed.
@@ -275,15 +274,16 @@ def DistributedOptimizer(
             distributed already.
         TypeError: if `compression` is none, or `rules` holds anything but rules, or a parameter is not of a real
             floating dtype.
+        ImportError: if no transport is given, and Horovod cannot be imported.
     """
     if isinstance(getattr(type(optimizer), "_wrapped", None), type):
         raise ValueError("the optimizer is a DistributedOptimizer already: wrap the one that it was made of")
-    parameters = _check_parameters(optimizer, named_parameters)
+    parameters = check_parameters(optimizer, named_parameters)
     settings = Settings(
         compression,
         rules or (),
         tuple(name for name, _ in parameters),
-        op=op_name(op, hvd),
+        op=op_name(op, "torch"),
         gradient_predivide_factor=gradient_predivide_factor,
         sparse_as_dense=sparse_as_dense,
         bucket_bytes=bucket_bytes,
@@ -291,14 +291,14 @@ def DistributedOptimizer(
         seed=seed,
         nonfinite=nonfinite,
         backward_passes_per_step=backward_passes_per_step,
-        groups=_number_groups(parameters, groups),
+        groups=number_groups(parameters, groups),
     )
     _check_momentum(optimizer, settings)
-    check_one_given(transport, process_set, hvd)
+    carried = carrier(transport, process_set)
 
     wrapped = type(optimizer)
     # Horovod's `broadcast_optimizer_state` tells a distributed optimizer by the module of its class.
-    members = {**vars(_Methods), "_wrapped": wrapped, "__module__": hvd.DistributedOptimizer.__module__}
+    members = {**vars(_Methods), "_wrapped": wrapped, "__module__": "horovod.torch.optimizer"}
     for name in ("__dict__", "__weakref__"):
         members.pop(name, None)
     result: Any = object.__new__(type(wrapped.__name__, (wrapped,), members))
@@ -313,15 +313,8 @@ def DistributedOptimizer(
         groups = own.param_groups if (own := this()) is not None else []
         return (p for group in groups for p in group["params"] if p.requires_grad)
 
-    if transport is None and exchanges(process_set):
-        channel = f"hvd_compress.{process_set.process_set_id}"
-        result._reducer = GradientReducer(
-            parameters, trained, settings, HorovodTransport(process_set, channel), channel, grad_scaler
-        )
-    elif transport is not None and transport.workers > 1:
-        result._reducer = GradientReducer(
-            parameters, trained, settings, transport, "hvd_compress.transport", grad_scaler
-        )
+    if carried is not None:
+        result._reducer = GradientReducer(parameters, trained, settings, carried, carried.name, grad_scaler)
     return result
 
 
@@ -363,60 +356,3 @@ def _check_momentum(optimizer: Any, settings: Settings) -> None:
                 f"{spec(keeps[0])} keeps the momentum itself, so that the optimizer's must be 0; it is {own}. Set it "
                 "to 0, or choose another feedback, such as feedback=ef"
             )
-
-
-def _check_parameters(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, Tensor]] | None
-) -> list[tuple[str, Tensor]]:
-    """Return (name, parameter) of those that the optimizer has."""
-    if named_parameters is None:
-        named = [
-            (f"allreduce.noname.{i}.{j}", p)
-            for i, group in enumerate(optimizer.param_groups)
-            for j, p in enumerate(group["params"])
-        ]
-    else:
-        named = list(named_parameters)
-    if any(not isinstance(item, tuple) for item in named):
-        raise ValueError(
-            "named_parameters should be a sequence of tuples (name, parameter), usually produced by "
-            "model.named_parameters()."
-        )
-    names = [name for name, _ in named]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise ValueError(f"Parameter names in named_parameters must be unique. Found duplicates: {', '.join(twice)}")
-    optimized = {p: tuple(p.shape) for group in optimizer.param_groups for p in group["params"]}
-    with_names = {p for _, p in named}
-    unnamed = [shape for p, shape in optimized.items() if p not in with_names]
-    if unnamed:
-        raise ValueError(
-            "named_parameters was specified, but one or more model parameters were not named. Their shapes: "
-            + ", ".join(map(str, unnamed))
-        )
-    chosen = once([(name, p) for name, p in named if p in optimized])
-    for name, p in chosen:
-        check_gradient(p, name)
-    return chosen
-
-
-def _number_groups(parameters: list[tuple[str, Tensor]], groups: int | list[list[Tensor]] | None) -> dict[str, int]:
-    """Return the number of its group for each parameter that is in one."""
-    if not groups:
-        return {}
-    if isinstance(groups, int):
-        if groups < 0:
-            raise ValueError("groups should be a non-negative integer or a list of list of torch.Tensor.")
-        share = -(-len(parameters) // groups)
-        return {name: i // share for i, (name, _) in enumerate(parameters)}
-    names = {p: name for name, p in parameters}
-    numbers: dict[str, int] = {}
-    for number, group in enumerate(groups):
-        for p in group:
-            if not isinstance(p, Tensor):
-                raise ValueError("groups must consist of torch.Tensor.")
-            if p in names and names[p] in numbers:
-                raise ValueError("A parameter can only appear once in groups.")
-            if p in names:
-                numbers[names[p]] = number
-    return numbers

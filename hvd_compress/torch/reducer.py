@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from horovod.common.exceptions import HorovodInternalError
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -161,8 +160,7 @@ class TensorReducer(Reducer[TensorExchange]):
 
     def _told_of(self, error: Exception) -> bool:
         """Tell the other workers of an error of this one, whatever they wait for; return whether all know."""
-        known = isinstance(error, WorkerFailed | HorovodInternalError)
-        return not known and self.transport.workers > 1 and self.progress.tell(error)
+        return not isinstance(error, WorkerFailed) and self.transport.workers > 1 and self.progress.tell(error)
 
 
 class GradientReducer(TensorReducer):

@@ -45,7 +45,7 @@ class Traffic:
 
 
 class WorkerFailed(RuntimeError):
-    """Another worker failed in the middle of an exchange; the message names it and its error."""
+    """Another worker failed in the middle of an exchange, or is gone; the message says what is known of it."""
 
 
 class Peers(Protocol):
@@ -88,10 +88,12 @@ class Transport(Peers, Protocol):
     """Carries the collectives of one worker. All workers start the same collectives under the same names.
 
     Attributes:
+        name: begins the names of all collectives of a reducer.
         ordered: whether collectives are matched by the order in which they are started, not by name. Several may be
             under way all the same, but every worker must start them in the same order.
     """
 
+    name: str
     ordered: bool
 
     def start(self, collective: Collective, name: str) -> Any:

@@ -22,39 +22,52 @@ def exchanges(process_set: Any) -> bool:
     return bool(process_set.included()) and (elastic or process_set.size() > 1)
 
 
-def require_horovod(framework: str) -> None:
-    """Import Horovod's package for a framework: "torch" or "tensorflow".
+def require_horovod(framework: str) -> Any:
+    """Return Horovod's package for a framework: "torch" or "tensorflow".
 
     Raises:
         ImportError: if it cannot be imported; the message says how to get it.
     """
     try:
-        importlib.import_module(f"horovod.{framework}")
+        return importlib.import_module(f"horovod.{framework}")
     except ImportError as error:
         name = NAMES[framework]
+        instead = ', or train without it: transport="torch.distributed"' if framework == "torch" else ""
         raise ImportError(
-            f"hvd_compress.{framework} needs {name} and a Horovod that was built with it: {error}. Install {name} "
-            f"first and then Horovod, HOROVOD_WITH_{name.upper()}=1 pip install --no-cache-dir --no-build-isolation "
-            "horovod; or use `make setup` of hvd_compress, which builds Horovod for present versions of both"
+            f"a Horovod that was built with {name} is needed: {error}. Install {name} first and then Horovod, "
+            f"HOROVOD_WITH_{name.upper()}=1 pip install --no-cache-dir --no-build-isolation horovod; or use "
+            f"`make setup` of hvd_compress, which builds Horovod for present versions of both{instead}"
         ) from error
 
 
-def check_one_given(transport: Any, process_set: Any, hvd: Any) -> None:
+def has_horovod(framework: str) -> bool:
+    """Tell whether Horovod's package for a framework can be imported."""
+    try:
+        require_horovod(framework)
+    except ImportError:
+        return False
+    return True
+
+
+def check_one_given(transport: Any, process_set: Any) -> None:
     """Raise ValueError if both a transport and a process set of its own are given."""
-    if transport is not None and process_set is not hvd.global_process_set:
+    if transport is not None and process_set is not None and process_set.process_set_id != 0:
         raise ValueError("a transport knows its workers: give either transport or process_set, not both")
 
 
-def op_name(op: int, hvd: Any) -> str:
+def op_name(op: int | str, framework: str) -> str:
     """Return what an ``op`` argument means: "average" or "sum".
 
     Args:
-        op: the value that the user gave.
-        hvd: Horovod's package for the framework in use.
+        op: the value that the user gave: one of these words, ``hvd.Average`` or ``hvd.Sum``.
+        framework: "torch" or "tensorflow".
 
     Raises:
-        ValueError: if it is neither ``hvd.Average`` nor ``hvd.Sum``.
+        ValueError: if it is something else.
     """
+    if op == "average" or op == "sum":
+        return op
+    hvd = require_horovod(framework)
     names = {hvd.Average: "average", hvd.Sum: "sum"}
     if op not in names:
         raise ValueError(

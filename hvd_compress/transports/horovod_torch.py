@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +25,15 @@ TOLD_SECONDS = 5.0  # if all others know of its own
 
 class _Failed(WorkerFailed, HorovodInternalError):
     """What makes an elastic job go on without the worker that failed."""
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Let an error of Horovod say that it is another worker's."""
+    try:
+        yield
+    except HorovodInternalError as error:
+        raise error if isinstance(error, _Failed) else _Failed(str(error)) from None
 
 
 class Handle(NamedTuple):
@@ -63,6 +72,7 @@ class HorovodTransport:
         self.rank, self.workers = self.process_set.rank(), self.process_set.size()
         return True
 
+    @_failures()
     def start(self, collective: Collective, name: str) -> Handle:
         if isinstance(collective, AllReduce):
             array = collective.array
@@ -80,6 +90,7 @@ class HorovodTransport:
         self.traffic.count(handle.collective.kind, handle.sent, result.nbytes)
         return incoming(handle.collective, result, self.workers)
 
+    @_failures()
     def _result(self, handle: int) -> Any:
         try:
             return hvd.synchronize(handle)
@@ -89,7 +100,7 @@ class HorovodTransport:
             explanation = self._explain(None) if REFUSED in str(error) else ""
             if explanation:
                 raise _Failed(explanation) from None
-            raise error
+            raise
 
     def fail(self, error: BaseException, names: Sequence[str], told: bool = False) -> None:
         """Make the other workers' collectives of these names fail, and tell them why.
@@ -97,7 +108,7 @@ class HorovodTransport:
         Horovod keeps sums and gathers of one name apart, so `MISFIT` is submitted as both; the unmatched submission
         stays pending and is harmless.
         """
-        if isinstance(error, (WorkerFailed, HorovodInternalError)) or self.workers == 1:
+        if isinstance(error, WorkerFailed) or self.workers == 1:
             return
         for name in names:
             for kind in ("allreduce", "allgather"):
@@ -121,6 +132,7 @@ class HorovodTransport:
     def gather_object(self, item: Any, name: str) -> list[Any]:
         return self._unpacked(self._result(self._begin_gather(item, name)))
 
+    @_failures()
     def _begin_gather(self, item: Any, name: str) -> int:
         payload = torch.from_numpy(packed_object(item))
         self.traffic.count("agreement", payload.nbytes, 0)

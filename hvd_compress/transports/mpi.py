@@ -116,6 +116,7 @@ class MPITransport:
     with an agreement of eight bytes, the length of what is to come or the sign that a worker has failed.
     """
 
+    name = "hvd_compress.transport"
     ordered = True
 
     def __init__(self, comm: MPI.Comm = MPI.COMM_WORLD, ops: Ops | None = None) -> None:
