@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hvd_compress.ops.layout import Layout
@@ -16,7 +16,12 @@ def describe(layout: Layout) -> dict[str, Any]:
 
 
 def agree(
-    peers: Peers, description: Mapping[str, Any], name: str, told: Any = None, error: BaseException | None = None
+    peers: Peers,
+    description: Mapping[str, Any],
+    name: str,
+    told: Any = None,
+    error: BaseException | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Any]:
     """Compare the workers' descriptions; return what each of them told beside, in the order of ranks.
 
@@ -26,13 +31,17 @@ def agree(
         name: of the collective.
         told: what else the others are to know.
         error: why this worker cannot go on, if it cannot.
+        check: as of `Peers.gather_object`.
 
     Raises:
         WorkerFailed: if a worker cannot go on; its error is in the message.
-        WorkersDisagree: if the descriptions differ.
+        WorkersDisagree: if the descriptions differ, or a worker has not given up the plan that others have.
     """
     text = None if error is None else f"{type(error).__name__}: {error}"
-    answers = peers.gather_object([description, told, text], name)
+    disagrees = str(error) if isinstance(error, PlanGivenUp) else None
+    answers = peers.gather_object([description, told, text, disagrees], name, check)
+    if disagree := [answer[3] for answer in answers if answer[3]]:
+        raise WorkersDisagree(disagree[0])
     if failed := [f"rank {rank} failed with {answer[2]}" for rank, answer in enumerate(answers) if answer[2]]:
         raise WorkerFailed("; ".join(failed))
     check_agreement([answer[0] for answer in answers])
@@ -41,6 +50,10 @@ def agree(
 
 class WorkersDisagree(ValueError):
     """The workers were not started with the same version, settings or model."""
+
+
+class PlanGivenUp(WorkersDisagree):
+    """Another worker has given up the plan that this one follows, and waits to agree anew."""
 
 
 def check_agreement(descriptions: Sequence[Mapping[str, Any]], ranks: Sequence[int] | None = None) -> None:

@@ -261,15 +261,22 @@ def advance_until(
     waited = 0.0
     while not finished():
         under_way = [exchange for exchange in exchanges if exchange.pending is not None]
-        ready = under_way if under_way and under_way[0].transport.ordered else [e for e in under_way if e.ready()]
+        ordered = bool(under_way) and under_way[0].transport.ordered
+        ready = under_way if ordered else [exchange for exchange in under_way if exchange.ready()]
         for exchange in ready:
+            while not exchange.ready():
+                waited += _pause(check)
             exchange.advance()
         if not ready:
-            began = time.perf_counter()
-            time.sleep(POLL_SECONDS)
-            check()
-            waited += time.perf_counter() - began
+            waited += _pause(check)
     return waited
+
+
+def _pause(check: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    time.sleep(POLL_SECONDS)
+    check()
+    return time.perf_counter() - began
 
 
 def check_vector(name: str, vector: Array, layout: Layout) -> None:

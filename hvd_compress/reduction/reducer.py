@@ -142,7 +142,7 @@ class Reducer(Generic[E]):
         own = any(map(self.not_finite, exchanges))
         if self.ends_alone:
             return [self.peers.rank] if own else []
-        answers = self.peers.gather_object(own, f"{self.prefix}.not_finite")
+        answers = self.peers.gather_object(own, f"{self.prefix}.not_finite", self.progress.check)
         return [rank for rank, answer in enumerate(answers) if answer]
 
     @property
@@ -199,11 +199,15 @@ class Reducer(Generic[E]):
         told: Mapping[str, Any] | None,
         error: BaseException | None,
     ) -> list[Mapping[str, Any]]:
-        if self._left_plan and not self.peers.all_have_left(self._left_plan):
-            raise WorkersDisagree(
+        if self._left_plan:
+            disagree = WorkersDisagree(
                 "the workers disagree on a change: not all called set_compression() or load_state_dict(), or loaded a "
                 "checkpoint, or have a gradient that none has had before"
             )
+            if not self.peers.tells:
+                self.progress.refuse(disagree, left=True)
+            elif not self.peers.all_have_left(self._left_plan):
+                raise disagree
         self._left_plan = []
         layout = Layout.of((gradient.key, gradient.shape) for gradient in gradients)
         description = {**describe(layout), **self.settings.described(), **described}
@@ -212,23 +216,21 @@ class Reducer(Generic[E]):
             "address": address,
             "number": self._number,
             "next": _next_number[self.channel],
+            "agreements": self.progress.agreements,
             "stays": self.names_stay,
             "state": summary(self.steps, self._states(), self._whole, self.ops.to_numpy),
         }
-        answers = agree(self.peers, description, f"{self.channel}.agreement", own, error)
+        answers = agree(self.peers, description, f"{self.channel}.agreement", own, error, self.progress.check)
         self._take_number(answers)
-        self.progress.name = self.prefix
-        self._meet([answer["address"] for answer in answers])
+        addresses = [answer["address"] for answer in answers]
+        known = {tuple(address) for address in self.progress.addresses}
+        self.workers_lost += len(known - {tuple(address) for address in addresses})
+        self.progress.agree(self.prefix, addresses, 1 + max(answer["agreements"] for answer in answers))
         self.agreed = True
         self._told = [answer["state"] for answer in answers]
         if self.planned:
             self._compare_states()
         return answers
-
-    def _meet(self, addresses: Sequence[Address]) -> None:
-        known = {tuple(address) for address in self.progress.addresses}
-        self.workers_lost += len(known - {tuple(address) for address in addresses})
-        self.progress.addresses = addresses
 
     def _take_number(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Name the collectives by a number that the workers have not given away, unless they have one already."""
@@ -264,7 +266,7 @@ class Reducer(Generic[E]):
         source, here = source_of(told), self.peers.rank
         if source is not None:
             shared = packed(self._states(), self.ops.to_numpy) if here == source else None
-            theirs = self.peers.gather_object(shared, f"{self.prefix}.state")[source]
+            theirs = self.peers.gather_object(shared, f"{self.prefix}.state", self.progress.check)[source]
             if not same(told[here], told[source]):
                 warnings.warn(
                     f"rank {here} had the compressors' state of step {told[here]['steps']}, and rank {source} that of "

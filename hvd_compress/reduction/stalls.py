@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hvd_compress.reduction.agreement import PlanGivenUp
 from hvd_compress.reduction.port import Address, Port, ask, tell_all
 from hvd_compress.transports import WorkerFailed
 
@@ -58,6 +59,7 @@ class Progress:
         name: what the workers call the reducer.
         step: the number of steps that have ended.
         addresses: those of all workers, in the order of ranks, once they have agreed.
+        agreements: how often they have agreed, the same number on all.
         error: what `check` raises: that the others have not come.
         ended, ended_before: when the last step ended, and the one before it.
         failure_known: when this worker told others of an error, or was told of one, for the last time.
@@ -72,8 +74,15 @@ class Progress:
         self.ended = self.ended_before = time.monotonic()
         self.failure_known = 0.0
         self._told = self._raised = False
-        self._refusals = 0
-        self._heard: dict[str, Any] = {"step": 0, "refusals": 0}
+        self.agreements = 0
+        self._since = 0  # steps that have ended since the last agreement
+        self._refusals = 0  # since then, this worker's and those that it has heeded
+        self._heard: dict[str, Any] = {"agreements": 0}
+
+    def agree(self, name: str, addresses: Sequence[Address], agreements: int) -> None:
+        """Take what all workers have agreed on: see the attributes."""
+        self.name, self.addresses, self.agreements = name, addresses, agreements
+        self._since = self._refusals = 0
 
     def wait(self, step: int) -> None:
         """Begin to wait for the others, if it has not begun, after so many steps."""
@@ -89,13 +98,22 @@ class Progress:
         """End a step, after which so many have ended."""
         self.pause()
         self.step = step
+        self._since += 1
         self.ended_before, self.ended = self.ended, time.monotonic()
 
     def check(self) -> None:
-        """Raise `WorkersStalled` if the others have not come for too long, or WorkerFailed if one will not."""
-        if self._heard["refusals"] > self._refusals and self._heard["step"] <= self.step:
-            self._refusals = self._heard["refusals"]
-            raise WorkerFailed(self._heard["text"])
+        """Raise if the others have not come for too long, or one of them does not take this step.
+
+        Raises:
+            WorkersStalled: if they have not come for as long as HVD_COMPRESS_STALL_ERROR_SECONDS.
+            WorkerFailed: if one has refused the step.
+            PlanGivenUp: if one has refused it because it follows the plan no more.
+        """
+        heard = self._heard
+        now = heard["agreements"] == self.agreements > 0 and heard["since"] <= self._since
+        if now and heard["refusals"] > self._refusals:
+            self._refusals = heard["refusals"]
+            raise (PlanGivenUp if heard["left"] else WorkerFailed)(heard["text"])
         if self.error is not None:
             self._raised = True
             raise WorkersStalled(self.error)
@@ -127,15 +145,21 @@ class Progress:
         """Tell all others, who log it, that this worker has failed; return whether all know."""
         return self._send(error)
 
-    def refuse(self, error: BaseException) -> None:
-        """Let all others' `check` raise WorkerFailed, unless they refuse the same step as well."""
+    def refuse(self, error: BaseException, left: bool = False) -> None:
+        """Let all others' `check` raise, unless they refuse the same step as well.
+
+        Args:
+            error: why.
+            left: whether this worker waits for an agreement instead, with those who have left the plan as well.
+        """
         self._refusals += 1
-        self._send(error, name=self.name, step=self.step, refusals=self._refusals)
+        when = {"agreements": self.agreements, "since": self._since, "refusals": self._refusals}
+        self._send(error, name=self.name, left=left, **when)
 
     def hear(self, told: dict[str, Any]) -> None:
         """Take what another worker sent as it failed, or refused a step."""
         self.failure_known = time.monotonic()
-        if "refusals" in told:
+        if told.get("agreements", -1) >= self.agreements:  # not one that has come late
             self._heard = told
 
     def _send(self, error: BaseException, **more: Any) -> bool:

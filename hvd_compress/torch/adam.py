@@ -112,7 +112,7 @@ def CompressedAdam(
     compression: TorchCompression | str = "onebit",
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
     process_set: Any = None,
-    transport: Transport | None = None,
+    transport: Transport | str | None = None,
     **settings: Any,
 ) -> Any:
     """Return Adam in two phases, averaged over Horovod's processes (Tang et al. 2021, algorithm 1).

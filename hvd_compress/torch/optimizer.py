@@ -235,7 +235,7 @@ def DistributedOptimizer(
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
     nonfinite: str = "warn",
     grad_scaler: torch.amp.GradScaler | None = None,
-    transport: Transport | None = None,
+    transport: Transport | str | None = None,
 ) -> Any:
     """Wrap an optimizer so that its gradients are averaged over Horovod's processes, compressed.
 
@@ -265,8 +265,10 @@ def DistributedOptimizer(
             means are not finite) or "error" (all raise NonFiniteGradients).
         grad_scaler: the one that scales the loss: compressors then keep what they have not sent without its scale,
             which changes.
-        transport: who carries the collectives instead of Horovod: any `hvd_compress.transports.Transport` of tensors,
-            such as ``hvd_compress.transports.mpi.MPITransport(ops=TorchOps())``; of no other optimizer.
+        transport: who carries the collectives instead of Horovod: "torch.distributed" (all its processes), or any
+            `hvd_compress.transports.Transport` of tensors, such as ``ProcessGroupTransport(group)`` of
+            ``hvd_compress.transports.torch_distributed``, or ``MPITransport(ops=TorchOps())`` of
+            ``hvd_compress.transports.mpi``; of no other optimizer.
 
     Raises:
         ValueError: if an argument's value is not allowed, or a parameter has no name, or two have the same, or a rule

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from hvd_compress.compressors import AllReduce, Compressor
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
-from hvd_compress.reduction.agreement import WorkersDisagree
+from hvd_compress.reduction.agreement import PlanGivenUp, WorkersDisagree
 from hvd_compress.reduction.buckets import Gradient
 from hvd_compress.reduction.exchange import Exchange, advance_until
 from hvd_compress.reduction.reducer import Reducer
@@ -139,11 +139,13 @@ class TensorReducer(Reducer[TensorExchange]):
 
     def fail(self, error: Exception) -> None:
         """Tell the other workers that this one cannot go on, and drop the step under way."""
-        if self.agreed or isinstance(error, WorkersDisagree | WorkerFailed):
-            self._tell(error)
-        else:  # they wait, or will wait, for an agreement
-            with suppress(WorkersDisagree, WorkerFailed):
+        if isinstance(error, PlanGivenUp) or not (self.agreed or isinstance(error, WorkersDisagree | WorkerFailed)):
+            try:  # they wait, or will wait, for an agreement
                 self._agree(error)
+            except (WorkersDisagree, WorkerFailed) as answer:
+                self._tell(answer)
+        else:
+            self._tell(error)
         for exchange in self.all:
             exchange.abandon()
         self.progress.pause()
@@ -160,7 +162,13 @@ class TensorReducer(Reducer[TensorExchange]):
 
     def _told_of(self, error: Exception) -> bool:
         """Tell the other workers of an error of this one, whatever they wait for; return whether all know."""
-        return not isinstance(error, WorkerFailed) and self.transport.workers > 1 and self.progress.tell(error)
+        if isinstance(error, WorkerFailed) or self.transport.workers == 1:
+            return False
+        if self.transport.tells:
+            return self.progress.tell(error)
+        if not isinstance(error, WorkersDisagree):  # which all have found out
+            self.progress.refuse(error)
+        return True
 
 
 class GradientReducer(TensorReducer):
@@ -251,6 +259,10 @@ class GradientReducer(TensorReducer):
             other._retired = True
         _averaged_by[parameter] = weakref.ref(self)
         self._hooked.add(parameter)
+        self._listen_to(parameter)
+
+    def _listen_to(self, parameter: Tensor) -> None:
+        """Let `_gradient_ready` be called with this parameter whenever its gradient is there."""
         ready = weakref.WeakMethod(self._gradient_ready)
         parameter.register_post_accumulate_grad_hook(lambda p: method(p) if (method := ready()) else None)
 
@@ -497,7 +509,10 @@ class GradientReducer(TensorReducer):
                 continue
             rows, parameter = means[exchange], self.parameters[name]
             values = rows.values if self.scale_after == 1 else rows.values * self.scale_after
-            parameter.grad = as_tensor(rows.indices, values, parameter.shape, self.sparse_dims[name])
+            self._give_rows(parameter, as_tensor(rows.indices, values, parameter.shape, self.sparse_dims[name]))
+
+    def _give_rows(self, parameter: Tensor, mean: Tensor) -> None:
+        parameter.grad = mean
 
     def _give_one(self, parameter: Tensor, name: str, mean: Tensor) -> None:
         mean = mean.to(parameter.dtype)
@@ -533,7 +548,7 @@ class GradientReducer(TensorReducer):
 
     def refuse(self, error: Exception) -> None:
         """Tell the other workers that this one does not take the step, which may be taken all the same if none does."""
-        if self.agreed:
+        if self.agreed and self.transport.tells:
             self.progress.refuse(error)
         else:
             self.fail(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,11 +55,14 @@ class Peers(Protocol):
         rank: this worker's number, from 0.
         workers: their number.
         traffic: the bytes that this worker has sent and received.
+        tells: whether `fail` and `all_have_left` reach workers who wait in collectives. Otherwise reducers tell them at
+            their ports.
     """
 
     rank: int
     workers: int
     traffic: Traffic
+    tells: bool
 
     def renew(self) -> bool:
         """Read rank and number of workers anew; tell whether the workers may be others than before.
@@ -67,10 +70,11 @@ class Peers(Protocol):
         No step may be under way.
         """
 
-    def gather_object(self, item: Any, name: str) -> list[Any]:
+    def gather_object(self, item: Any, name: str, check: Callable[[], None] = lambda: None) -> list[Any]:
         """Return every worker's object (what JSON can hold), in the order of ranks.
 
-        It waits for all workers. Its bytes are counted as an "agreement".
+        It waits for all workers. Its bytes are counted as an "agreement". `check` is called while it waits, and may
+        raise, where the transport does not tell of failures itself.
         """
 
     def all_have_left(self, first: Sequence[tuple[str, str]]) -> bool:

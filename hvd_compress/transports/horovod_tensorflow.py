@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import horovod.tensorflow as hvd
@@ -44,6 +44,8 @@ class HorovodTransport:
     Raises:
         ValueError: if Horovod has not been initialized.
     """
+
+    tells = True
 
     def __init__(self, process_set: Any = hvd.global_process_set) -> None:
         self.process_set = process_set
@@ -92,7 +94,7 @@ class HorovodTransport:
         self.traffic.count("agreement", MISFIT.nbytes, result.nbytes)
         done.put(True)
 
-    def gather_object(self, item: Any, name: str) -> list[Any]:
+    def gather_object(self, item: Any, name: str, check: Callable[[], None] = lambda: None) -> list[Any]:
         """As of any transport; also while a graph is being traced, and in a call from one that runs."""
         payload = packed_object(item)
         gathered = self._carried_at_once(payload, Round("gather", "uint8"), name)

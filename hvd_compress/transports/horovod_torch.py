@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -54,6 +54,7 @@ class HorovodTransport:
     """
 
     ordered = False
+    tells = True
 
     def __init__(
         self, process_set: Any = hvd.global_process_set, name: str = "hvd_compress", *, explains: bool = True
@@ -129,7 +130,7 @@ class HorovodTransport:
         submit = hvd.allgather_async if kind == "allgather" else partial(hvd.allreduce_async, op=hvd.Sum)
         return submit(torch.from_numpy(MISFIT.copy()), name=name, process_set=self.process_set)
 
-    def gather_object(self, item: Any, name: str) -> list[Any]:
+    def gather_object(self, item: Any, name: str, check: Callable[[], None] = lambda: None) -> list[Any]:
         return self._unpacked(self._result(self._begin_gather(item, name)))
 
     @_failures()

@@ -6,7 +6,7 @@ import functools
 import sys
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -118,6 +118,7 @@ class MPITransport:
 
     name = "hvd_compress.transport"
     ordered = True
+    tells = True
 
     def __init__(self, comm: MPI.Comm = MPI.COMM_WORLD, ops: Ops | None = None) -> None:
         self.comm = _duplicates_of(comm).take(comm, self)
@@ -193,7 +194,7 @@ class MPITransport:
     def all_have_left(self, first: Sequence[tuple[str, str]]) -> bool:
         return bool((self._agree(_LEFT) == _LEFT).all())
 
-    def gather_object(self, item: Any, name: str) -> list[Any]:
+    def gather_object(self, item: Any, name: str, check: Callable[[], None] = lambda: None) -> list[Any]:
         self._agree(np.uint64(0))
         return self.comm.allgather(item)
 

@@ -1,4 +1,7 @@
-"""Starts the tests in torch/ and tensorflow/ on real ranks, under MPI and under Gloo."""
+"""Starts the tests in the folders here on real ranks: under MPI, under Horovod's Gloo, and under torchrun.
+
+Those of torch/ run with Horovod's optimizers, and again with the same carried by torch.distributed's process groups.
+"""
 
 import os
 import re
@@ -15,6 +18,8 @@ HERE = Path(__file__).parent
 LAUNCHERS = {
     "mpi": ["mpirun", "-np"],
     "gloo": ["horovodrun", "--gloo", "-np"],
+    "groups": ["mpirun", "-np"],
+    "torchrun": ["torchrun", "--standalone", "--no-python", "--nproc-per-node"],
 }
 assert all(shutil.which(command[0]) for command in LAUNCHERS.values()), "run the tests with `make test`"
 
@@ -35,15 +40,21 @@ DEPENDS = "test_bad_input or test_sparse or test_training or test_transports"
         pytest.param("torch", "mpi", 4, f"not ({DEPENDS})", marks=pytest.mark.slow),
         pytest.param("torch", "mpi", 2, "", marks=pytest.mark.slow),
         pytest.param("torch", "gloo", 4, "", marks=pytest.mark.slow),
+        ("torch", "groups", 2, "test_bad_input or test_set_compression"),
+        pytest.param("torch", "groups", 2, "not (test_bad_input or test_set_compression)", marks=pytest.mark.slow),
+        ("torch_distributed", "torchrun", 2, ""),
+        pytest.param("torch_distributed", "torchrun", 4, "", marks=pytest.mark.slow),
         ("tensorflow", "mpi", 2, f"not ({SCRIPTS})"),
         ("tensorflow", "mpi", 2, SCRIPTS),
         pytest.param("tensorflow", "gloo", 4, "", marks=pytest.mark.slow),
     ],
 )
-def test_on_ranks(framework, launcher, ranks, only):
+def test_on_ranks(framework, launcher, ranks, only, tmp_path):
     command = [*LAUNCHERS[launcher], str(ranks), sys.executable, "-m", "pytest", str(HERE / framework), "-k", only]
     command += ["-q", "--tb=short", "--color=no", "-p", "no:cacheprovider", "--timeout=120", "--timeout-method=thread"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HOROVOD_LOG_LEVEL": "fatal"}
+    if launcher == "groups":
+        env["TORCH_DISTRIBUTED_STORE"] = str(tmp_path / "store")
     if ranks == 4 and (launcher == "mpi" or framework == "tensorflow"):
         env["HOROVOD_FUSION_THRESHOLD"] = "0"  # for what must repeat bit for bit
     done = subprocess.run(command, capture_output=True, text=True, timeout=550, check=False, env=env)

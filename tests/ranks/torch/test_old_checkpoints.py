@@ -5,7 +5,7 @@ from pathlib import Path
 import horovod.torch as hvd
 import pytest
 import torch
-from torch_ranks import RANKS
+from torch_training import RANKS
 
 import hvd_compress.torch as hvdc
 from hvd_compress import parse

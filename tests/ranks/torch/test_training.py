@@ -343,6 +343,8 @@ def test_communication_begins_during_the_backward_pass():
     model = small_cnn()
     optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), compression="powersgd", bucket_bytes=1)
     train(model, optimizer, 1)
+    if optimizer._reducer.transport.ordered:
+        pytest.skip("there a bucket waits for those before it")
     launched = []
     model[0].weight.register_hook(lambda g: launched.append([e.launched for e in optimizer._reducer.exchanges]))
     images, labels = batch(1)
