@@ -1,0 +1,337 @@
+"""The communication hook of DistributedDataParallel: the optimizer's results, DDP's features, errors on all ranks."""
+
+import contextlib
+import copy
+import io
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch_training import RANK, RANKS, SPECS, batch, flat, sgd, small_cnn, train
+
+import hvd_compress.torch as hvdc
+from hvd_compress import AllReduce, Compressor, Reduced
+from hvd_compress.torch import ddp
+
+WAYS = {
+    "": {},
+    "views": {"gradient_as_bucket_view": True},
+    "unused": {"find_unused_parameters": True},
+    "static": {"static_graph": True},
+    "small buckets": {"bucket_cap_mb": 0.001},
+}
+
+
+RESUMED = ["none", "topk(ratio=0.05)", "powersgd", "qsgd", "sketched_sgd", "topk(feedback=ef21)"]
+
+
+def wrapped(spec, seed=0, way="", **settings):
+    model = DistributedDataParallel(small_cnn(seed), **WAYS[way])
+    return model, ddp.register(model, spec, bucket_bytes=20_000, **settings)
+
+
+def equal_on_all_ranks(model):
+    weights = [torch.empty_like(flat(model)) for _ in range(RANKS)]
+    dist.all_gather(weights, flat(model))
+    return all(torch.equal(weights[0], other) for other in weights)
+
+
+def by_optimizer(spec, steps=20, **settings):
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(
+        sgd(model, spec), model.named_parameters(), spec, transport="torch.distributed", bucket_bytes=20_000, **settings
+    )
+    return train(model, optimizer, steps)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_weights_are_the_optimizer_s_and_the_same_on_all_ranks(spec):
+    model, _ = wrapped(spec)
+    train(model, sgd(model, spec), 20)
+    assert equal_on_all_ranks(model)
+    assert torch.equal(flat(model), by_optimizer(spec))
+
+
+@pytest.mark.parametrize("way", list(WAYS)[1:])
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.05, scope=model)", "powersgd"])
+def test_ddp_s_own_settings_change_nothing(spec, way):
+    model, _ = wrapped(spec, way=way)
+    assert torch.equal(train(model, sgd(model), 10), by_optimizer(spec, 10))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_none_is_plain_ddp(way):
+    plain = DistributedDataParallel(small_cnn(), **WAYS[way])
+    expected = train(plain, sgd(plain), 20)
+    model, compression = wrapped("none", way=way)
+    got = train(model, sgd(model), 20)
+    assert torch.equal(got, expected) if RANKS == 2 else torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert compression.compression_stats()["steps"] == 20
+
+
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.05)", "powersgd"])
+def test_accumulation_without_synchronization(spec):
+    model, compression = wrapped(spec)
+    optimizer = sgd(model)
+    for step in range(3):
+        optimizer.zero_grad()
+        for part in range(3):
+            with model.no_sync() if part < 2 else contextlib.nullcontext():
+                images, labels = batch(3 * step + part)
+                nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    assert equal_on_all_ranks(model)
+    assert compression.compression_stats()["steps"] == 3
+    reference = small_cnn()
+    own = hvdc.DistributedOptimizer(
+        sgd(reference), reference.named_parameters(), spec, 3, transport="torch.distributed", bucket_bytes=20_000
+    )
+    assert torch.equal(flat(model), train(reference, own, 3, passes=3))
+
+
+class Branches(nn.Module):
+    """Uses one of two layers, or none of them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.left, self.right = nn.Linear(40, 40), nn.Linear(40, 40), nn.Linear(40, 40)
+
+    def forward(self, x, branches):
+        x = self.first(x)
+        for branch in branches:
+            x = getattr(self, branch)(x)
+        return x
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.05)", "powersgd", "topk(ratio=0.05, scope=model)"])
+def test_parameters_that_are_not_used(spec, views):
+    """By one rank, by none in a step, by none at all: as by the optimizer, whose tests say what that is."""
+
+    def run(by_ddp):
+        model, spread = Branches(), ["left", "right"]
+        if by_ddp:
+            model = DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=views)
+            ddp.register(model, spec, dense_below=0)
+            optimizer = sgd(model)
+        else:
+            optimizer = hvdc.DistributedOptimizer(
+                sgd(model), model.named_parameters(), spec, transport="torch.distributed", dense_below=0
+            )
+        for step, branches in enumerate([spread, spread[RANK % 2 :][:1], ["left"], [], spread, ["right"]]):
+            optimizer.zero_grad()
+            x = torch.randn(4, 40, generator=torch.Generator().manual_seed(10 * step + RANK))
+            model(x, branches).square().mean().backward()
+            optimizer.step()
+        assert equal_on_all_ranks(model)
+        return flat(model)
+
+    assert torch.equal(run(True), run(False))
+
+
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.1)", "qsgd"])
+def test_sparse_gradients(spec):
+    def run(by_ddp):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(200, 30, sparse=True), nn.Flatten(), nn.Linear(90, 10))
+        if by_ddp:
+            model = DistributedDataParallel(model)
+            ddp.register(model, spec, dense_below=0)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        else:
+            optimizer = hvdc.DistributedOptimizer(
+                torch.optim.SGD(model.parameters(), lr=0.1),
+                model.named_parameters(),
+                spec,
+                transport="torch.distributed",
+                dense_below=0,
+            )
+        for step in range(5):
+            optimizer.zero_grad()
+            words = torch.randint(200, (8, 3), generator=torch.Generator().manual_seed(10 * step + RANK))
+            model(words).square().mean().backward()
+            optimizer.step()
+        assert equal_on_all_ranks(model)
+        return flat(model)
+
+    assert torch.allclose(run(True), run(False), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.1)"])
+def test_dtypes(spec, dtype):
+    torch.manual_seed(0)
+    model = DistributedDataParallel(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 10)).to(dtype))
+    ddp.register(model, spec)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = flat(model)
+    for step in range(5):
+        optimizer.zero_grad()
+        x = torch.randn(8, 40, generator=torch.Generator().manual_seed(10 * step + RANK)).to(dtype)
+        model(x).square().mean().backward()
+        assert all(p.grad.dtype == dtype for p in model.parameters())
+        optimizer.step()
+    assert equal_on_all_ranks(model)
+    assert not torch.equal(flat(model), before)
+
+
+def test_grad_scaler_skips_the_step_of_non_finite_gradients():
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    model, compression = wrapped("topk(ratio=0.05)", grad_scaler=scaler)
+    optimizer = sgd(model)
+    for step in range(6):
+        before = flat(model)
+        optimizer.zero_grad()
+        images, labels = batch(step)
+        loss = nn.functional.cross_entropy(model(images), labels)
+        if step == 3 and RANK == 0:
+            loss = loss * torch.inf
+        with pytest.warns(RuntimeWarning, match="are not finite") if step == 3 else contextlib.nullcontext():
+            scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(flat(model), before) == (step == 3)
+    assert scaler.get_scale() == 4.0
+    assert equal_on_all_ranks(model)
+    assert compression.compression_stats()["nonfinite_steps"] == 1
+
+
+def test_two_models_that_take_turns():
+    def run(by_ddp):
+        models, optimizers = [small_cnn(), small_cnn(1)], []
+        for number, spec in enumerate(["topk(ratio=0.05)", "powersgd"]):
+            if by_ddp:
+                models[number] = DistributedDataParallel(models[number])
+                ddp.register(models[number], spec)
+                optimizers.append(sgd(models[number]))
+            else:
+                named = models[number].named_parameters()
+                optimizers.append(
+                    hvdc.DistributedOptimizer(sgd(models[number]), named, spec, transport="torch.distributed")
+                )
+        for step in range(6):
+            for number in (0, 1, 1) if step % 2 else (1, 0):
+                train(models[number], optimizers[number], 1, start=step)
+        assert all(map(equal_on_all_ranks, models))
+        return torch.cat(list(map(flat, models)))
+
+    assert torch.equal(run(True), run(False))
+
+
+@pytest.mark.parametrize(
+    "spec", ["none", "topk(ratio=0.05)", "powersgd", "qsgd", "sketched_sgd", "topk(feedback=ef21)"]
+)
+def test_a_run_resumes_exactly(spec):
+    model, compression = wrapped(spec)
+    optimizer = sgd(model, spec)
+    train(model, optimizer, 5)
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict(), compression.state_dict()], file)
+    expected = train(model, optimizer, 5, start=5)
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    model, compression = wrapped(spec, seed=1)
+    optimizer = sgd(model, spec)
+    model.load_state_dict(states[0])
+    optimizer.load_state_dict(states[1])
+    compression.load_state_dict(states[2])
+    assert torch.equal(train(model, optimizer, 5, start=5), expected)
+    assert compression.compression_stats()["steps"] == 10
+
+
+def test_another_compression_in_mid_training():
+    model, compression = wrapped("topk(ratio=0.05)")
+    optimizer = sgd(model)
+    train(model, optimizer, 3)
+    owed = compression.compression_stats()["residual_norm"]
+    compression.set_compression("powersgd", rules=[("3.*", "qsgd")])
+    assert compression.compression_stats()["residual_norm"] == pytest.approx(owed)
+    train(model, optimizer, 3, start=3)
+    assert equal_on_all_ranks(model)
+    assert compression.compression_stats()["steps"] == 6
+
+
+def test_one_rank_alone_takes_another_compression():
+    model, compression = wrapped("topk(ratio=0.05)")
+    optimizer = sgd(model)
+    train(model, optimizer, 3)
+    if RANK == 0:
+        compression.set_compression("powersgd")
+    with pytest.raises(hvdc.WorkersDisagree, match="not all called set_compression"):
+        train(model, optimizer, 1)
+
+
+def test_ranks_that_disagree():
+    model, _ = wrapped("topk(ratio=0.02)" if RANK == 0 else "topk(ratio=0.1)")
+    with pytest.raises(hvdc.WorkersDisagree, match=r"compression: rank 0: topk\(ratio=0.02\); ranks? 1.*ratio=0.1"):
+        train(model, sgd(model), 1)
+
+
+@dataclass(frozen=True)
+class Failing(Compressor):
+    """Fails on the last rank in its third step, in its first or its second round."""
+
+    where: int = 1
+    name: ClassVar[str] = "failing"
+    wire: ClassVar[str] = ""
+    collectives: ClassVar[tuple[str, ...]] = ("allreduce", "allreduce")
+    stateful: ClassVar[bool] = True
+
+    def reduce(self, ops, vector, state):
+        for number in range(3):
+            if state.rank == RANKS - 1 and state.step == 2 and number == self.where:
+                raise ZeroDivisionError("a bug")
+            if number < 2:
+                mean = yield AllReduce(ops.copy(vector))
+        return Reduced(mean, None)
+
+    def payload_bits(self, layout, kept=None):
+        return 8 * layout.size  # or it would be left out for plain
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_an_exception_on_one_rank_is_one_on_all(where):
+    model = DistributedDataParallel(small_cnn())
+    ddp.register(model, "none", rules=[hvdc.Rule("*", Failing(where))])
+    optimizer = sgd(model)
+    train(model, optimizer, 2)
+    own = RANK == RANKS - 1
+    with pytest.raises(
+        ZeroDivisionError if own else hvdc.WorkerFailed,
+        match="a bug" if own else rf"rank {RANKS - 1} failed in step \d+ with ZeroDivisionError: a bug",
+    ):
+        train(model, optimizer, 2)
+
+
+def test_non_finite_gradients_can_be_an_error():
+    model, _ = wrapped("topk(ratio=0.05)", nonfinite="error")
+    images, labels = batch(0)
+    with pytest.raises(hvdc.NonFiniteGradients, match="rank: 1"):
+        (nn.functional.cross_entropy(model(images), labels) * (torch.inf if RANK == 1 else 1)).backward()
+
+
+def test_what_cannot_be_registered():
+    model = small_cnn()
+    with pytest.raises(TypeError, match="model must be a DistributedDataParallel; got Sequential"):
+        ddp.register(model, "topk")
+    model, _ = wrapped("none")
+    with pytest.raises(RuntimeError, match="register_comm_hook"):
+        ddp.register(model, "topk")
+    with pytest.raises(ValueError, match="matches none of the 6 parameters"):
+        ddp.register(DistributedDataParallel(small_cnn()), "topk", rules=[("nobody", "none")])
+
+
+def test_a_process_alone_sends_nothing():
+    alone = [dist.new_group([rank]) for rank in range(RANKS)][RANK]
+    model = DistributedDataParallel(small_cnn(), process_group=alone)
+    compression = ddp.register(model, "topk(ratio=0.05)")
+    expected = train(other := copy.deepcopy(small_cnn()), sgd(other), 3)
+    assert torch.equal(train(model, sgd(model), 3), expected)
+    assert compression.compression_stats()["bytes_sent"] == 0
+    compression.set_compression("powersgd")
+    compression.load_state_dict(compression.state_dict())
