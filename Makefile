@@ -20,13 +20,11 @@ demo: setup  ## train with several compressors on two processes, print a table, 
 
 test: setup  ## run the tests
 	@python -m pytest -m "not slow and not jobs" -n auto --maxprocesses 8
-	@python -m pytest -m "not slow and jobs and not alone" -n 2 --dist loadfile
-	@python -m pytest -m "not slow and alone"
+	@python -m pytest -m "not slow and jobs"
 
 test-slow: setup  ## run the slow tests as well
 	@python -m pytest -m "not jobs" -n auto --maxprocesses 8
-	@python -m pytest -m "jobs and not alone" -n 2 --dist loadfile
-	@python -m pytest -m alone
+	@python -m pytest -m jobs
 
 fuzz: setup  ## run random training scripts on real ranks; OPTIONS=--help tells of options
 	@python scripts/fuzz_training.py $(OPTIONS)

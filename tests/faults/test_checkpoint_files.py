@@ -137,7 +137,6 @@ def test_it_goes_on_for_more_epochs(sound, tmp_path):
     assert "the checkpoint is of SGD(" in said
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("kind", "algorithm"),
     [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from elastic import HOSTS, check_log, elastic_job
 
-pytestmark = [pytest.mark.jobs, pytest.mark.alone]
+pytestmark = pytest.mark.jobs
 
 PROGRAMS = Path(__file__).parent / "programs"
 SPECS = ["none", "topk(ratio=0.1)", "powersgd", "qsgd", "sketched_sgd(budget=0.3)", "dgc(ratio=0.1)"]

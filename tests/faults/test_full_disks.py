@@ -63,7 +63,6 @@ def test_more_that_ends_with_a_line(how, rows, tmp_path):
     assert said.count("--output") == 1
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", range(3))
 def test_a_checkpoint_that_cannot_be_written_is_named(rank, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from launch import ended, pid_of, start, wait_for
 
-pytestmark = [pytest.mark.jobs, pytest.mark.alone]
+pytestmark = pytest.mark.jobs
 
 PROGRAM = Path(__file__).parent / "programs" / "servers.py"
 SGD = {"kind": "SGD", "algorithm": {"batch": 8, "epoch_steps": 40}}

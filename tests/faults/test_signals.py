@@ -12,7 +12,7 @@ from launch import LEAST_SQUARES, ended, pid_of, start
 
 from hvd_compress.parameter_server.runtime.checkpoints import Checkpoints, begin_run
 
-pytestmark = [pytest.mark.jobs, pytest.mark.alone]
+pytestmark = pytest.mark.jobs
 
 WORKERS = 2
 EPOCH = re.compile(r"epoch (\d+)")

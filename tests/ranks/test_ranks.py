@@ -26,7 +26,6 @@ assert all(shutil.which(command[0]) for command in LAUNCHERS.values()), "run the
 
 # What depends on the number of ranks, or on MPI: a failure reaches several others, process sets have several members,
 # sums have an order.
-SCRIPTS = "test_user_scripts or test_fuzz"
 DEPENDS = "test_bad_input or test_sparse or test_training or test_transports"
 
 
@@ -34,8 +33,7 @@ DEPENDS = "test_bad_input or test_sparse or test_training or test_transports"
 @pytest.mark.parametrize(
     ("framework", "launcher", "ranks", "only"),
     [
-        ("torch", "gloo", 2, f"not ({SCRIPTS})"),
-        ("torch", "gloo", 2, SCRIPTS),
+        ("torch", "gloo", 2, ""),
         ("torch", "mpi", 4, DEPENDS),
         pytest.param("torch", "mpi", 4, f"not ({DEPENDS})", marks=pytest.mark.slow),
         pytest.param("torch", "mpi", 2, "", marks=pytest.mark.slow),
@@ -44,13 +42,14 @@ DEPENDS = "test_bad_input or test_sparse or test_training or test_transports"
         pytest.param("torch", "groups", 2, "not (test_bad_input or test_set_compression)", marks=pytest.mark.slow),
         ("torch_distributed", "torchrun", 2, ""),
         pytest.param("torch_distributed", "torchrun", 4, "", marks=pytest.mark.slow),
-        ("tensorflow", "mpi", 2, f"not ({SCRIPTS})"),
-        ("tensorflow", "mpi", 2, SCRIPTS),
+        ("tensorflow", "mpi", 2, ""),
+        pytest.param("tensorflow", "mpi", 2, "", marks=pytest.mark.slow, id="tensorflow-mpi-2-all"),
         pytest.param("tensorflow", "gloo", 4, "", marks=pytest.mark.slow),
     ],
 )
-def test_on_ranks(framework, launcher, ranks, only, tmp_path):
+def test_on_ranks(framework, launcher, ranks, only, tmp_path, request):
     command = [*LAUNCHERS[launcher], str(ranks), sys.executable, "-m", "pytest", str(HERE / framework), "-k", only]
+    command += [] if request.node.get_closest_marker("slow") else ["-m", "not slow"]
     command += ["-q", "--tb=short", "--color=no", "-p", "no:cacheprovider", "--timeout=120", "--timeout-method=thread"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HOROVOD_LOG_LEVEL": "fatal"}
     if launcher == "groups":

@@ -75,7 +75,6 @@ def test_without_quantization_and_delay_it_is_svrg_bit_for_bit():
     assert result["max_delay"] == 0
 
 
-@pytest.mark.alone  # compares the time that two jobs take
 def test_the_bound_on_the_delay_holds_though_a_worker_is_slow():
     algorithm = {"variant": "asylpg", "batch": 8, "epoch_steps": 60, "max_delay": 3}
     settings = {"batch": 8, "epochs": 2, "slow": 0.03}

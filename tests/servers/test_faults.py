@@ -8,7 +8,7 @@ import time
 import pytest
 from launch import LEAST_SQUARES, ended, least_squares, pid_of, start, wait_for
 
-pytestmark = [pytest.mark.jobs, pytest.mark.alone]
+pytestmark = pytest.mark.jobs
 
 ALGORITHM = {"batch": 8, "epoch_steps": 200}
 SLOW = {"batch": 8, "epochs": 60, "target": 1e-8, "slow": 0.004}  # so that there is time to do something to it

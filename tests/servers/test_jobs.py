@@ -102,7 +102,6 @@ def test_missing_data_are_named(tmp_path):
     assert said.count(str(tmp_path / "nothing")) == 1
 
 
-@pytest.mark.alone
 def test_without_fault_tolerance_a_death_ends_everything_and_the_checkpoint_stands(rows, tmp_path):
     line = ["--data", rows, "--batch", 8, "--slow", 0.01, "--checkpoint", tmp_path / "kept", "--max-epochs", 200]
     process = subprocess.Popen(
@@ -138,7 +137,7 @@ def load():
     return TorchObjective(model, nn.functional.cross_entropy, inputs, targets)
 
 result = run(
-    SGD("topk(ratio=0.1)", asynchronous=True, lr=0.5, batch=16),
+    SGD("topk(ratio=0.1)", lr=0.5, batch=16),
     load, Settings(batch=16, epochs=12), Silent(), lambda objective: 0.0,
 )
 if result is not None:

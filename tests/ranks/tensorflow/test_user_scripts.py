@@ -18,6 +18,13 @@ from hvd_compress.tensorflow.reducer import reducer_of, reduction_settings
 
 SPECS = list(dict.fromkeys([*SPECS, "topk(feedback=ef21)", "topk(ratio=linear(0.5, 0.1, steps=10))"]))
 SOME = ["none", "topk(ratio=0.1)", "powersgd", "qsgd(feedback=ef21)", "dgc(ratio=0.1)", "sketched_sgd"]
+
+
+def slow_unless(keep, cases):
+    """Mark the cases as slow that are further methods of the same."""
+    return [case if keep(*case) else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 DISAGREE = (hvdc.WorkersDisagree, tf.errors.OpError)
 ANOTHER = pytest.mark.filterwarnings("ignore:rank . had the compressors", "ignore:the state was saved by another rank")
 
@@ -126,7 +133,7 @@ RUNS = [
 
 
 @ANOTHER
-@pytest.mark.parametrize(("kind", "spec"), RUNS)
+@pytest.mark.parametrize(("kind", "spec"), slow_unless(lambda kind, spec: spec in SOME or kind == "adam", RUNS))
 def test_rank_0_loads_and_broadcasts(kind, spec, tmp_path):
     run = KINDS[kind](spec, seed=0)
     run.train(8)
@@ -142,7 +149,13 @@ def test_rank_0_loads_and_broadcasts(kind, spec, tmp_path):
 
 
 @ANOTHER
-@pytest.mark.parametrize(("kind", "spec"), [(k, s) for k, s in RUNS if s in SOME or k == "adam"])
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    slow_unless(
+        lambda kind, spec: spec in ("topk(ratio=0.1)", "sketched_sgd") or kind == "adam",
+        [(kind, spec) for kind, spec in RUNS if spec in SOME or kind == "adam"],
+    ),
+)
 def test_rank_0s_state_on_all_ranks(kind, spec, tmp_path):
     """Also in mid-training, in graphs that were traced before."""
     run = KINDS[kind](spec, seed=0)
@@ -212,7 +225,12 @@ class Heads:
         return [bool(t) for t in there]
 
 
-@pytest.mark.parametrize(("spec", "graph"), [*((spec, True) for spec in SPECS), *((spec, False) for spec in SOME)])
+@pytest.mark.parametrize(
+    ("spec", "graph"),
+    slow_unless(
+        lambda spec, graph: spec in SOME, [*((spec, True) for spec in SPECS), *((spec, False) for spec in SOME)]
+    ),
+)
 def test_heads_in_turn(spec, graph):
     model = Heads(spec, graph)
     assert model.step(0) == [True, True, False, False]
