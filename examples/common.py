@@ -18,12 +18,18 @@ from hvd_compress import methods, parse, spec
 RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 0.001}
 
 
-def arguments(description: str, models: Sequence[str], line: list[str] | None = None) -> argparse.Namespace:
+def arguments(
+    description: str, models: Sequence[str], tasks: Sequence[str] = datasets.IMAGES, line: list[str] | None = None
+) -> argparse.Namespace:
     """Read the command line, or one that is given."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--task", choices=datasets.TASKS, default="digits", help="the data set")
-    parser.add_argument("--data", metavar="DIR", help="folder with the files of mnist or cifar10; digits needs none")
-    parser.add_argument("--model", choices=sorted(models), default="mlp", help="the network")
+    parser.add_argument("--task", choices=tasks, default="digits", help="the data set")
+    text = ", or the file of text (if none: this project's documents)" if "text" in tasks else ""
+    parser.add_argument(
+        "--data", metavar="DIR", help=f"folder with the files of mnist or cifar10; digits needs none{text}"
+    )
+    gpt = "gpt for text, mlp for others" if "text" in tasks else "mlp"
+    parser.add_argument("--model", choices=sorted(models), help=f"the network (if none: {gpt})")
     parser.add_argument(
         "--compression", metavar="SPEC", default="none", help=f"a compressor: {', '.join(methods())}, with settings"
     )
@@ -45,6 +51,7 @@ def arguments(description: str, models: Sequence[str], line: list[str] | None = 
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training examples")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the order of the data and the compressor")
     args = parser.parse_args(line)
+    args.model = args.model or ("gpt" if args.task == "text" else "mlp")
     for name in ("epochs", "batch_size", "limit"):
         value = getattr(args, name)
         if value is not None and value < 1:

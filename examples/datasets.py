@@ -1,7 +1,8 @@
 """The data sets of the examples, as NumPy arrays.
 
 `digits` comes with scikit-learn; `mnist` and `cifar10` are read from a folder, in the formats in which they are
-published: MNIST's four IDX files (gzipped or not), CIFAR-10's "binary version".
+published: MNIST's four IDX files (gzipped or not), CIFAR-10's "binary version". `text` is any file of text, by default
+this project's own documents.
 """
 
 from __future__ import annotations
@@ -10,21 +11,33 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-TASKS = ("digits", "mnist", "cifar10")
+IMAGES = ("digits", "mnist", "cifar10")
+TASKS = (*IMAGES, "text")
+CONTEXT = 64  # characters of an example of text
+DOCUMENTS = Path(__file__).parents[1]
 
 
 class Dataset(NamedTuple):
-    """Images of shape (n, channels, height, width), float32, standardized; labels of shape (n,), int64, 0 to 9."""
+    """Images of shape (n, channels, height, width), float32, standardized; labels of shape (n,), int64, 0 to 9.
 
-    train_images: NDArray[np.float32]
+    Of text, the "images" are its characters, int64 of shape (n, CONTEXT), each the number of one among those that the
+    text has, and the labels, of the same shape, are those that follow.
+    """
+
+    train_images: NDArray[Any]
     train_labels: NDArray[np.int64]
-    test_images: NDArray[np.float32]
+    test_images: NDArray[Any]
     test_labels: NDArray[np.int64]
+
+    @property
+    def classes(self) -> int:
+        """The number of different labels."""
+        return 1 + int(max(self.train_labels.max(), self.test_labels.max()))
 
 
 class DataMissing(FileNotFoundError):
@@ -32,12 +45,14 @@ class DataMissing(FileNotFoundError):
 
 
 def load(task: str, folder: str | None) -> Dataset:
-    """Load a task's data.
+    """Load a task's data, from a folder, or from a file of text.
 
     Raises:
         DataMissing: if the folder is not given or lacks the files; the message says what was looked for.
         ValueError: if a file is not in the expected format, damaged or cut off; the message names it.
     """
+    if task == "text":
+        return _text(folder)
     if task == "digits":
         arrays = _digits()
     else:
@@ -57,6 +72,22 @@ _FILES = {
     "cifar10": "the binary version: data_batch_1.bin (up to data_batch_5.bin) and test_batch.bin, "
     "there or in its folder cifar-10-batches-bin",
 }
+
+
+def _text(file: str | None) -> Dataset:
+    paths = [DOCUMENTS / "README.md", *sorted((DOCUMENTS / "docs").glob("*.md"))] if file is None else [Path(file)]
+    try:
+        text = "".join(path.read_text(encoding="utf-8") for path in paths)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataMissing(f"--data {file} cannot be read as text: {error}") from error
+    _, numbers = np.unique(list(text), return_inverse=True)
+    examples = (len(numbers) - 1) // CONTEXT
+    if examples < 20:
+        raise ValueError(f"--data {file} has {len(text)} characters; the task text needs {20 * CONTEXT + 1}")
+    numbers = numbers.astype(np.int64)
+    inputs, following = (numbers[i : i + examples * CONTEXT].reshape(examples, CONTEXT) for i in (0, 1))
+    train = examples - examples // 10  # the last tenth is for tests
+    return Dataset(inputs[:train], following[:train], inputs[train:], following[train:])
 
 
 def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:

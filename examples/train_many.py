@@ -17,7 +17,7 @@ import train
 
 def main() -> int:
     """Run the trainings in their order; 2 stands for bad input."""
-    trainings = [train.arguments(__doc__, list(train.MODELS), shlex.split(line)) for line in sys.argv[1:]]
+    trainings = [train.arguments(__doc__, list(train.MODELS), line=shlex.split(line)) for line in sys.argv[1:]]
     train.hvd.init()
     train.use_own_part_of_the_machine()
     for args in trainings:

@@ -36,7 +36,7 @@ class Images:
             self.model = models.resnet9(channels, side, run.width).to(memory_format=torch.channels_last)  # faster so
             self.images = self.images.contiguous(memory_format=torch.channels_last)
         else:
-            self.model = models.build(run.model, self.images.shape)
+            self.model = models.build(run.model, data)
         self.augment = run.augment
 
     def order(self, batch: int, random: torch.Generator) -> Tensor:

@@ -1,9 +1,14 @@
-"""Three networks for images of ten classes: `mlp`, `cnn`, `resnet9`."""
+"""Three networks for images of ten classes, `mlp`, `cnn`, `resnet9`, and one for text, `gpt`."""
 
 from __future__ import annotations
 
-import torch
+import sys
+from pathlib import Path
+
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import datasets
 
 
 def mlp(channels: int, side: int) -> nn.Module:
@@ -85,9 +90,40 @@ def resnet9(channels: int, side: int, width: int = 64) -> nn.Module:
     )
 
 
-MODELS = {"mlp": mlp, "cnn": cnn, "resnet9": resnet9}
+class GPT(nn.Module):
+    """A decoder of transformer blocks, normalized before each part, that tells the next character."""
+
+    def __init__(self, characters: int, context: int, width: int = 128, layers: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.characters, self.positions = nn.Embedding(characters, width), nn.Embedding(context, width)
+        block = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(block, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.scores = nn.Linear(width, characters, bias=False)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Return the scores of the characters that follow each of `text`, whose shape is (n, context)."""
+        length = text.shape[1]
+        x = self.characters(text) + self.positions.weight[:length]
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        scores: Tensor = self.scores(self.blocks(x, mask=mask, is_causal=True))
+        return scores
 
 
-def build(name: str, images: torch.Size) -> nn.Module:
-    """Return a network by name, for images of shape (n, channels, side, side)."""
-    return MODELS[name](images[1], images[2])
+IMAGE_MODELS = {"mlp": mlp, "cnn": cnn, "resnet9": resnet9}
+MODELS = (*IMAGE_MODELS, "gpt")
+
+
+def build(name: str, data: datasets.Dataset) -> nn.Module:
+    """Return a network by name, for some data.
+
+    Raises:
+        ValueError: if the data are text and the network is one for images, or the other way round.
+    """
+    text = data.train_images.ndim == 2
+    if text != (name == "gpt"):
+        raise ValueError(f"--model {name} is for {'text' if name == 'gpt' else 'images'}, and the task's data are not")
+    if text:
+        return GPT(data.classes, data.train_images.shape[1])
+    return IMAGE_MODELS[name](*data.train_images.shape[1:3])

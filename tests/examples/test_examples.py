@@ -18,10 +18,12 @@ pytestmark = pytest.mark.jobs
 ROOT = Path(__file__).parents[2]
 SEVERAL = Path(__file__).with_name("several.py")
 TRAIN = {name: ROOT / "examples" / name / "train.py" for name in ("torch", "tensorflow", "keras")}
+TRAIN_DDP = ROOT / "examples" / "torch" / "train_ddp.py"
 MPIRUN = ["mpirun", "-np", "2"]
 HOROVODRUN = ["horovodrun", "-np", "2"]
 KEYS = {"accuracy", "loss", "bytes_sent", "dense_bytes", "seconds", "compression_seconds", "communication_seconds"}
 KEYS |= {"ranks", "compression"}
+TEXT = ["--task", "text", "--compression", "powersgd", "--optimizer", "adam", "--epochs", "1", "--limit", "300"]
 
 
 def start(launcher, *args, example="torch", **more):
@@ -68,6 +70,23 @@ def test_train_learns_and_ends_with_json(example, launcher):
     assert found["dense_bytes"] == 4 * found["parameters"] * found["steps"]
 
 
+@pytest.mark.parametrize("lines", [["--compression", "topk(ratio=0.05)", "--epochs", "4"], TEXT])
+def test_train_ddp_gives_what_horovod_gives(lines):
+    """The same line ends with the same weights, so with the same accuracy and loss."""
+    command = ["torchrun", "--standalone", "--nproc-per-node", "2", str(TRAIN_DDP), *lines]
+    ddp = result(subprocess.run(command, capture_output=True, text=True, timeout=200, check=False))
+    horovod = result(start(MPIRUN, *lines))
+    assert ddp.keys() == horovod.keys()
+    for key in ("accuracy", "loss", "steps", "parameters", "dense_bytes", "task", "model"):
+        assert ddp[key] == horovod[key], key
+
+
+def test_train_ddp_without_torchrun_says_so():
+    done = subprocess.run([sys.executable, str(TRAIN_DDP)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("train_ddp.py: start it with torchrun")
+
+
 BAD = [
     (["--compression", "topq"], "unknown compressor 'topq'; known are: bf16, dgc"),
     (["--rule", "embed.*=topk"], "rule 'embed.*' matches none of the"),
@@ -76,6 +95,8 @@ BAD = [
     (["--task", "cifar10", "--data", "/nowhere"], "--data /nowhere is no folder; cifar10 needs one with"),
     (["--task", "cifar10", "--data", str(ROOT)], "lacks data_batch_1.bin and test_batch.bin; cifar10 needs"),
     (["--task", "mnist", "--data", str(ROOT)], "has neither train-images-idx3-ubyte.gz nor train-images-idx3-ubyte"),
+    (["--task", "text", "--model", "mlp"], "--model mlp is for images"),
+    (["--task", "text", "--data", str(ROOT / "setup.cfg")], "cannot be read as text"),
 ]
 
 MODELS = [

@@ -1,0 +1,118 @@
+"""What the examples for PyTorch share: a training, whoever averages the gradients."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import datasets
+from common import closing, learning_rate, momentum, progress_bar
+
+
+class World(Protocol):
+    """The workers of a job: Horovod's module, or one that has its functions."""
+
+    def rank(self) -> int:
+        """Return this worker's number."""
+
+    def size(self) -> int:
+        """Return the number of workers."""
+
+
+def inner_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer that the command line asks for."""
+    if args.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=learning_rate(args))
+    return torch.optim.SGD(model.parameters(), lr=learning_rate(args), momentum=momentum(args))
+
+
+def share_machine(workers: int) -> None:
+    """Take this worker's share of the cores, of which there are some `workers` on this machine."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+
+
+def loss_of(output: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the cross entropy of scores of shape (..., classes) and labels of shape (...)."""
+    return functional.cross_entropy(output.flatten(0, -2), labels.flatten(), reduction=reduction)
+
+
+def train(
+    args: argparse.Namespace,
+    data: datasets.Dataset,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stats: Callable[[], dict[str, Any]],
+    world: World,
+    sum_over_workers: Callable[[Tensor], Tensor],
+) -> dict[str, object]:
+    """Train, evaluate, and return what came of it.
+
+    Args:
+        args: the command line.
+        data: what to train on.
+        model: what is called.
+        optimizer: what steps.
+        stats: returns what was sent.
+        world: the workers.
+        sum_over_workers: sums a tensor over them.
+    """
+    images, labels = (torch.from_numpy(array[: args.limit]) for array in (data.train_images, data.train_labels))
+    # Each epoch has one order of all examples, the same on all workers, of which each takes its share.
+    order_of = torch.Generator().manual_seed(args.seed)
+    steps_per_epoch = max(1, len(images) // (args.batch_size * world.size()))
+    total = args.epochs * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+    began = time.perf_counter()
+    model.train()
+    with progress_bar(total, args.compression, world.rank(), world.size()) as progress:
+        for _ in range(args.epochs):
+            own = torch.randperm(len(images), generator=order_of)[world.rank() :: world.size()]
+            for step in range(steps_per_epoch):
+                batch = own[step * args.batch_size : (step + 1) * args.batch_size]
+                optimizer.zero_grad()
+                loss = loss_of(model(images[batch]), labels[batch])
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                progress.update()
+                progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    seconds = time.perf_counter() - began
+    accuracy, loss_on_test = evaluate(model, data, world, sum_over_workers)
+    return closing(
+        args,
+        stats(),
+        accuracy=accuracy,
+        loss=loss_on_test,
+        seconds=seconds,
+        ranks=world.size(),
+        steps=total,
+        parameters=sum(p.numel() for p in model.parameters()),
+        test_examples=len(data.test_labels),
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: datasets.Dataset, world: World, sum_over_workers: Callable[[Tensor], Tensor]
+) -> tuple[float, float]:
+    """Return accuracy and mean loss on the test data, of which each worker takes its share."""
+    model.eval()
+    images, labels = torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)
+    sums = torch.zeros(2, dtype=torch.float64)
+    own = torch.arange(world.rank(), len(images), world.size())
+    for batch in own.split(256):
+        output = model(images[batch])
+        sums[0] += (output.argmax(dim=-1) == labels[batch]).sum()
+        sums[1] += loss_of(output, labels[batch], reduction="sum")
+    right, loss = (sum_over_workers(sums) / labels.numel()).tolist()
+    return right, loss
