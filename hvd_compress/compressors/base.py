@@ -18,11 +18,13 @@ from hvd_compress.ops.layout import Layout
 class AllReduce:
     """Combine arrays of one shape and dtype elementwise; every worker receives the combined array.
 
-    The array is not modified. Float16, float32, float64, int32 and int64 are summed everywhere.
+    The array is not modified, unless nobody needs it any more (`spare`): then a transport may combine in place.
+    Float16, float32, float64, int32 and int64 are summed everywhere.
     """
 
     array: Array
     op: Literal["sum", "mean", "max"] = "mean"
+    spare: bool = False
     kind: ClassVar[str] = "allreduce"
 
 

@@ -40,7 +40,7 @@ class TorchOps(Ops):
                 return False
         return True
 
-    def _new(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def new(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a tensor of any content; a large one on the CPU from memory that was used before."""
         size = math.prod(shape)
         if not self.kernels or size * dtype.itemsize < LARGE:
@@ -68,19 +68,19 @@ class TorchOps(Ops):
         return torch.ones_like(array)
 
     def zeros_like(self, array: Tensor) -> Tensor:
-        return self._new(array.shape, array.dtype).zero_()
+        return self.new(array.shape, array.dtype).zero_()
 
     def copy(self, array: Tensor) -> Tensor:
-        return self._new(array.shape, array.dtype).copy_(array)
+        return self.new(array.shape, array.dtype).copy_(array)
 
     def cast(self, array: Tensor, dtype: str) -> Tensor:
         kind = getattr(torch, dtype)
-        return array if array.dtype == kind else self._new(array.shape, kind).copy_(array)
+        return array if array.dtype == kind else self.new(array.shape, kind).copy_(array)
 
     def concat(self, arrays: Sequence[Tensor]) -> Tensor:
         if not arrays:
             return self.zeros(0)
-        joined = self._new((sum(array.shape[0] for array in arrays),), arrays[0].dtype)
+        joined = self.new((sum(array.shape[0] for array in arrays),), arrays[0].dtype)
         if self._has_numpy_for(joined):
             np.concatenate(_to_arrays(list(arrays)), out=joined.numpy())
             return joined
@@ -88,7 +88,7 @@ class TorchOps(Ops):
 
     def stack(self, matrices: Sequence[Tensor]) -> Tensor:
         shape = (len(matrices), *matrices[0].shape)
-        return torch.stack(list(matrices), out=self._new(shape, matrices[0].dtype))
+        return torch.stack(list(matrices), out=self.new(shape, matrices[0].dtype))
 
     def transpose(self, matrix: Tensor) -> Tensor:
         return matrix.mT

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hvd_compress.compressors import Compressor, spec
-from hvd_compress.compressors.base import Collective
+from hvd_compress.compressors.base import AllReduce, Collective
 from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops, dtype_name
 from hvd_compress.ops.layout import Layout
@@ -19,7 +20,7 @@ from hvd_compress.transports import Peers, Transport
 
 RESIDUAL_CHECK_EVERY = 100  # steps between divergence checks
 DOUBLINGS = 3  # in a row, after which a warning is due: a residual that fills up grows ever more slowly
-POLL_SECONDS = 5e-5
+POLL_SECONDS, POLL_GROWTH, POLL_MOST = 5e-5, 1.05, 1e-3  # ever less often: ranks that share cores would slow each other
 SUMMED = ("float16", "float32", "float64", "float128")  # by transports; bfloat16 is not
 
 
@@ -180,7 +181,10 @@ class Exchange(VectorSteps):
 
     Attributes:
         waiting_seconds: time spent in waiting for collectives since construction.
+        spare: whether a vector that may be overwritten may become the mean as well.
     """
+
+    spare = False
 
     def __init__(
         self,
@@ -215,7 +219,10 @@ class Exchange(VectorSteps):
         if self.pending is None:
             self._round = 0
         else:
-            self._handle = self.transport.start(self.pending, f"{self.name}.{self._round}")
+            pending: Any = self.pending
+            if self.spare and isinstance(pending, AllReduce) and not self.compressor.stateful:
+                pending = replace(pending, spare=True)
+            self._handle = self.transport.start(pending, f"{self.name}.{self._round}")
             self._round += 1
 
     def reduce(self, vector: Array) -> Array:
@@ -258,25 +265,25 @@ def advance_until(
     worker may wait for another exchange's second round first. Where they are matched by order, the exchanges take
     turns, round after round, on every worker alike.
     """
-    waited = 0.0
+    waited = pause = 0.0
+    turns: list[Exchange] = []  # those whose turn is still to come in this round
     while not finished():
         under_way = [exchange for exchange in exchanges if exchange.pending is not None]
         ordered = bool(under_way) and under_way[0].transport.ordered
-        ready = under_way if ordered else [exchange for exchange in under_way if exchange.ready()]
+        turns = turns or (under_way if ordered else [])
+        ready = [exchange for exchange in (turns[:1] if ordered else under_way) if exchange.ready()]
         for exchange in ready:
-            while not exchange.ready():
-                waited += _pause(check)
             exchange.advance()
-        if not ready:
-            waited += _pause(check)
+        if ready:
+            turns = turns[1:]
+            pause = 0.0
+            continue
+        began = time.perf_counter()
+        pause = min(max(POLL_SECONDS, pause * POLL_GROWTH), POLL_MOST)
+        time.sleep(pause)
+        check()
+        waited += time.perf_counter() - began
     return waited
-
-
-def _pause(check: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    time.sleep(POLL_SECONDS)
-    check()
-    return time.perf_counter() - began
 
 
 def check_vector(name: str, vector: Array, layout: Layout) -> None:

@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from hvd_compress.compressors import Compressor
+from hvd_compress.ops.layout import Layout
 from hvd_compress.reduction.buckets import Rule
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.reduction.stats import nothing_sent
 from hvd_compress.torch.compression import TorchCompression
 from hvd_compress.torch.parameters import check_gradient, once
-from hvd_compress.torch.reducer import GradientReducer
+from hvd_compress.torch.reducer import GradientReducer, TensorExchange
 from hvd_compress.transports.horovod import op_name
 from hvd_compress.transports.torch_distributed import ProcessGroupTransport
 
@@ -47,6 +49,13 @@ class BucketReducer(GradientReducer):
         super().__init__(named, lambda: parameters, settings, transport, transport.name, scaler)
         self._handed: dict[Tensor, Tensor] = {}  # DDP's gradients, by parameter
         self._promised: list[tuple[Future[Tensor], dist.GradBucket]] = []
+
+    def new_exchange(
+        self, compressor: Compressor, layout: Layout, *, name: str, dtype: str, device: str, rows: bool
+    ) -> TensorExchange:
+        exchange = super().new_exchange(compressor, layout, name=name, dtype=dtype, device=device, rows=rows)
+        exchange.spare = True  # means are copied to DDP's buckets
+        return exchange
 
     def _listen_to(self, parameter: Tensor) -> None:
         """Do nothing: DDP tells of its gradient."""

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hvd_compress.compressors.base import AllReduce, Collective
+from hvd_compress.ops.torch import TorchOps
 from hvd_compress.transports import LENGTH_BYTES, Traffic, WorkerFailed, packed_object, unpacked_objects
 
 _OPS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
@@ -79,12 +80,20 @@ class ProcessGroupTransport:
         group, _ = self._made()
         with _failures(name):
             if isinstance(collective, AllReduce):
-                total = collective.array.clone()
+                total = self._own_share(collective)
                 return Handle(collective, name, dist.all_reduce(total, _OPS[collective.op], group, True), [total])
             own = collective.payload
             if collective.varying:
                 own = torch.tensor([own.shape[0]], device=own.device)
             return Handle(collective, name, *self._gather(own, group))
+
+    def _own_share(self, collective: AllReduce) -> Tensor:
+        """Return what is summed: of a mean the share of this worker, so that nothing is left to be divided."""
+        array: Tensor = collective.array
+        if collective.op == "mean":
+            share = array if collective.spare else TorchOps(array.device).new(array.shape, array.dtype)
+            return torch.div(array, self.workers, out=share)
+        return array if collective.spare else TorchOps(array.device).copy(array)
 
     def _gather(self, own: Tensor, group: dist.ProcessGroup) -> tuple[dist.Work, list[Tensor]]:
         received = [torch.empty_like(own) for _ in range(self.workers)]
@@ -113,7 +122,7 @@ class ProcessGroupTransport:
         if isinstance(collective, AllReduce):
             (total,) = received
             self.traffic.count("allreduce", total.nbytes, total.nbytes)
-            return total.div_(self.workers) if collective.op == "mean" else total
+            return total
         sent = received[0].nbytes + (LENGTH_BYTES if lengths is not None else 0)
         self.traffic.count(collective.kind, sent, sent * self.workers)
         return received if lengths is None else [p[:length] for p, length in zip(received, lengths, strict=True)]
