@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.double_quantization.hosts import PREFIX, hosts
+from benchmarks.common.hosts import PREFIX, hosts
 from benchmarks.double_quantization.job import Job
 
 ASYLPG = Path(__file__).parents[2] / "mpi" / "asylpg.py"
