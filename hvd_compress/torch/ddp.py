@@ -76,6 +76,11 @@ class BucketReducer(GradientReducer):
             self._handed.clear()
         return promise
 
+    def _gradient_of(self, parameter: Tensor) -> Tensor | None:
+        """Return DDP's copy: zeros, in `join`, of a worker that has no more batches and still its last gradient."""
+        gradient = parameter.grad
+        return gradient if gradient is None or gradient.is_sparse else self._handed[parameter]
+
     def _give_one(self, parameter: Tensor, name: str, mean: Tensor) -> None:
         self._handed[parameter].copy_(mean.to_sparse(self.sparse_dims[name]) if name in self.sparse_dims else mean)
 

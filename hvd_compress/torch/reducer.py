@@ -348,7 +348,7 @@ class GradientReducer(TensorReducer):
         self._arrived.add(parameter)
         exchange.missing -= 1
         target = exchange.buffer()[place.slice].view(place.shape)
-        gradient = parameter.grad
+        gradient = self._gradient_of(parameter)
         if gradient is None:
             target.fill_(math.nan if self.complete else 0.0)
             return
@@ -360,6 +360,10 @@ class GradientReducer(TensorReducer):
                 )
             gradient = gradient.to_dense()
         target.copy_(gradient)
+
+    def _gradient_of(self, parameter: Tensor) -> Tensor | None:
+        """Return what this worker contributes."""
+        return parameter.grad
 
     def _launch_in_order(self) -> None:
         """Launch the complete buckets before which all are launched: every worker starts collectives in this order."""

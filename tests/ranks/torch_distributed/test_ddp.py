@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from torch_training import RANK, RANKS, SPECS, batch, flat, sgd, small_cnn, train
 
 import hvd_compress.torch as hvdc
@@ -199,6 +200,54 @@ def test_grad_scaler_skips_the_step_of_non_finite_gradients():
     assert scaler.get_scale() == 4.0
     assert equal_on_all_ranks(model)
     assert compression.compression_stats()["nonfinite_steps"] == 1
+
+
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.05)", "powersgd"])
+def test_ranks_with_fewer_batches_join(spec):
+    def run(compressed):
+        model = DistributedDataParallel(small_cnn())
+        if compressed:
+            ddp.register(model, spec, bucket_bytes=20_000)
+        with model.join():
+            train(model, sgd(model), 6 if RANK else 3)
+        assert equal_on_all_ranks(model)
+        return flat(model)
+
+    plain, got = run(False), run(True)
+    if spec == "none":
+        assert torch.allclose(got, plain, rtol=1e-5, atol=1e-6)
+    else:
+        assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("spec", ["topk(ratio=0.05)", "powersgd"])
+@pytest.mark.parametrize("kind", ["checkpoint", "tied", "frozen", "compiled"])
+def test_models_of_other_kinds(kind, spec):
+    class Layers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(nn.Linear(40, 40) for _ in range(3))
+            if kind == "tied":
+                self.layers[1].weight = self.layers[0].weight
+            if kind == "frozen":
+                self.layers[0].requires_grad_(False)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = checkpoint(layer, x, use_reentrant=False) if kind == "checkpoint" else layer(x)
+            return x
+
+    model = DistributedDataParallel(Layers())
+    ddp.register(model, spec, dense_below=0)
+    called = torch.compile(model, backend="eager") if kind == "compiled" else model
+    optimizer, before = torch.optim.SGD(model.parameters(), lr=0.1), flat(model)
+    for step in range(5):
+        optimizer.zero_grad()
+        called(torch.randn(8, 40, generator=torch.Generator().manual_seed(10 * step + RANK))).square().mean().backward()
+        optimizer.step()
+    assert equal_on_all_ranks(model)
+    assert not torch.equal(flat(model), before)
 
 
 def test_two_models_that_take_turns():
