@@ -44,11 +44,13 @@ class Port:
 
     Attributes:
         address: where, and by which word.
+        early: what came for a name that nobody has yet, by name: its sender has agreed on it a little earlier.
     """
 
     def __init__(self) -> None:
         self.word = secrets.token_hex(16)
         self.watched: WeakSet[Any] = WeakSet()
+        self.early: dict[str, dict[str, Any]] = {}
         server = socketserver.ThreadingTCPServer(("", 0), _Answer)
         server.daemon_threads = True
         server.port = self  # type: ignore[attr-defined]
@@ -58,9 +60,11 @@ class Port:
     def hear(self, told: dict[str, Any]) -> None:
         """Log an error of another rank, and hand it to those whom it is for."""
         logger.error("%s", told["text"])
-        for asked in self.asked():
-            if told.get("name", asked.name) == asked.name:
-                asked.hear(told)
+        hearing = [asked for asked in self.asked() if told.get("name", asked.name) == asked.name]
+        for asked in hearing:
+            asked.hear(told)
+        if not hearing and "name" in told:
+            self.early[told["name"]] = told
 
     def asked(self) -> list[Asked]:
         """Return those who answer now."""

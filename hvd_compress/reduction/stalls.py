@@ -83,6 +83,8 @@ class Progress:
         """Take what all workers have agreed on: see the attributes."""
         self.name, self.addresses, self.agreements = name, addresses, agreements
         self._since = self._refusals = 0
+        if early := _office().port.early.pop(name, None):
+            self.hear(early)
 
     def wait(self, step: int) -> None:
         """Begin to wait for the others, if it has not begun, after so many steps."""

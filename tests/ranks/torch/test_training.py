@@ -45,10 +45,10 @@ def test_fp16_is_horovods_own_fp16():
     expected = train(
         theirs, hvd.DistributedOptimizer(sgd(theirs), theirs.named_parameters(), compression=hvd.Compression.fp16), 20
     )
-    got = train(
-        ours, hvdc.DistributedOptimizer(sgd(ours), ours.named_parameters(), compression=hvdc.Compression.fp16), 20
-    )
-    assert torch.equal(got, expected) if hvd.size() == 2 else torch.allclose(got, expected, rtol=0.01, atol=1e-3)
+    optimizer = hvdc.DistributedOptimizer(sgd(ours), ours.named_parameters(), compression=hvdc.Compression.fp16)
+    got = train(ours, optimizer, 20)
+    equal = hvd.size() == 2 and optimizer._reducer.transport.tells  # process groups divide before they sum
+    assert torch.equal(got, expected) if equal else torch.allclose(got, expected, rtol=0.01, atol=1e-3)
 
 
 @pytest.mark.parametrize("spec", SPECS)
