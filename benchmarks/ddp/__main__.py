@@ -109,7 +109,8 @@ def main() -> int:
             "(least to most). The ranks share the cores, so that computing and compressing take longer than on hosts "
             "of their own. PyTorch's PowerSGD hook has one bucket: with several, its rounds are mixed up over gloo."
         )
-        command = "python -m benchmarks.ddp --write"
+        settings = " ".join(f"--{name} {getattr(args, name)}" for name in ("hosts", "mbits", "steps", "rounds"))
+        command = f"python -m benchmarks.ddp {settings} --write"
         DOCUMENT.write_text(f"# A step under DDP\n\n`{command}`\n\n{head}\n\n{table(' | '.join(titles), lines)}\n")
     return 0
 
