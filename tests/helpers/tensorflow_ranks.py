@@ -8,20 +8,10 @@ import horovod.tensorflow as hvd
 import keras
 import numpy as np
 import tensorflow as tf
+from specs import FEW
 
 from hvd_compress import methods, parse
 
-FEW = [  # one or two of each family
-    "none",
-    "topk(ratio=0.05, values=fp16, scope=model)",
-    "randomk(ratio=0.1)",
-    "qsgd",
-    "powersgd",
-    "wangni",
-    "sketched_sgd",
-    "dgc(ratio=exponential(0.25, 0.01, steps=3), feedback=momentum(nesterov=True))",
-    "qsgd(feedback=ef21)",
-]
 RANKS = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("HOROVOD_SIZE") or 2)
 SPECS = list(dict.fromkeys([*FEW, *methods(), "ef_signsgd(feedback=momentum(masking=False, clip=1.0))"]))
 # Passed to hvd.init: process sets that are added and removed later can slow Horovod down by 0.1 s a step.

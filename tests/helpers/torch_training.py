@@ -3,6 +3,7 @@
 import os
 
 import torch
+from specs import FEW
 from torch import nn
 
 from hvd_compress import methods, parse
@@ -14,16 +15,7 @@ def told_by_launcher(*names, default):
 
 RANKS = told_by_launcher("OMPI_COMM_WORLD_SIZE", "HOROVOD_SIZE", "WORLD_SIZE", default=2)
 RANK = told_by_launcher("OMPI_COMM_WORLD_RANK", "HOROVOD_RANK", "RANK", default=0)
-SPECS = [
-    "none",
-    "topk(ratio=0.05, values=fp16, scope=model)",
-    "randomk(ratio=0.1)",
-    "qsgd",
-    "powersgd",
-    "wangni",
-    "sketched_sgd",
-]
-SPECS += ["dgc(ratio=exponential(0.25, 0.01, steps=3), feedback=momentum(nesterov=True))", "qsgd(feedback=ef21)"]
+SPECS = list(FEW)
 if RANKS == 2:  # a few represent the families on more
     SPECS += [*methods(), "topk(ratio=0.05, values=qsgd(bits=3))"]
     SPECS += ["ef_signsgd(feedback=momentum(masking=False, clip=1.0))"]
