@@ -23,6 +23,7 @@ from hvd_compress.compressors.named import as_compressor
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.reduction.buckets import PLAIN
+from hvd_compress.reduction.carry import left_over, norm
 from hvd_compress.reduction.exchange import Exchange
 from hvd_compress.reduction.stats import stats_of
 from hvd_compress.torch.compression import TorchCompression
@@ -72,14 +73,14 @@ class ReplicaCompression:
         ``nonfinite_steps`` counts the modules' means that were not finite, each by itself.
         """
         exchanges = list(self.exchanges.values())
-        residuals = [e.state.local["residual"] for e in exchanges if "residual" in e.state.local.kept]
+        residuals = {name: part for name, e in self.exchanges.items() for _, part in left_over(e)}
         return stats_of(
             self.transport.traffic,
             steps=max((exchange.state.step for exchange in exchanges), default=0),
             coordinates=sum(exchange.layout.size for exchange in exchanges),
             compression=sum(exchange.compression_seconds for exchange in exchanges),
             communication=sum(exchange.waiting_seconds for exchange in exchanges),
-            residual=sum(float(residual.square().sum()) for residual in residuals) ** 0.5,
+            residual=norm(TorchOps(), residuals),
             nonfinite_steps=self.nonfinite,
             workers_lost=0,
         )
