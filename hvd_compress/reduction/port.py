@@ -60,11 +60,13 @@ class Port:
     def hear(self, told: dict[str, Any]) -> None:
         """Log an error of another rank, and hand it to those whom it is for."""
         logger.error("%s", told["text"])
-        hearing = [asked for asked in self.asked() if told.get("name", asked.name) == asked.name]
-        for asked in hearing:
-            asked.hear(told)
-        if not hearing and "name" in told:
-            self.early[told["name"]] = told
+        name = told.get("name")
+        if name is not None:
+            self.early[name] = told  # first, for another thread may take this name at any moment
+        for asked in self.asked():
+            if name in (None, asked.name):
+                asked.hear(told)
+                self.early.pop(name or "", None)
 
     def asked(self) -> list[Asked]:
         """Return those who answer now."""
