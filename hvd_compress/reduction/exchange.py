@@ -206,6 +206,10 @@ class Exchange(VectorSteps):
         """Tell whether `advance` would not have to wait."""
         return self._step is not None and self.transport.done(self._handle)
 
+    def rest(self, seconds: float) -> None:
+        """Let the processor be while the collective is under way, for some time."""
+        self.transport.rest(self._handle, seconds)
+
     def advance(self) -> None:
         """Wait for the collective under way, resume the compressor, and start the next collective."""
         began = time.perf_counter()
@@ -280,7 +284,10 @@ def advance_until(
             continue
         began = time.perf_counter()
         pause = min(max(POLL_SECONDS, pause * POLL_GROWTH), POLL_MOST)
-        time.sleep(pause)
+        if under_way:
+            (turns or under_way)[0].rest(pause)
+        else:
+            time.sleep(pause)
         check()
         waited += time.perf_counter() - began
     return waited

@@ -106,6 +106,9 @@ class Transport(Peers, Protocol):
     def done(self, handle: Any) -> bool:
         """Tell whether `wait` would return at once."""
 
+    def rest(self, handle: Any, seconds: float) -> None:
+        """Let the processor be for so long; or for longer, if the end of this collective will wake the thread."""
+
     def wait(self, handle: Any) -> Any:
         """Return the combined array of an AllReduce, or the list of payloads of an AllGather.
 

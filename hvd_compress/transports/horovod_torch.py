@@ -86,6 +86,9 @@ class HorovodTransport:
     def done(self, handle: Handle) -> bool:
         return hvd.poll(handle.horovod)
 
+    def rest(self, handle: Handle, seconds: float) -> None:
+        time.sleep(seconds)
+
     def wait(self, handle: Handle) -> Any:
         result = self._result(handle.horovod)
         self.traffic.count(handle.collective.kind, handle.sent, result.nbytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -174,6 +175,9 @@ class MPITransport:
 
     def done(self, handle: Handle) -> bool:
         return bool(handle.request.Test())
+
+    def rest(self, handle: Handle, seconds: float) -> None:
+        time.sleep(seconds)
 
     def wait(self, handle: Handle) -> Any:
         handle.request.Wait()

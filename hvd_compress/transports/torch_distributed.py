@@ -20,6 +20,7 @@ from hvd_compress.transports import LENGTH_BYTES, Traffic, WorkerFailed, packed_
 
 _OPS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 PAUSE = 1e-3  # seconds between looks at an agreement
+LOOK_EVERY = timedelta(milliseconds=20)  # at whether another worker has failed
 
 
 @dataclass
@@ -112,6 +113,13 @@ class ProcessGroupTransport:
             filled = torch.nn.functional.pad(collective.payload, (0, max(handle.lengths) - collective.payload.shape[0]))
             handle.work, handle.received = self._gather(filled, self._made()[0])
         return handle.work.is_completed()
+
+    def rest(self, handle: Handle, seconds: float) -> None:
+        if handle.received[0].is_cuda:  # waiting would hold up the stream, not the thread
+            time.sleep(seconds)
+        else:
+            with suppress(RuntimeError):  # that it has not ended in time; if it has failed, `wait` will say so
+                handle.work.wait(LOOK_EVERY)
 
     def wait(self, handle: Handle) -> Any:
         with _failures(handle.name):
