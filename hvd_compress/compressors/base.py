@@ -134,6 +134,7 @@ class Compressor:
         whole_gradient: whether it needs the gradient of the whole model in one vector.
         keeps_dtype: whether it takes any floating dtype and sends it unchanged; other methods are given float32.
         small_too: whether small and one-dimensional parameters are worth compressing as well.
+        elementwise: whether a coordinate's mean depends on that coordinate alone, whatever else is in the vector.
     """
 
     name: ClassVar[str]
@@ -154,6 +155,7 @@ class Compressor:
     remedy: ClassVar[str] = "Send more in each step, or lower the learning rate or the momentum."
     keeps_dtype: ClassVar[bool] = False
     small_too: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check every setting against its allowed range.
@@ -174,6 +176,11 @@ class Compressor:
     def default_feedback(self) -> str:
         """The feedback that the method is used with unless told otherwise: "ef" for a biased contraction."""
         return "ef" if self.contraction and not self.unbiased else "none"
+
+    @property
+    def any_bucket(self) -> bool:
+        """Whether gradients may be divided into buckets in any way, and anew at any time, with the same means."""
+        return self.elementwise and not self.stateful
 
     @property
     def bare(self) -> Compressor:

@@ -25,6 +25,7 @@ class NoCompression(Compressor):
     stateful: ClassVar[bool] = False
     keeps_dtype: ClassVar[bool] = True
     small_too: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def check_feedback(self) -> None:
         raise ValueError("none allows no feedback: everything is sent, so that nothing is left over")
@@ -66,6 +67,7 @@ class HalfPrecision(Compressor):
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
     stateful: ClassVar[bool] = False
     small_too: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     @property
     def default_feedback(self) -> str:

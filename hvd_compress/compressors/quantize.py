@@ -437,6 +437,7 @@ class BFloat16(Quantizer):
     scales_each: ClassVar[int] = 0
     stateful: ClassVar[bool] = False
     small_too: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
     kind: ClassVar[str] = "bfloat"
 
     @property

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -177,6 +177,21 @@ def make_plan(
         )
         for number, (chosen, members) in enumerate(closed)
     ]
+
+
+def divided_as(
+    layouts: Sequence[Layout], gradients: Sequence[Gradient], divide: Callable[[Sequence[Gradient]], list[Bucket]]
+) -> list[Bucket]:
+    """Divide gradients into given buckets, where any will do for all that lies in one, and the others with `divide`."""
+    of = {place.name: bucket for bucket in divide(gradients) for place in bucket.layout.parameters}
+    given: list[Bucket] = []
+    for number, layout in enumerate(layouts):
+        names = [place.name for place in layout.parameters]
+        fitting = {replace(of[name], name=f"given.{number}", layout=layout) for name in names if name in of}
+        if len(fitting) == 1 and of.keys() >= set(names):
+            given += [bucket for bucket in fitting if bucket.compressor.any_bucket]
+    taken = {place.name for bucket in given for place in bucket.layout.parameters}
+    return [*given, *divide([gradient for gradient in gradients if gradient.key not in taken])]
 
 
 def one_bucket_each(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -304,6 +304,17 @@ class Reducer(Generic[E]):
         self.exchanges += [self._bucket_exchange(bucket, part) for bucket in self.divide(together)]
         self.rows |= {g.key: self._rows_exchange(g) for g in gradients if g.key in apart}
 
+    def divide_anew(self, gradients: Sequence[Gradient]) -> None:
+        """Divide dense gradients again, on all workers alike. An exchange of the same gradients stays as it is.
+
+        Those of others must be such that any buckets will do: they begin without a state.
+        """
+        before = {exchange.layout: exchange for exchange in self.exchanges}
+        self.exchanges = []
+        self.extend(gradients)
+        self.exchanges = [before.pop(exchange.layout, exchange) for exchange in self.exchanges]
+        self.count_seconds(before.values())
+
     def _follow_plan(self) -> None:
         self.planned = True
         if self._waiting is not None:
@@ -408,8 +419,12 @@ class Reducer(Generic[E]):
         self.settings = settings
         self._waiting = None
 
+    def count_seconds(self, exchanges: Iterable[E]) -> None:
+        """Keep in mind how long exchanges took that are given up."""
+        self._seconds_before += sum(exchange.compression_seconds for exchange in exchanges)
+
     def _give_up_plan(self) -> None:
-        self._seconds_before += sum(exchange.compression_seconds for exchange in self.all)
+        self.count_seconds(self.all)
         self.exchanges, self.rows = [], {}
         self.planned = self.agreed = False
 
@@ -514,7 +529,10 @@ class Reducer(Generic[E]):
 
     def _load_exchanges(self, saved: Saved) -> Carried:
         """Give the exchanges their states; return what is left of those of other exchanges."""
-        buckets = [[p.name for p in exchange.layout.parameters] for exchange in self.exchanges]
+        kept = [exchange for exchange in self.exchanges if not exchange.compressor.any_bucket]
+        any_bucket = {p.name for e in self.exchanges if e not in kept for p in e.layout.parameters}
+        saved = replace(saved, exchanges=[e for e in saved.exchanges if not any_bucket.issuperset(e.parameters)])
+        buckets = [[p.name for p in exchange.layout.parameters] for exchange in kept]
         trained = {name for entry in saved.exchanges for name in entry.parameters}
         if {*chain(*buckets), *self.rows} != trained <= self.shapes.keys():  # a layer was frozen or thawed since
             left, saved = self._residuals_in(saved), replace(saved, exchanges=[])
@@ -524,7 +542,7 @@ class Reducer(Generic[E]):
         for exchange in self.all:
             exchange.abandon()
             exchange.state.reset()
-        found = [*zip(self.exchanges, dense, strict=False), *((self.rows[key], state) for key, state in sparse.items())]
+        found = [*zip(kept, dense, strict=False), *((self.rows[key], state) for key, state in sparse.items())]
         for exchange, state in found:
             exchange.state.load_state_dict(_each_array(state, partial(self.imported, exchange=exchange)))
         return left

@@ -9,7 +9,7 @@ compression = ddp.register(model, "topk(ratio=0.01)")
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from hvd_compress.compressors import Compressor
 from hvd_compress.ops.layout import Layout
-from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.buckets import Bucket, Gradient, Rule, divided_as
+from hvd_compress.reduction.checkpoint import Saved
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.reduction.stats import nothing_sent
 from hvd_compress.torch.compression import TorchCompression
@@ -36,7 +36,10 @@ class BucketReducer(GradientReducer):
     """Averages the gradients that DDP hands over in its buckets, by a plan of its own.
 
     DDP's buckets say which gradients are there, and take the means. The last one waits for all exchanges: so would DDP.
+    Where any buckets will do, DDP's buckets are the plan's as well, and nothing is copied between them.
     """
+
+    copies_means = True  # to DDP's buckets
 
     def __init__(
         self,
@@ -44,42 +47,83 @@ class BucketReducer(GradientReducer):
         settings: Settings,
         transport: ProcessGroupTransport,
         scaler: torch.amp.GradScaler | None,
+        may_lack: bool,
     ) -> None:
-        parameters = [p for _, p in named]
-        super().__init__(named, lambda: parameters, settings, transport, transport.name, scaler)
+        super().__init__(named, lambda: [p for _, p in named], settings, transport, transport.name, scaler)
+        self._may_lack = may_lack
         self._handed: dict[Tensor, Tensor] = {}  # DDP's gradients, by parameter
-        self._promised: list[tuple[Future[Tensor], dist.GradBucket]] = []
-
-    def new_exchange(
-        self, compressor: Compressor, layout: Layout, *, name: str, dtype: str, device: str, rows: bool
-    ) -> TensorExchange:
-        exchange = super().new_exchange(compressor, layout, name=name, dtype=dtype, device=device, rows=rows)
-        exchange.spare = True  # means are copied to DDP's buckets
-        return exchange
+        self._promised: dict[Layout, tuple[Future[Tensor], Tensor]] = {}  # for DDP's buckets, and what they will hold
+        self._buckets: list[Layout] = []  # DDP's, as far as they are known
 
     def _listen_to(self, parameter: Tensor) -> None:
         """Do nothing: DDP tells of its gradient."""
 
+    def load(self, saved: Saved, stacklevel: int = 4) -> None:
+        super().load(saved, stacklevel + 1)
+        if not self.planned:  # more than two ranks add up a coordinate in an order that depends on its bucket
+            self._buckets = [self._layout(entry.parameters) for entry in saved.exchanges if not entry.rows]
+
+    def _to_tell(self) -> dict[str, Any]:
+        told = {**super()._to_tell(), "buckets": [[place.name for place in b.parameters] for b in self._buckets]}
+        return {**told, "complete": told["complete"] and not self._may_lack}
+
+    def _hear(self, told: Sequence[Mapping[str, Any]]) -> None:
+        super()._hear(told)
+        self._buckets = [self._layout(names) for names in told[0]["buckets"]]
+
+    def _layout(self, names: Iterable[str]) -> Layout:
+        shapes = self.shapes
+        return Layout.of((name, shapes.get(name, ())) for name in names)
+
+    def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
+        return divided_as(self._buckets, gradients, super().divide)
+
     def reduce(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """Begin to exchange a bucket's gradients; with the last bucket of a backward pass, wait for all of them."""
         promise: Future[Tensor] = Future()
-        self._promised.append((promise, bucket))
+        layout = self._layout(self._name_of[p] for p in bucket.parameters())
+        self._promised[layout] = promise, bucket.buffer()
         gradients = bucket.gradients() or [bucket.buffer()]  # a sparse one has a bucket of its own
         self._handed.update(zip(bucket.parameters(), gradients, strict=True))
+        exchange = self._exchange_of.get(bucket.parameters()[0])
+        if exchange is not None and exchange.compressor.any_bucket and self._fits(exchange):
+            exchange.vector = bucket.buffer()
         for parameter in bucket.parameters():
             self._gradient_ready(parameter)
         if bucket.is_last():
-            self.synchronize()
-            promised, self._promised = self._promised, []
-            for each, its_bucket in promised:
-                each.set_result(its_bucket.buffer())
-            self._handed.clear()
+            self._end_pass()
         return promise
 
+    def _fits(self, exchange: TensorExchange) -> bool:
+        """Tell whether an exchange is of a bucket of DDP's, and its vector could be the bucket's."""
+        _, buffer = self._promised.get(exchange.layout, (None, None))
+        return buffer is not None and not buffer.is_sparse and buffer.dtype == getattr(torch, exchange.dtype)
+
+    def _end_pass(self) -> None:
+        """Wait for all exchanges, and keep the promises."""
+        planned, buckets = self.planned, list(self._promised)
+        self._buckets = self._buckets or buckets
+        self._seen.clear()  # DDP's copies were sent, which nobody else changes
+        self.synchronize()
+        for promise, mean in self._promised.values():
+            promise.set_result(mean)
+        self._promised.clear()
+        self._handed.clear()
+        if planned and buckets != self._buckets:
+            self._buckets = buckets
+            self.divide_anew([gradient for gradient in self.gradients if gradient.name not in self.rows])
+            self._find_places()
+            self._empty_buckets()
+
     def _gradient_of(self, parameter: Tensor) -> Tensor | None:
-        """Return DDP's copy: zeros, in `join`, of a worker that has no more batches and still its last gradient."""
-        gradient = parameter.grad
-        return gradient if gradient is None or gradient.is_sparse else self._handed[parameter]
+        """Return DDP's copy: zeros of a worker that did not use the parameter, or in `join` has no more batches."""
+        return g if (g := parameter.grad) is not None and g.is_sparse else self._handed[parameter]
+
+    def _give_bucket(self, exchange: TensorExchange, mean: Tensor, nobodys: Sequence[str]) -> None:
+        if self._fits(exchange):
+            self._promised[exchange.layout] = self._promised[exchange.layout][0], mean
+        else:
+            super()._give_bucket(exchange, mean, nobodys)
 
     def _give_one(self, parameter: Tensor, name: str, mean: Tensor) -> None:
         self._handed[parameter].copy_(mean.to_sparse(self.sparse_dims[name]) if name in self.sparse_dims else mean)
@@ -182,8 +226,8 @@ def register(
     """
     if not isinstance(model, DistributedDataParallel):
         raise TypeError(f"model must be a DistributedDataParallel; got {type(model).__name__}")
-    named = [(name, p) for name, p in once(model.module.named_parameters()) if p.requires_grad]
-    named = [(name, p) for name, p in named if name not in model.parameters_to_ignore]
+    ours = ((name, p) for name, p in model.module.named_parameters() if name not in model.parameters_to_ignore)
+    named = [(name, p) for name, p in once(ours) if p.requires_grad]
     for name, p in named:
         check_gradient(p, name)
     settings = Settings(
@@ -201,6 +245,6 @@ def register(
     transport = ProcessGroupTransport(model.process_group)
     if transport.workers == 1:
         return RegisteredCompression(settings, None)
-    reducer = BucketReducer(named, settings, transport, grad_scaler)
+    reducer = BucketReducer(named, settings, transport, grad_scaler, model.find_unused_parameters or model.static_graph)
     model.register_comm_hook(None, lambda state, bucket: reducer.reduce(bucket))
     return RegisteredCompression(settings, reducer)

@@ -87,6 +87,7 @@ class TensorReducer(Reducer[TensorExchange]):
     """
 
     ops = TorchOps()
+    copies_means = False  # so that exchanges may combine in place
 
     def __init__(
         self, parameters: Sequence[tuple[str, Tensor]], settings: Settings, transport: Transport, channel: str
@@ -101,7 +102,9 @@ class TensorReducer(Reducer[TensorExchange]):
         self, compressor: Compressor, layout: Layout, *, name: str, dtype: str, device: str, rows: bool
     ) -> TensorExchange:
         seed = self.settings.seed
-        return TensorExchange(compressor, layout, self.transport, name=name, seed=seed, dtype=dtype, device=device)
+        exchange = TensorExchange(compressor, layout, self.transport, name=name, seed=seed, dtype=dtype, device=device)
+        exchange.spare = self.copies_means
+        return exchange
 
     def imported(self, array: Tensor, exchange: TensorExchange) -> Tensor:
         return array.to(exchange.device)
@@ -129,9 +132,10 @@ class TensorReducer(Reducer[TensorExchange]):
         """The parameters' own dtypes, for the agreement."""
         return [f"{name} {p.dtype}" for name, p in self.parameters.items()]
 
-    def _give_up_plan(self) -> None:
-        self.waiting_seconds += sum(exchange.waiting_seconds for exchange in self.all)
-        super()._give_up_plan()
+    def count_seconds(self, exchanges: Iterable[TensorExchange]) -> None:
+        exchanges = list(exchanges)
+        super().count_seconds(exchanges)
+        self.waiting_seconds += sum(exchange.waiting_seconds for exchange in exchanges)
 
     @property
     def communication_seconds(self) -> float:
@@ -359,7 +363,8 @@ class GradientReducer(TensorReducer):
                     "pass sparse_as_dense=True"
                 )
             gradient = gradient.to_dense()
-        target.copy_(gradient)
+        if target.data_ptr() != gradient.data_ptr():
+            target.copy_(gradient)
 
     def _gradient_of(self, parameter: Tensor) -> Tensor | None:
         """Return what this worker contributes."""
@@ -493,8 +498,9 @@ class GradientReducer(TensorReducer):
 
     def _rows(self, name: str) -> Rows:
         parameter = self.parameters[name]
-        rows = as_rows(parameter.grad, parameter, self.sparse_dims[name])
-        if parameter.grad is None and self.complete:
+        gradient = self._gradient_of(parameter)
+        rows = as_rows(gradient, parameter, self.sparse_dims[name])
+        if gradient is None and self.complete:
             rows = Rows(
                 rows.indices.new_zeros(1), rows.values.new_full((1, rows.values.shape[1]), math.nan), rows.height
             )
@@ -504,16 +510,18 @@ class GradientReducer(TensorReducer):
         """Put the means into the parameters' ``grad``, but not those of gradients that no worker had."""
         for exchange in self.exchanges:
             mean = means[exchange] if self.scale_after == 1 else means[exchange] * self.scale_after
-            for place in exchange.layout.parameters:
-                if place.name in nobodys:
-                    continue
-                self._give_one(self.parameters[place.name], place.name, mean[place.slice].view(place.shape))
+            self._give_bucket(exchange, mean, nobodys)
         for name, exchange in self.rows.items():
             if name in nobodys:
                 continue
             rows, parameter = means[exchange], self.parameters[name]
             values = rows.values if self.scale_after == 1 else rows.values * self.scale_after
             self._give_rows(parameter, as_tensor(rows.indices, values, parameter.shape, self.sparse_dims[name]))
+
+    def _give_bucket(self, exchange: TensorExchange, mean: Tensor, nobodys: Sequence[str]) -> None:
+        for place in exchange.layout.parameters:
+            if place.name not in nobodys:
+                self._give_one(self.parameters[place.name], place.name, mean[place.slice].view(place.shape))
 
     def _give_rows(self, parameter: Tensor, mean: Tensor) -> None:
         parameter.grad = mean
@@ -570,12 +578,17 @@ class GradientReducer(TensorReducer):
             self._find_places()
 
     def _agree(self, error: Exception | None = None) -> None:
+        self._hear(self.agree(self.gradients, {"dtypes": self.dtypes}, self._to_tell(), error))
+
+    def _to_tell(self) -> dict[str, Any]:
+        """Return what the others are to know of this worker before they plan."""
         complete = all(p.grad is not None for p in self.parameters.values())
-        told = {"sparse": self.sparse_dims, "complete": complete}
-        answers = self.agree(self.gradients, {"dtypes": self.dtypes}, told, error)
-        for answer in answers:
+        return {"sparse": self.sparse_dims, "complete": complete}
+
+    def _hear(self, told: Sequence[Mapping[str, Any]]) -> None:
+        for answer in told:
             self.sparse_dims |= answer["sparse"]
-        self.complete = all(answer["complete"] for answer in answers)
+        self.complete = all(answer["complete"] for answer in told)
 
     def _find_places(self) -> None:
         self._exchange_of = {

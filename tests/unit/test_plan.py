@@ -8,7 +8,7 @@ import pytest
 from hvd_compress import Layout, State, parse
 from hvd_compress.compressors.feedback import MomentumOfMean
 from hvd_compress.reduction.agreement import WorkersDisagree, check_agreement
-from hvd_compress.reduction.buckets import PLAIN, Gradient, Rule, choose, make_plan
+from hvd_compress.reduction.buckets import PLAIN, Gradient, Rule, choose, divided_as, make_plan
 from hvd_compress.transports import split_gathered, split_varying
 
 
@@ -169,3 +169,17 @@ def test_what_is_sent_plain_has_the_momentum_that_the_compressor_keeps():
         gradient = Gradient("bias", (50,), "float32")
         assert choose(gradient, parse(text), 1024) == MomentumOfMean(momentum)
     assert choose(gradient, parse("sketched_sgd(momentum=0)"), 1024) == parse("none")
+
+
+def test_given_buckets_are_used_where_any_will_do():
+    gradients = [gradient("w1"), gradient("b1", (100,)), gradient("w2"), gradient("b2", (100,)), gradient("b3", (100,))]
+    shapes = {g.name: g.shape for g in gradients}
+    layouts = [Layout.of((name, shapes.get(name, (1,))) for name in group.split()) for group in ("b2 w2", "b1 b3", "w1")]
+
+    def divided(spec, *given):
+        return names(divided_as(given or layouts, gradients, lambda some: plan(some, spec, bucket_bytes=40_400)))
+
+    assert divided("none") == divided("fp16") == [["b2", "w2"], ["b1", "b3"], ["w1"]]
+    assert divided("topk(ratio=0.01)") == [["b1", "b3"], ["w2"], ["b2"], ["w1"]]
+    assert divided("none", layouts[2]) == [["w1"], ["b3", "b2"], ["w2", "b1"]]
+    assert divided("none", Layout.of([("w1", shapes["w1"]), ("of another model", (3,))])) == divided("none", Layout(()))
