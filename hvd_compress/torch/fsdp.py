@@ -58,7 +58,7 @@ class ReplicaCompression:
         """
         exchange = self.exchanges.get(name)
         if exchange is None:
-            layout, ops = Layout.of([("shard", (shard.numel(),))]), TorchOps(shard.device)
+            layout, ops = Layout.of([(name, (shard.numel(),))]), TorchOps(shard.device)
             exchange = Exchange(self.compressor, layout, ops, self.transport, name=f"fsdp.{name}", seed=self.seed)
             self.exchanges[name] = exchange
             if name in self._saved:
