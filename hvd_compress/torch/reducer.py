@@ -491,8 +491,9 @@ class GradientReducer(TensorReducer):
             if p in self._now and (p.grad is None or (id(p.grad), p.grad._version) != seen)
         ]
         if changed:
-            if self.exchanges and all(exchange.launched for exchange in self.all):
-                # Nothing is left to refuse in this step: the others learn of it in the next one.
+            if not self.transport.ordered and self.exchanges and all(exchange.launched for exchange in self.all):
+                # Nothing is left to refuse in this step: the others learn of it in the next one. Where order counts,
+                # they may have begun a roll call before the rounds that would be resumed here.
                 advance_until(lambda: all(e.finished for e in self.all), self.all, self.progress.check)
             raise RuntimeError(gradient_was_changed(changed[0]))
 

@@ -174,7 +174,9 @@ def test_what_is_sent_plain_has_the_momentum_that_the_compressor_keeps():
 def test_given_buckets_are_used_where_any_will_do():
     gradients = [gradient("w1"), gradient("b1", (100,)), gradient("w2"), gradient("b2", (100,)), gradient("b3", (100,))]
     shapes = {g.name: g.shape for g in gradients}
-    layouts = [Layout.of((name, shapes.get(name, (1,))) for name in group.split()) for group in ("b2 w2", "b1 b3", "w1")]
+    layouts = [
+        Layout.of((name, shapes.get(name, (1,))) for name in group.split()) for group in ("b2 w2", "b1 b3", "w1")
+    ]
 
     def divided(spec, *given):
         return names(divided_as(given or layouts, gradients, lambda some: plan(some, spec, bucket_bytes=40_400)))

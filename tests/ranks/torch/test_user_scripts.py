@@ -483,9 +483,10 @@ def test_gradients_that_one_rank_changes_under_horovods_own_optimizer(spec):
             step_twice(model, optimizer)
 
 
-def test_a_gradient_that_is_changed_where_another_is_missing():
+@pytest.mark.parametrize("spec", ["topk", "threshold(0.001)"])
+def test_a_gradient_that_is_changed_where_another_is_missing(spec):
     model = Heads()
-    optimizer = hvdc.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), "topk")
+    optimizer = hvdc.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), spec)
 
     def backward(*heads):
         optimizer.zero_grad()
