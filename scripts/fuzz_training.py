@@ -19,8 +19,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 MEANT = (
-    "torch is this package's optimizers for PyTorch, bound a compressor under Horovod's own, tape this package's tape, "
-    "keras its optimizers for Keras"
+    "torch is this package's optimizers for PyTorch, groups the same over torch.distributed, ddp its hook for DDP, "
+    "bound a compressor under Horovod's own optimizer, tape this package's tape, keras its optimizers for Keras"
 )
 SECONDS = 60  # after which a sequence is taken to hang
 HELPERS = Path(__file__).resolve().parent.parent / "tests" / "helpers"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import horovod.torch as hvd
 import torch
@@ -55,10 +56,13 @@ class Script(TorchScript):
         self.freeze(setup.frozen if frozen is None else frozen)
         self.wrap(setup)
 
+    def carried(self, setup: OptimizerSetup) -> dict[str, Any]:
+        """Return the arguments that say who carries the collectives."""
+        return {"process_set": self.process_sets[setup.members]}
+
     def wrap(self, setup: OptimizerSetup, again: bool = False) -> None:
         model = self.model
-        settings = {**setup.settings, "process_set": self.process_sets[setup.members]}
-        settings["rules"] = setup.rules
+        settings = {**setup.settings, **self.carried(setup), "rules": setup.rules}
         if setup.kind == "compressed_adam":
             self.plain = None
             self.optimizer = hvdc.CompressedAdam(

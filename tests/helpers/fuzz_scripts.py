@@ -18,6 +18,8 @@ from hvd_compress import methods, parse
 
 KINDS = {
     "torch": "fuzz_optimizer",
+    "groups": "fuzz_groups",
+    "ddp": "fuzz_ddp",
     "bound": "fuzz_bound",
     "tape": "fuzz_tape",
     "keras": "fuzz_keras",

@@ -99,7 +99,10 @@ class TorchScript(RandomScript):
     def loss(self, one: Pass) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.base + 1000 * one.number + self.rank)
         ids = torch.randint(0, 30, (4, 3), generator=generator)
-        return self.model(ids, one.heads[self.rank], one.embeds[self.rank])
+        return self.forward(ids, one.heads[self.rank], one.embeds[self.rank])
+
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        return self.model(*inputs)
 
     def zero_grad(self, to_none: bool) -> None:
         self.optimizer.zero_grad(set_to_none=to_none)
@@ -120,6 +123,13 @@ class TorchScript(RandomScript):
             with self.optimizer.skip_synchronize():
                 self.optimizer.step()
         else:
+            self.optimizer.step()
+
+    def synchronize(self) -> None:
+        self.optimizer.synchronize()
+
+    def step_with_means(self) -> None:
+        with self.optimizer.skip_synchronize():
             self.optimizer.step()
 
     def refused(self) -> None:
@@ -251,12 +261,11 @@ class TorchScript(RandomScript):
             finally:
                 if hook is not None:
                     hook.remove()
-            self.optimizer.synchronize()
+            self.synchronize()
             if self.finite():
                 raise ValueError(f"{bad} of rank {rank} has not come here")
             if not skips:
-                with self.optimizer.skip_synchronize():
-                    self.optimizer.step()
+                self.step_with_means()
             else:
                 self.train(trainings)
 
