@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from hvd_compress.compressors.base import AllReduce, Collective
 from hvd_compress.ops.torch import TorchOps
@@ -63,16 +64,30 @@ class ProcessGroupTransport:
             raise ValueError("this process is not in the process group that was given")
         self.traffic = Traffic()
         self._groups: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None
+        self._counted = False
 
     def _made(self) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
         """Return the group of the exchanges and that of the agreements."""
         if self._groups is None:
             given: dict[str, Any] = {"timeout": _timeout_of(self.group)}
             if self.workers < dist.get_world_size():
+                self._have_equally_many()
                 given |= {"ranks": dist.get_process_group_ranks(self.group), "use_local_synchronization": True}
             backend = dist.get_backend_config(self.group)
             self._groups = dist.new_group(backend=backend, **given), dist.new_group(backend="gloo", **given)
         return self._groups
+
+    def _have_equally_many(self) -> None:
+        """Let all workers have as many groups: PyTorch names one of some processes by the number that each has.
+
+        With different names they would wait for each other. That is done once: from then on they make the same ones.
+        """
+        if not self._counted:
+            counts: list[int] = [0] * self.workers
+            dist.all_gather_object(counts, len(distributed_c10d._world.pg_names), self.group)
+            for _ in range(max(counts) - counts[self.rank]):
+                dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)
+            self._counted = True
 
     def renew(self) -> bool:
         return False

@@ -105,6 +105,8 @@ def test_workers_that_disagree():
 def test_a_part_of_the_processes():
     members = list(range(max(1, RANKS // 2)))
     half = dist.new_group(members)
+    if RANK == 0:  # PyTorch counts its groups, and a worker in more of them than another must not wait for ever
+        dist.new_group([0], use_local_synchronization=True)
     if RANK not in members:
         with pytest.raises(ValueError, match="not in the process group"):
             ProcessGroupTransport(half)
