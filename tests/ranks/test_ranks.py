@@ -27,7 +27,8 @@ assert all(shutil.which(command[0]) for command in LAUNCHERS.values()), "run the
 # What depends on the number of ranks, or on MPI: a failure reaches several others, process sets have several members,
 # sums have an order.
 DEPENDS = "test_bad_input or test_sparse or test_training or test_transports"
-# What errors may mix up where collectives have no names; test_transports has no optimizers.
+# What errors may mix up where collectives have no names. test_transports has no optimizers, and would make so many
+# process groups in one process, of three threads each, that PyTorch stands still: at some 1,800, whoever makes them.
 GROUPS = "test_bad_input or test_set_compression"
 
 
