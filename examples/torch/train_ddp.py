@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hvd_compress import parse
@@ -26,20 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import datasets
 from common import arguments, rules, run_job
 from models import MODELS, build
-from training import inner_optimizer, share_machine, train
-
-
-class Processes:
-    """The processes that torchrun has started."""
-
-    rank = staticmethod(dist.get_rank)
-    size = staticmethod(dist.get_world_size)
-
-    @staticmethod
-    def sum(tensor: Tensor) -> Tensor:
-        """Return the sum of a tensor over all of them."""
-        dist.all_reduce(tensor)
-        return tensor
+from training import Processes, inner_optimizer, share_machine, train
 
 
 def prepared(args: argparse.Namespace) -> tuple[Any, ...]:

@@ -6,11 +6,13 @@ import argparse
 import os
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,6 +29,27 @@ class World(Protocol):
 
     def size(self) -> int:
         """Return the number of workers."""
+
+
+class Processes:
+    """The processes that torchrun has started."""
+
+    rank = staticmethod(dist.get_rank)
+    size = staticmethod(dist.get_world_size)
+
+    @staticmethod
+    def sum(tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all of them."""
+        dist.all_reduce(tensor)
+        return tensor
+
+
+def same_on_all(model: nn.Module) -> bool:
+    """Tell whether all processes have the same weights, bit for bit."""
+    weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    digests: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(digests, zlib.crc32(weights.numpy().tobytes()))
+    return len(set(digests)) == 1
 
 
 def inner_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
@@ -86,16 +109,29 @@ def train(
                 schedule.step()
                 progress.update()
                 progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    seconds = time.perf_counter() - began
-    accuracy, loss_on_test = evaluate(model, data, world, sum_over_workers)
+    return outcome(args, data, model, stats, world, sum_over_workers, total, time.perf_counter() - began)
+
+
+def outcome(
+    args: argparse.Namespace,
+    data: datasets.Dataset,
+    model: nn.Module,
+    stats: Callable[[], dict[str, Any]],
+    world: World,
+    sum_over_workers: Callable[[Tensor], Tensor],
+    steps: int,
+    seconds: float,
+) -> dict[str, object]:
+    """Evaluate, and return what came of a training of so many steps and seconds."""
+    accuracy, loss = evaluate(model, data, world, sum_over_workers)
     return closing(
         args,
         stats(),
         accuracy=accuracy,
-        loss=loss_on_test,
+        loss=loss,
         seconds=seconds,
         ranks=world.size(),
-        steps=total,
+        steps=steps,
         parameters=sum(p.numel() for p in model.parameters()),
         test_examples=len(data.test_labels),
     )

@@ -1,0 +1,84 @@
+"""Train a network with Hugging Face Accelerate, its gradients compressed.
+
+torchrun --nproc-per-node 2 examples/torch/train_accelerate.py --compression "topk(ratio=0.01)"
+
+Accelerate wraps the model in DDP: one more line registers the compression. The last line of rank 0's standard output
+is a JSON object with what came of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hvd_compress import parse
+from hvd_compress.torch import ddp
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import datasets
+from common import arguments, progress_bar, rules, run_job
+from models import MODELS, build
+from training import Processes, inner_optimizer, loss_of, outcome, same_on_all, share_machine
+
+
+def prepared(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Any, ...]:
+    """Return what `train` takes."""
+    parse(args.compression)
+    data = datasets.load(args.task, args.data)
+    torch.manual_seed(args.seed)
+    model = build(args.model, data)
+    arrays = (torch.from_numpy(array[: args.limit]) for array in (data.train_images, data.train_labels))
+    loader = DataLoader(TensorDataset(*arrays), args.batch_size, shuffle=True, drop_last=True)
+    model, optimizer, loader = accelerator.prepare(model, inner_optimizer(args, model), loader)
+    compression = ddp.register(model, args.compression, seed=args.seed, rules=rules(args))
+    return args, data, accelerator, model, optimizer, loader, compression
+
+
+def train(
+    args: argparse.Namespace,
+    data: datasets.Dataset,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader[tuple[Tensor, ...]],
+    compression: ddp.RegisteredCompression,
+) -> dict[str, object]:
+    """Train, evaluate, and return what came of it."""
+    began, steps = time.perf_counter(), args.epochs * len(loader)
+    with progress_bar(steps, args.compression, accelerator.process_index, accelerator.num_processes) as progress:
+        for _ in range(args.epochs):
+            for images, labels in loader:
+                optimizer.zero_grad()
+                accelerator.backward(loss_of(model(images), labels))
+                optimizer.step()
+                progress.update()
+    seconds, stats = time.perf_counter() - began, compression.compression_stats
+    return {
+        **outcome(args, data, model, stats, Processes(), Processes.sum, steps, seconds),
+        "same_weights": same_on_all(model),
+    }
+
+
+def main() -> int:
+    """Run the job; 2 stands for bad input, 130 for Ctrl-C."""
+    args = arguments(__doc__.splitlines()[0], list(MODELS), datasets.TASKS)
+    accelerator = Accelerator(cpu=True)
+    if accelerator.num_processes == 1:
+        sys.exit("train_accelerate.py: start it with torchrun or `accelerate launch`, with at least two processes")
+    share_machine(accelerator.num_processes)
+    try:
+        return run_job(Processes, lambda: prepared(args, accelerator), train)
+    finally:
+        accelerator.end_training()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
