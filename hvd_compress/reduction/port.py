@@ -10,7 +10,7 @@ import secrets
 import socket
 import socketserver
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -58,8 +58,12 @@ class Port:
         threading.Thread(target=server.serve_forever, daemon=True, name="hvd_compress.port").start()
 
     def hear(self, told: dict[str, Any]) -> None:
-        """Log an error of another rank, and hand it to those whom it is for."""
-        logger.error("%s", told["text"])
+        """Log an error of another rank, and hand it to those whom it is for.
+
+        That a rank has left its plan is none where the others have, too: those who have not will raise it.
+        """
+        if not told.get("left"):
+            logger.error("%s", told["text"])
         name = told.get("name")
         if name is not None:
             self.early[name] = told  # first, for another thread may take this name at any moment
@@ -99,10 +103,9 @@ def ask(address: Address, told: dict[str, Any] | None = None) -> dict[str, Any] 
         return None
 
 
-def tell_all(addresses: Sequence[Address], told: dict[str, Any]) -> bool:
-    """Tell several processes the same at once; return whether all have answered."""
-    answers: Iterable[Any] = ()
-    if addresses:
-        with ThreadPoolExecutor(len(addresses)) as pool:
-            answers = list(pool.map(functools.partial(ask, told=told), addresses))
-    return bool(addresses) and all(answer is not None for answer in answers)
+def ask_all(addresses: Sequence[Address], told: dict[str, Any] | None = None) -> list[dict[str, Any] | None]:
+    """Ask several processes at once; return their answers, as `ask`."""
+    if not addresses:
+        return []
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        return list(pool.map(functools.partial(ask, told=told), addresses))

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hvd_compress.reduction.agreement import PlanGivenUp
-from hvd_compress.reduction.port import Address, Port, ask, tell_all
+from hvd_compress.reduction.port import Address, Port, ask, ask_all
 from hvd_compress.transports import WorkerFailed
 
 logger = logging.getLogger("hvd_compress")
@@ -167,15 +167,21 @@ class Progress:
     def _send(self, error: BaseException, **more: Any) -> bool:
         self.failure_known = time.monotonic()
         text = f"rank {self.rank} failed in step {self.step + 1} with {type(error).__name__}: {error}"
-        others = [address for rank, address in enumerate(self.addresses) if rank != self.rank]
-        return tell_all(others, {"text": text, **more})
+        answers = ask_all([*self._others().values()], {"text": text, **more})
+        return bool(answers) and None not in answers
+
+    def _others(self) -> dict[int, Address]:
+        return {rank: address for rank, address in enumerate(self.addresses) if rank != self.rank}
+
+    def look_for_the_gone(self) -> None:
+        """Log which ranks do not answer any more: those who wait for them learn only that somebody is gone."""
+        answers = zip(self._others(), ask_all([*self._others().values()]), strict=True)
+        gone = [str(rank) for rank, answer in answers if answer is None]
+        if gone:
+            logger.error("rank %s: no answer; the process has ended, or cannot be reached", ", ".join(gone))
 
     def _situation(self, waited: float) -> str:
-        others = [
-            f"rank {rank} {_told_by(address, self.name)}"
-            for rank, address in enumerate(self.addresses)
-            if rank != self.rank
-        ]
+        others = [f"rank {rank} {_told_by(address, self.name)}" for rank, address in self._others().items()]
         who = "; ".join(others) or "it is not known which, for the first of these steps begins with an agreement"
         return (
             f"rank {self.rank} has waited {waited:.0f} s for other ranks in step {self.step + 1}: {who}. "
@@ -216,7 +222,11 @@ class _Office:
         shown_by(kind, error, *more)
         reducers = self._all()
         known = max((progress.failure_known for progress in reducers), default=0.0)
-        if isinstance(error, Exception) and reducers and known <= reducers[0].ended:  # else the others know it, or why
+        if not isinstance(error, Exception) or not reducers or known > reducers[0].ended:
+            return  # the others know it, or why
+        if isinstance(error, WorkerFailed):
+            reducers[0].look_for_the_gone()
+        else:
             reducers[0].tell(error)
 
     def _all(self) -> list[Progress]:
