@@ -64,40 +64,43 @@ class ProcessGroupTransport:
             raise ValueError("this process is not in the process group that was given")
         self.traffic = Traffic()
         self._groups: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None
-        self._counted = False
+        self._met = False
 
     def _made(self) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
         """Return the group of the exchanges and that of the agreements."""
         if self._groups is None:
+            self._meet()
             given: dict[str, Any] = {"timeout": _timeout_of(self.group)}
             if self.workers < dist.get_world_size():
-                self._have_equally_many()
                 given |= {"ranks": dist.get_process_group_ranks(self.group), "use_local_synchronization": True}
             backend = dist.get_backend_config(self.group)
             self._groups = dist.new_group(backend=backend, **given), dist.new_group(backend="gloo", **given)
         return self._groups
 
-    def _have_equally_many(self) -> None:
-        """Let all workers have as many groups: PyTorch names one of some processes by the number that each has.
+    def _meet(self) -> None:
+        """Wait in the given group for all workers, before the first groups are made: there one who is gone is noticed.
 
-        With different names they would wait for each other. That is done once: from then on they make the same ones.
+        And let all have as many groups: PyTorch names one of some processes by the number that each has, and with
+        different names they would wait for each other. From then on they make the same ones.
         """
-        if not self._counted:
+        if not self._met:
             counts: list[int] = [0] * self.workers
-            dist.all_gather_object(counts, len(distributed_c10d._world.pg_names), self.group)
+            with _failures("before the first one"):
+                dist.all_gather_object(counts, len(distributed_c10d._world.pg_names), self.group)
             for _ in range(max(counts) - counts[self.rank]):
                 dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)
-            self._counted = True
+            self._met = True
 
     def renew(self) -> bool:
         return False
 
     def start(self, collective: Collective, name: str) -> Handle:
         group, _ = self._made()
-        with _failures(name):
-            if isinstance(collective, AllReduce):
-                total = self._own_share(collective)
+        if isinstance(collective, AllReduce):
+            total = self._own_share(collective)
+            with _failures(name):
                 return Handle(collective, name, dist.all_reduce(total, _OPS[collective.op], group, True), [total])
+        with _failures(name):
             own = collective.payload
             if collective.varying:
                 own = torch.tensor([own.shape[0]], device=own.device)

@@ -16,6 +16,7 @@ STALLS = {"HVD_COMPRESS_STALL_SECONDS": "1", "HVD_COMPRESS_STALL_ERROR_SECONDS":
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 SAID = {  # by rank 0, of rank 1
     "kill": "another worker is gone, or has not come in time, to the collective hvd_compress.group.0.",
+    "early": "another worker is gone, or has not come in time, to the collective before the first one",
     "raise": "rank 1 failed in step 4 with ZeroDivisionError: division by zero",
     "disagree": "the workers disagree on compression: rank 0: topk(ratio=0.1); rank 1: topk(ratio=0.2)",
     "change": "not all called set_compression()",
@@ -30,7 +31,7 @@ def free_port():
 
 
 @pytest.mark.parametrize(
-    "fault", ["kill", "raise", "stop", *(pytest.param(f, marks=pytest.mark.slow) for f in SHOWN_BY_DDP)]
+    "fault", ["kill", "early", "raise", "stop", *(pytest.param(f, marks=pytest.mark.slow) for f in SHOWN_BY_DDP)]
 )
 def test_the_other_rank_says_what_has_happened_and_ends(fault):
     """With no launcher to end it."""
@@ -55,6 +56,7 @@ def test_the_other_rank_says_what_has_happened_and_ends(fault):
             rank.kill()
     assert all(rank.returncode for rank in ranks)
     assert SAID[fault] in said
+    assert ("rank 1: no answer; the process has ended" in said) == (fault == "kill")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ torch.manual_seed(0)
 model = DistributedDataParallel(torch.nn.Sequential(*[torch.nn.Linear(60, 60) for _ in range(4)]))
 own = dist.get_rank() == 1
 compression = ddp.register(model, "topk(ratio=0.2)" if FAULT == "disagree" and own else "topk(ratio=0.1)")
+if FAULT == "early" and own:
+    sys.exit("before its first step")
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 for step in range(10):
     optimizer.zero_grad()
