@@ -11,6 +11,7 @@ compression = fsdp.register(model, "topk(ratio=0.01)", mesh["replicate"].get_gro
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -41,9 +42,13 @@ class ReplicaCompression:
         compressor: of all exchanges.
         transport: between the replicas of this rank's shards.
         seed: of the compressor's random numbers.
+        modules: their names.
     """
 
-    def __init__(self, compressor: Compressor, transport: ProcessGroupTransport, seed: int) -> None:
+    def __init__(
+        self, compressor: Compressor, transport: ProcessGroupTransport, seed: int, modules: Collection[str]
+    ) -> None:
+        self.modules = set(modules)
         self.compressor, self.transport, self.seed = compressor, transport, seed
         self.exchanges: dict[str, Exchange] = {}
         self.nonfinite = 0  # means of modules
@@ -90,7 +95,18 @@ class ReplicaCompression:
         return {name: exchange.state.state_dict() for name, exchange in self.exchanges.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, before the first backward pass."""
+        """Load what `state_dict` returned, before the first backward pass.
+
+        Raises:
+            RuntimeError: if it comes later.
+            ValueError: if the state is of other modules.
+        """
+        if self.exchanges:
+            raise RuntimeError("load_state_dict() must be called before the first backward pass")
+        if not self.modules >= state_dict.keys():
+            raise ValueError(
+                f"the state has modules that are not sharded here: {sorted(state_dict.keys() - self.modules)}"
+            )
         self._saved = dict(state_dict)
 
 
@@ -127,7 +143,7 @@ def register(
             f"{spec(compressor)} cannot be used with FSDP, which hands over each module's gradients as one flat "
             "vector: use a method of single coordinates, such as topk, randomk or qsgd"
         )
-    found = ReplicaCompression(compressor, ProcessGroupTransport(replicas), seed)
+    found = ReplicaCompression(compressor, ProcessGroupTransport(replicas), seed, modules)
     if found.transport.workers > 1:
         for name, module in modules.items():
             module.set_all_reduce_hook(partial(found.average, name))

@@ -76,6 +76,16 @@ def test_a_run_resumes_exactly():
     assert torch.equal(train(model, 4, start=4), expected)
 
 
+def test_a_state_that_comes_late_or_is_of_another_model():
+    model, group = sharded()
+    compression = fsdp.register(model, "topk(ratio=0.1)", group)
+    with pytest.raises(ValueError, match=r"modules that are not sharded here: \['other'\]"):
+        compression.load_state_dict({"other": {}})
+    train(model, 1)
+    with pytest.raises(RuntimeError, match="must be called before the first backward pass"):
+        compression.load_state_dict(compression.state_dict())
+
+
 def test_what_cannot_be_used():
     model, group = sharded()
     for spec in ("powersgd", "topk(ratio=0.1, scope=model)", "sketched_sgd"):
