@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
@@ -112,7 +113,7 @@ def run_job(hvd: Any, prepare: Callable[[], tuple[Any, ...]], train: Callable[..
         prepared = prepare()
     except (OSError, TypeError, ValueError) as error:
         if hvd.rank() == 0:
-            print(f"train.py: {error}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 2
     try:
         result = train(*prepared)
