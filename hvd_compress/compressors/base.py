@@ -134,6 +134,7 @@ class Compressor:
         whole_gradient: whether it needs the gradient of the whole model in one vector.
         keeps_dtype: whether it takes any floating dtype and sends it unchanged; other methods are given float32.
         small_too: whether small and one-dimensional parameters are worth compressing as well.
+        gives_back: whether `withhold` gives back all that a mean took, or was added to this worker's vector.
         elementwise: whether a coordinate's mean depends on that coordinate alone, whatever else is in the vector.
     """
 
@@ -156,6 +157,7 @@ class Compressor:
     keeps_dtype: ClassVar[bool] = False
     small_too: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False
+    gives_back: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check every setting against its allowed range.

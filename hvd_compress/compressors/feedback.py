@@ -55,6 +55,8 @@ class Feedback(Compressor):
 class WithResidual(Feedback):
     """Feedback whose mean is what was taken out of the residuals."""
 
+    gives_back: ClassVar[bool] = True
+
     def withhold(self, ops: Ops, mean: Array, places: Iterable[slice], state: State) -> None:
         """Add the mean to each worker's residual: their mean grows by what was taken out of it."""
         for place in places:

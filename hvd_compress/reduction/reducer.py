@@ -378,7 +378,8 @@ class Reducer(Generic[E]):
         if finite and self.carried:
             for exchange in ended:
                 for place in exchange.layout.parameters:
-                    self.carried.pop(place.name, None)
+                    if exchange.compressor.gives_back or place.name not in nobodys:
+                        self.carried.pop(place.name, None)
         if not finite and nobodys:  # what is not finite may lie at their places alone
             means = [
                 replace(mean, values=mean.values * math.nan) if isinstance(mean, Rows) else mean * math.nan

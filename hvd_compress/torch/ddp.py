@@ -39,24 +39,35 @@ class BucketReducer(GradientReducer):
     Where any buckets will do, DDP's buckets are the plan's as well, and nothing is copied between them.
     """
 
-    copies_means = True  # to DDP's buckets
-
     def __init__(
         self,
         named: list[tuple[str, Tensor]],
         settings: Settings,
         transport: ProcessGroupTransport,
         scaler: torch.amp.GradScaler | None,
-        may_lack: bool,
+        model: DistributedDataParallel,
     ) -> None:
-        super().__init__(named, lambda: [p for _, p in named], settings, transport, transport.name, scaler)
-        self._may_lack = may_lack
+        self._may_lack = model.find_unused_parameters or model.static_graph
+        self.copies_means = (
+            not model.gradient_as_bucket_view
+        )  # else `p.grad`, which a bad mean's cause is looked for in
+        self._used: set[Tensor] = set()  # parameters, on this worker, since the last synchronization
+        trained = [p for _, p in named if p.requires_grad]
+        super().__init__(named, lambda: trained, settings, transport, transport.name, scaler)
         self._handed: dict[Tensor, Tensor] = {}  # DDP's gradients, by parameter
         self._promised: dict[Layout, tuple[Future[Tensor], Tensor]] = {}  # for DDP's buckets, and what they will hold
         self._buckets: list[Layout] = []  # DDP's, as far as they are known
 
-    def _listen_to(self, parameter: Tensor) -> None:
-        """Do nothing: DDP tells of its gradient."""
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()  # a model that is saved whole, or copied, has no compression
+
+    def _take(self, parameter: Tensor) -> None:
+        """Note when it is used; that its gradient is ready is told by DDP, of which several may have the parameter."""
+        self._hooked.add(parameter)
+        parameter.register_post_accumulate_grad_hook(self._used.add)
+
+    def _has(self, parameter: Tensor) -> bool:
+        return parameter in self._used or not self._may_lack  # of a worker in `join` zeros count
 
     def load(self, saved: Saved, stacklevel: int = 4) -> None:
         super().load(saved, stacklevel + 1)
@@ -64,8 +75,10 @@ class BucketReducer(GradientReducer):
             self._buckets = [self._layout(entry.parameters) for entry in saved.exchanges if not entry.rows]
 
     def _to_tell(self) -> dict[str, Any]:
-        told = {**super()._to_tell(), "buckets": [[place.name for place in b.parameters] for b in self._buckets]}
-        return {**told, "complete": told["complete"] and not self._may_lack}
+        told = super()._to_tell()
+        complete = told["complete"] and not self._may_lack
+        buckets = [[place.name for place in layout.parameters] for layout in self._buckets]
+        return {**told, "complete": complete, "buckets": buckets}
 
     def _hear(self, told: Sequence[Mapping[str, Any]]) -> None:
         super()._hear(told)
@@ -80,6 +93,10 @@ class BucketReducer(GradientReducer):
 
     def reduce(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """Begin to exchange a bucket's gradients; with the last bucket of a backward pass, wait for all of them."""
+        if not all(p in self._name_of for p in bucket.parameters()):
+            raise RuntimeError(
+                "a layer was frozen after DDP was made and before register(): freeze before, or after both"
+            )
         promise: Future[Tensor] = Future()
         layout = self._layout(self._name_of[p] for p in bucket.parameters())
         self._promised[layout] = promise, bucket.buffer()
@@ -107,8 +124,7 @@ class BucketReducer(GradientReducer):
         self.synchronize()
         for promise, mean in self._promised.values():
             promise.set_result(mean)
-        self._promised.clear()
-        self._handed.clear()
+        self._forget_pass()
         if planned and buckets != self._buckets:
             self._buckets = buckets
             self.divide_anew([gradient for gradient in self.gradients if gradient.name not in self.rows])
@@ -133,8 +149,15 @@ class BucketReducer(GradientReducer):
 
     def fail(self, error: Exception) -> None:
         super().fail(error)
-        self._promised.clear()
-        self._handed.clear()
+        self._forget_pass()
+
+    def _forget_pass(self) -> None:
+        for held in (self._promised, self._handed, self._used):
+            held.clear()
+
+
+def _reduce(reducer, bucket):  # type: ignore[no-untyped-def]  # DDP does not know annotations that are text
+    return reducer.reduce(bucket)
 
 
 class RegisteredCompression:
@@ -200,7 +223,8 @@ def register(
 
     Exchanges overlap with the backward pass, but for the first one, in which the workers compare their settings. A
     method of the whole gradient begins when the last gradient is there, so that nothing of it overlaps. A method that
-    keeps a momentum (`dgc`, for instance) needs an optimizer without: nobody checks that here.
+    keeps a momentum (`dgc`, for instance) needs an optimizer without: nobody checks that here. After an error in a
+    backward pass DDP can do no other: wrap the model, and register, anew.
 
     Args:
         model: a DDP model without a communication hook; all its processes call this alike.
@@ -227,13 +251,14 @@ def register(
     if not isinstance(model, DistributedDataParallel):
         raise TypeError(f"model must be a DistributedDataParallel; got {type(model).__name__}")
     ours = ((name, p) for name, p in model.module.named_parameters() if name not in model.parameters_to_ignore)
-    named = [(name, p) for name, p in once(ours) if p.requires_grad]
-    for name, p in named:
+    named = once(ours)
+    trained = [(name, p) for name, p in named if p.requires_grad]
+    for name, p in trained:
         check_gradient(p, name)
     settings = Settings(
         compression,
         rules or (),
-        tuple(name for name, _ in named),
+        tuple(name for name, _ in trained),
         op=op_name(op, "torch"),
         gradient_predivide_factor=gradient_predivide_factor,
         sparse_as_dense=sparse_as_dense,
@@ -245,6 +270,6 @@ def register(
     transport = ProcessGroupTransport(model.process_group)
     if transport.workers == 1:
         return RegisteredCompression(settings, None)
-    reducer = BucketReducer(named, settings, transport, grad_scaler, model.find_unused_parameters or model.static_graph)
-    model.register_comm_hook(None, lambda state, bucket: reducer.reduce(bucket))
+    reducer = BucketReducer(named, settings, transport, grad_scaler, model)
+    model.register_comm_hook(reducer, _reduce)
     return RegisteredCompression(settings, reducer)

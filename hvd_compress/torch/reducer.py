@@ -364,7 +364,7 @@ class GradientReducer(TensorReducer):
                 )
             gradient = gradient.to_dense()
         if target.data_ptr() != gradient.data_ptr():
-            target.copy_(gradient)
+            target.copy_(gradient.detach())  # it may have a graph of its own
 
     def _gradient_of(self, parameter: Tensor) -> Tensor | None:
         """Return what this worker contributes."""
@@ -469,8 +469,11 @@ class GradientReducer(TensorReducer):
             exchange.launch(self.with_carried(exchange, self._rows(name)))
 
     def _start_roll_call(self) -> None:
-        present = [p.grad is not None for p in self.parameters.values()]
-        self._roll_call.start(f"{self.prefix}.roll_call", self.steps, present)
+        self._roll_call.start(f"{self.prefix}.roll_call", self.steps, [*map(self._has, self.parameters.values())])
+
+    def _has(self, parameter: Tensor) -> bool:
+        """Tell whether this worker has a gradient of a parameter in this step."""
+        return parameter.grad is not None
 
     def _check_gradients(self) -> None:
         if self._retired:
@@ -583,8 +586,7 @@ class GradientReducer(TensorReducer):
 
     def _to_tell(self) -> dict[str, Any]:
         """Return what the others are to know of this worker before they plan."""
-        complete = all(p.grad is not None for p in self.parameters.values())
-        return {"sparse": self.sparse_dims, "complete": complete}
+        return {"sparse": self.sparse_dims, "complete": all(map(self._has, self.parameters.values()))}
 
     def _hear(self, told: Sequence[Mapping[str, Any]]) -> None:
         for answer in told:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -233,6 +234,115 @@ def test_ranks_with_fewer_batches_join(spec):
         assert torch.allclose(got, plain, rtol=1e-5, atol=1e-6)
     else:
         assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("factor", [1.0, 4.0])
+def test_a_mean_that_overflows_where_a_rank_has_joined(factor):
+    module = nn.Linear(40, 40, bias=False)
+    model = DistributedDataParallel(module)
+    compression = ddp.register(model, "fp16", gradient_predivide_factor=factor)
+    with model.join(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for step in range(4 if RANK else 2):
+            module.zero_grad()
+            model(torch.full((1, 40), 1e6 if step == 3 else 1.0)).sum().backward()
+    if RANK:
+        assert not module.weight.grad.isfinite().any()
+    assert compression.compression_stats()["nonfinite_steps"] == 1
+
+
+@pytest.mark.parametrize("after", ["none", "fp16", "qsgd", "topk(ratio=0.5)"])
+@pytest.mark.parametrize("to_none", [False, True])
+def test_what_was_not_sent_is_kept_where_nobody_uses_the_parameter(after, to_none):
+    def sent_in_the_end(pauses):
+        model = DistributedDataParallel(Branches(), find_unused_parameters=True)
+        plain = [("first.*", "none"), ("*.bias", "none")]
+        compression = ddp.register(model, "topk(ratio=0.05)", rules=plain, dense_below=0)
+
+        def step(*branches, factor=1.0):
+            model.zero_grad(set_to_none=to_none)
+            x = torch.randn(4, 40, generator=torch.Generator().manual_seed(RANK))
+            (model(x, branches).square().mean() * factor).backward()
+
+        step("left", "right")
+        step("left", "right")
+        for spec in ("topk(ratio=0.05)", after) if pauses else ():
+            compression.set_compression(spec, plain)
+            step()
+            step()
+        compression.set_compression("none")
+        step("left", "right", factor=0.0)
+        return torch.stack([model.module.left.weight.grad, model.module.right.weight.grad])
+
+    expected = sent_in_the_end(pauses=False)
+    assert expected.norm() > 0
+    assert torch.allclose(sent_in_the_end(pauses=True), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_who_has_a_gradient_that_is_not_finite(views):
+    model = DistributedDataParallel(small_cnn(), gradient_as_bucket_view=views)
+    ddp.register(model, "none")
+    train(model, sgd(model), 3)
+    images, labels = batch(0)
+    loss = nn.functional.cross_entropy(model(images), labels) * (torch.nan if RANK == 1 else 1)
+    with pytest.warns(RuntimeWarning, match="are not finite; rank: 1. So"):
+        loss.backward()
+
+
+def test_a_layer_that_is_frozen_in_between():
+    model = DistributedDataParallel(small_cnn(), find_unused_parameters=True)
+    model.module[0].requires_grad_(False)
+    before = model.module[0].weight.clone()
+    ddp.register(model, "topk(ratio=0.05)")
+    train(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1), 3)
+    assert torch.equal(model.module[0].weight, before)
+    assert equal_on_all_ranks(model)
+
+
+def test_two_models_with_a_layer_in_common():
+    torch.manual_seed(0)
+    common = nn.Linear(40, 40)
+    models = [DistributedDataParallel(nn.Sequential(common, nn.Linear(40, size))) for size in (10, 20)]
+    for model in models:
+        ddp.register(model, "topk(ratio=0.1)", dense_below=0)
+    optimizer = torch.optim.SGD({p for model in models for p in model.parameters()}, lr=0.1)
+    for step in range(6):
+        optimizer.zero_grad()
+        x = torch.randn(4, 40, generator=torch.Generator().manual_seed(10 * step + RANK))
+        models[step % 2](x).square().mean().backward()
+        optimizer.step()
+    assert all(equal_on_all_ranks(model) for model in models)
+
+
+def test_a_model_can_be_saved_whole():
+    model, _ = wrapped("topk(ratio=0.05)")
+    train(model, sgd(model), 2)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert torch.equal(flat(torch.load(file, weights_only=False)), flat(model))
+
+
+def test_gradients_with_a_graph_of_their_own():
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(
+        sgd(model), model.named_parameters(), "topk(ratio=0.05)", transport="torch.distributed"
+    )
+    for step in range(3):
+        optimizer.zero_grad()
+        images, labels = batch(step)
+        nn.functional.cross_entropy(model(images), labels).backward(create_graph=True)
+        optimizer.step()
+    assert equal_on_all_ranks(model)
+
+
+def test_a_change_of_compression_says_nothing(caplog):
+    model, compression = wrapped("topk(ratio=0.05)")
+    train(model, sgd(model), 2)
+    compression.set_compression("powersgd")
+    train(model, sgd(model), 2)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("spec", ["topk(ratio=0.05)", "powersgd"])
