@@ -31,6 +31,8 @@ from hvd_compress.transports.torch_distributed import ProcessGroupTransport
 
 __all__ = ["RegisteredCompression", "register"]
 
+Rules = Iterable[Rule | tuple[str, Any]] | None
+
 
 class BucketReducer(GradientReducer):
     """Averages the gradients that DDP hands over in its buckets, by a plan of its own.
@@ -39,24 +41,16 @@ class BucketReducer(GradientReducer):
     Where any buckets will do, DDP's buckets are the plan's as well, and nothing is copied between them.
     """
 
-    def __init__(
-        self,
-        named: list[tuple[str, Tensor]],
-        settings: Settings,
-        transport: ProcessGroupTransport,
-        scaler: torch.amp.GradScaler | None,
-        model: DistributedDataParallel,
-    ) -> None:
+    def __init__(self, model: DistributedDataParallel, *given: Any) -> None:
         self._may_lack = model.find_unused_parameters or model.static_graph
         self.copies_means = (
             not model.gradient_as_bucket_view
         )  # else `p.grad`, which a bad mean's cause is looked for in
         self._used: set[Tensor] = set()  # parameters, on this worker, since the last synchronization
-        trained = [p for _, p in named if p.requires_grad]
-        super().__init__(named, lambda: trained, settings, transport, transport.name, scaler)
         self._handed: dict[Tensor, Tensor] = {}  # DDP's gradients, by parameter
         self._promised: dict[Layout, tuple[Future[Tensor], Tensor]] = {}  # for DDP's buckets, and what they will hold
         self._buckets: list[Layout] = []  # DDP's, as far as they are known
+        super().__init__(*given)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(None), ()  # a model that is saved whole, or copied, has no compression
@@ -76,9 +70,9 @@ class BucketReducer(GradientReducer):
 
     def _to_tell(self) -> dict[str, Any]:
         told = super()._to_tell()
-        complete = told["complete"] and not self._may_lack
-        buckets = [[place.name for place in layout.parameters] for layout in self._buckets]
-        return {**told, "complete": complete, "buckets": buckets}
+        told["complete"] &= not self._may_lack
+        told["buckets"] = [[place.name for place in layout.parameters] for layout in self._buckets]
+        return told
 
     def _hear(self, told: Sequence[Mapping[str, Any]]) -> None:
         super()._hear(told)
@@ -141,10 +135,7 @@ class BucketReducer(GradientReducer):
         else:
             super()._give_bucket(exchange, mean, nobodys)
 
-    def _give_one(self, parameter: Tensor, name: str, mean: Tensor) -> None:
-        self._handed[parameter].copy_(mean.to_sparse(self.sparse_dims[name]) if name in self.sparse_dims else mean)
-
-    def _give_rows(self, parameter: Tensor, mean: Tensor) -> None:
+    def _put(self, parameter: Tensor, mean: Tensor) -> None:
         self._handed[parameter].copy_(mean)
 
     def fail(self, error: Exception) -> None:
@@ -166,33 +157,19 @@ class RegisteredCompression:
     def __init__(self, settings: Settings, reducer: BucketReducer | None) -> None:
         self._settings, self._reducer = settings, reducer
 
-    def set_compression(
-        self, compression: TorchCompression | str, rules: Iterable[Rule | tuple[str, Any]] | None = None
-    ) -> None:
-        """Use another compressor, with its rules, from the next backward pass on; all workers call it alike.
-
-        As ``DistributedOptimizer.set_compression``.
-
-        Raises:
-            ValueError, TypeError: as `register`.
-        """
+    def set_compression(self, compression: TorchCompression | str, rules: Rules = None) -> None:
+        """Use another compressor from the next backward pass on, as ``DistributedOptimizer.set_compression``."""
         settings = self._settings.with_compression(compression, rules)
         if self._reducer is not None:
             self._reducer.change(settings)
         self._settings = settings
 
     def compression_stats(self) -> dict[str, Any]:
-        """Return what this worker sent since `register`, as ``DistributedOptimizer.compression_stats``.
-
-        What DDP itself sends, of buffers and unused parameters, is not in it.
-        """
+        """Return what this worker sent, as ``DistributedOptimizer.compression_stats``, beside what DDP itself sends."""
         return self._reducer.stats() if self._reducer is not None else nothing_sent()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the compressors' state: tensors, numbers and names only; empty with a single process.
-
-        Residuals are each worker's own: for an exact resumption every worker saves and loads its own state.
-        """
+        """Return the state, of which residuals are this worker's own: tensors, numbers and names; empty if alone."""
         return self._reducer.state_dict() if self._reducer is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -205,7 +182,7 @@ class RegisteredCompression:
             self._reducer.load_state_dict(state_dict or None)
 
 
-def register(
+def register(  # noqa: D417  # several in one line
     model: DistributedDataParallel,
     compression: TorchCompression | str,
     *,
@@ -215,7 +192,7 @@ def register(
     bucket_bytes: int = BUCKET_BYTES,
     dense_below: int = DENSE_BELOW,
     seed: int = 0,
-    rules: Iterable[Rule | tuple[str, Any]] | None = None,
+    rules: Rules = None,
     nonfinite: str = "warn",
     grad_scaler: torch.amp.GradScaler | None = None,
 ) -> RegisteredCompression:
@@ -231,13 +208,8 @@ def register(
         compression: ``hvd_compress.torch.Compression.topk(ratio=0.01)``, or a spec such as ``"topk(ratio=0.01)"``.
         op: "average", or "sum", which DDP itself has not.
         gradient_predivide_factor: with "average", divides before the sum and multiplies after the mean.
-        sparse_as_dense: exchange sparse gradients as dense ones.
-        bucket_bytes: as in `hvd_compress.torch.DistributedOptimizer`; these are not DDP's own buckets.
-        dense_below: as in `hvd_compress.torch.DistributedOptimizer`.
-        seed: as in `hvd_compress.torch.DistributedOptimizer`.
-        rules: as in `hvd_compress.torch.DistributedOptimizer`.
-        nonfinite: as in `hvd_compress.torch.DistributedOptimizer`.
-        grad_scaler: as in `hvd_compress.torch.DistributedOptimizer`.
+        sparse_as_dense, bucket_bytes, dense_below, seed, rules, nonfinite, grad_scaler: as in
+            `hvd_compress.torch.DistributedOptimizer`; the buckets are not DDP's own.
 
     Returns:
         what knows the statistics and the state, and takes another compression.
@@ -270,6 +242,8 @@ def register(
     transport = ProcessGroupTransport(model.process_group)
     if transport.workers == 1:
         return RegisteredCompression(settings, None)
-    reducer = BucketReducer(named, settings, transport, grad_scaler, model)
+    reducer = BucketReducer(
+        model, named, lambda: [p for _, p in trained], settings, transport, transport.name, grad_scaler
+    )
     model.register_comm_hook(reducer, _reduce)
     return RegisteredCompression(settings, reducer)

@@ -520,20 +520,21 @@ class GradientReducer(TensorReducer):
                 continue
             rows, parameter = means[exchange], self.parameters[name]
             values = rows.values if self.scale_after == 1 else rows.values * self.scale_after
-            self._give_rows(parameter, as_tensor(rows.indices, values, parameter.shape, self.sparse_dims[name]))
+            self._put(parameter, as_tensor(rows.indices, values, parameter.shape, self.sparse_dims[name]))
 
     def _give_bucket(self, exchange: TensorExchange, mean: Tensor, nobodys: Sequence[str]) -> None:
         for place in exchange.layout.parameters:
             if place.name not in nobodys:
                 self._give_one(self.parameters[place.name], place.name, mean[place.slice].view(place.shape))
 
-    def _give_rows(self, parameter: Tensor, mean: Tensor) -> None:
-        parameter.grad = mean
-
     def _give_one(self, parameter: Tensor, name: str, mean: Tensor) -> None:
         mean = mean.to(parameter.dtype)
-        if name in self.sparse_dims:
-            parameter.grad = mean.to_sparse(self.sparse_dims[name])
+        self._put(parameter, mean.to_sparse(self.sparse_dims[name]) if name in self.sparse_dims else mean)
+
+    def _put(self, parameter: Tensor, mean: Tensor) -> None:
+        """Put a mean where the user, and the optimizer, look for it."""
+        if mean.is_sparse:
+            parameter.grad = mean
         elif parameter.grad is None or parameter.grad.is_sparse:
             parameter.grad = mean.clone()  # a view would share its version with all gradients of the bucket
         else:
