@@ -81,6 +81,18 @@ def test_train_ddp_gives_what_horovod_gives(lines):
         assert ddp[key] == horovod[key], key
 
 
+def test_the_script_of_the_readme(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    [code] = re.findall(r"torchrun --nproc-per-node 2 train.py`:\n\n```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "train.py").write_text(code)
+    command = ["torchrun", "--standalone", "--nproc-per-node", "2", "train.py"]
+    done = subprocess.run(command, cwd=tmp_path, timeout=100, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("'steps': 100") == 2
+    assert "failed" not in done.stderr
+    assert (tmp_path / "rank1.pt").exists()
+
+
 def test_train_ddp_without_torchrun_says_so():
     done = subprocess.run([sys.executable, str(TRAIN_DDP)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
