@@ -186,9 +186,18 @@ class Kernels(Protocol):
         """Return M^T P for each matrix."""
 
     def add_product(
-        self, total: Floats, offsets: list[int], shape: Shape, left: Floats, right: Floats, rank: int, factor: float, /
+        self,
+        total: Floats,
+        offsets: list[int],
+        shape: Shape,
+        left: Floats,
+        right: Floats,
+        rank: int,
+        factor: float,
+        fresh: bool = False,
+        /,
     ) -> None:
-        """Add factor * P Q^T to each matrix in `total`."""
+        """Add factor * P Q^T to each matrix in `total`; or write it, where the memory is `fresh`, of any content."""
 
     # --- count sketches (see `hvd_compress.compressors.sketches`). A table has `rows` times as many sums as
     # columns; a hashing is shifts, below the columns, and flips, 0 or 1, of each row and in it each block, and a bit of

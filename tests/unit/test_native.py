@@ -156,6 +156,12 @@ def test_products_of_low_rank(kernels, shape, rank):
     for at, p, q in zip(offsets, left, right, strict=True):
         expected[at : at + size] -= 0.5 * (p.astype(np.float64) @ q.T).reshape(-1)
     assert np.allclose(total, expected, atol=1e-6 * scale)
+    zeros, fresh = np.zeros_like(vector), np.full_like(vector, np.nan)
+    kernels.add_product(zeros, offsets, shape, left.reshape(-1), right.reshape(-1), rank, 1.0)
+    kernels.add_product(fresh, offsets, shape, left.reshape(-1), right.reshape(-1), rank, 1.0, True)
+    for at in offsets:
+        assert np.array_equal(fresh[at : at + size], zeros[at : at + size])
+    assert np.isnan(fresh[: offsets[0]]).all()
 
 
 def test_products_of_low_rank_check_what_they_are_given():

@@ -56,15 +56,15 @@ void bind_lowrank(py::module_& m) {
     m.def(
         "add_product",
         [](py::array& total, const std::vector<int64_t>& offsets, const Shape& shape, const py::array& left,
-           const py::array& right, int64_t rank, float factor) {
+           const py::array& right, int64_t rank, float factor, bool fresh) {
             const auto target = inout<float>(total, "total");
             const auto m = matrices_of(target.size, offsets, shape, rank);
             const float* p = factor_of(left, m, m.rows, "left");
             const float* q = factor_of(right, m, m.columns, "right");
-            unlocked([&] { add_product(m, p, q, factor, target.data); });
+            unlocked([&] { add_product(m, p, q, factor, target.data, fresh); });
         },
         array("total"), py::arg("offsets"), py::arg("shape"), array("left"), array("right"), py::arg("rank"),
-        py::arg("factor")
+        py::arg("factor"), py::arg("fresh") = false
     );
 }
 

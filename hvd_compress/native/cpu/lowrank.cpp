@@ -72,7 +72,7 @@ void times_transposed(const Matrices& m, const float* vector, const float* left,
     }
 }
 
-void add_product(const Matrices& m, const float* left, const float* right, float factor, float* total) {
+void add_product(const Matrices& m, const float* left, const float* right, float factor, float* total, bool fresh) {
     const auto columns = transposed(right, m.count(), m.columns, m.rank);
     for_rows(m, [&](int64_t matrix, int64_t row) {
         float scaled[64];
@@ -82,7 +82,7 @@ void add_product(const Matrices& m, const float* left, const float* right, float
             for (int k = 0; k < count; ++k) scaled[k] = own[first + k] * factor;
             loops().lowrank.add_product(
                 scaled, columns.get() + (matrix * m.rank + first) * m.columns, m.columns, count,
-                total + m.offsets[matrix] + row * m.columns
+                total + m.offsets[matrix] + row * m.columns, fresh && first == 0
             );
         }
     });

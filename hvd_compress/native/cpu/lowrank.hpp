@@ -16,9 +16,12 @@ struct Matrices {
     int64_t count() const { return static_cast<int64_t>(offsets.size()); }
 };
 
-void times(const Matrices& m, const float* vector, const float* right, float* out);                      // M Q
-void times_transposed(const Matrices& m, const float* vector, const float* left, float* out);            // M^T P
-void add_product(const Matrices& m, const float* left, const float* right, float factor, float* total);  // P Q^T
+void times(const Matrices& m, const float* vector, const float* right, float* out);            // M Q
+void times_transposed(const Matrices& m, const float* vector, const float* left, float* out);  // M^T P
+// Adds `factor` P Q^T; or writes it, where what is there is `fresh` memory of any content.
+void add_product(
+    const Matrices& m, const float* left, const float* right, float factor, float* total, bool fresh = false
+);
 
 // Factors are transposed here: a row of n numbers for each of their `rank` columns. x is a row of a matrix.
 struct LowrankLoops {
@@ -28,8 +31,10 @@ struct LowrankLoops {
     virtual void add_multiples(
         const float* x, const float* left, int64_t n, int rank, int64_t stride, float* out
     ) const = 0;
-    // Adds to `total` the sum of left[k] times row k.
-    virtual void add_product(const float* left, const float* rows, int64_t n, int rank, float* total) const = 0;
+    // Adds to `total`, or writes over `fresh` memory, the sum of left[k] times row k.
+    virtual void add_product(
+        const float* left, const float* rows, int64_t n, int rank, float* total, bool fresh
+    ) const = 0;
 
 protected:
     ~LowrankLoops() = default;
