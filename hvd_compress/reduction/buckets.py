@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -179,11 +179,9 @@ def make_plan(
     ]
 
 
-def divided_as(
-    layouts: Sequence[Layout], gradients: Sequence[Gradient], divide: Callable[[Sequence[Gradient]], list[Bucket]]
-) -> list[Bucket]:
-    """Divide gradients into given buckets, where any will do for all that lies in one, and the others with `divide`."""
-    of = {place.name: bucket for bucket in divide(gradients) for place in bucket.layout.parameters}
+def divided_as(layouts: Sequence[Layout], planned: Sequence[Bucket]) -> list[Bucket]:
+    """Return a plan with given buckets, where any will do for all that lies in one; the others keep what is left."""
+    of = {place.name: bucket for bucket in planned for place in bucket.layout.parameters}
     given: list[Bucket] = []
     for number, layout in enumerate(layouts):
         names = [place.name for place in layout.parameters]
@@ -191,7 +189,8 @@ def divided_as(
         if len(fitting) == 1 and of.keys() >= set(names):
             given += [bucket for bucket in fitting if bucket.compressor.any_bucket]
     taken = {place.name for bucket in given for place in bucket.layout.parameters}
-    return [*given, *divide([gradient for gradient in gradients if gradient.key not in taken])]
+    left = [[(p.name, p.shape) for p in bucket.layout.parameters if p.name not in taken] for bucket in planned]
+    return given + [replace(b, layout=Layout.of(some)) for b, some in zip(planned, left, strict=True) if some]
 
 
 def one_bucket_each(

@@ -304,15 +304,13 @@ class Reducer(Generic[E]):
         self.exchanges += [self._bucket_exchange(bucket, part) for bucket in self.divide(together)]
         self.rows |= {g.key: self._rows_exchange(g) for g in gradients if g.key in apart}
 
-    def divide_anew(self, gradients: Sequence[Gradient]) -> None:
+    def divide_anew(self, buckets: Sequence[Bucket]) -> None:
         """Divide dense gradients again, on all workers alike. An exchange of the same gradients stays as it is.
 
         Those of others must be such that any buckets will do: they begin without a state.
         """
         before = {exchange.layout: exchange for exchange in self.exchanges}
-        self.exchanges = []
-        self.extend(gradients)
-        self.exchanges = [before.pop(exchange.layout, exchange) for exchange in self.exchanges]
+        self.exchanges = [before.pop(b.layout, None) or self._bucket_exchange(b, "") for b in buckets]
         self.count_seconds(before.values())
 
     def _follow_plan(self) -> None:

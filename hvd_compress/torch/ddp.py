@@ -43,13 +43,12 @@ class BucketReducer(GradientReducer):
 
     def __init__(self, model: DistributedDataParallel, *given: Any) -> None:
         self._may_lack = model.find_unused_parameters or model.static_graph
-        self.copies_means = (
-            not model.gradient_as_bucket_view
-        )  # else `p.grad`, which a bad mean's cause is looked for in
+        self.copies_means = not model.gradient_as_bucket_view  # a view is `p.grad`, which tells who is not finite
         self._used: set[Tensor] = set()  # parameters, on this worker, since the last synchronization
         self._handed: dict[Tensor, Tensor] = {}  # DDP's gradients, by parameter
         self._promised: dict[Layout, tuple[Future[Tensor], Tensor]] = {}  # for DDP's buckets, and what they will hold
         self._buckets: list[Layout] = []  # DDP's, as far as they are known
+        self._planned: list[Bucket] = []  # the buckets of any reducer
         super().__init__(*given)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -83,7 +82,8 @@ class BucketReducer(GradientReducer):
         return Layout.of((name, shapes.get(name, ())) for name in names)
 
     def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
-        return divided_as(self._buckets, gradients, super().divide)
+        self._planned = super().divide(gradients)
+        return divided_as(self._buckets, self._planned)
 
     def reduce(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """Begin to exchange a bucket's gradients; with the last bucket of a backward pass, wait for all of them."""
@@ -121,7 +121,7 @@ class BucketReducer(GradientReducer):
         self._forget_pass()
         if planned and buckets != self._buckets:
             self._buckets = buckets
-            self.divide_anew([gradient for gradient in self.gradients if gradient.name not in self.rows])
+            self.divide_anew(divided_as(buckets, self._planned))
             self._find_places()
             self._empty_buckets()
 
@@ -201,7 +201,7 @@ def register(  # noqa: D417  # several in one line
     Exchanges overlap with the backward pass, but for the first one, in which the workers compare their settings. A
     method of the whole gradient begins when the last gradient is there, so that nothing of it overlaps. A method that
     keeps a momentum (`dgc`, for instance) needs an optimizer without: nobody checks that here. After an error in a
-    backward pass DDP can do no other: wrap the model, and register, anew.
+    backward pass DDP cannot be used any more: wrap the model, and register, anew.
 
     Args:
         model: a DDP model without a communication hook; all its processes call this alike.

@@ -179,7 +179,7 @@ def test_given_buckets_are_used_where_any_will_do():
     ]
 
     def divided(spec, *given):
-        return names(divided_as(given or layouts, gradients, lambda some: plan(some, spec, bucket_bytes=40_400)))
+        return names(divided_as(given or layouts, plan(gradients, spec, bucket_bytes=40_400)))
 
     assert divided("none") == divided("fp16") == [["b2", "w2"], ["b1", "b3"], ["w1"]]
     assert divided("topk(ratio=0.01)") == [["b1", "b3"], ["w2"], ["b2"], ["w1"]]
