@@ -71,7 +71,7 @@ class PowerSGD(Compressor):
         if dense:
             mean = add(split(second, rights), split(rest, [(p.size,) for p in dense]), ops.zeros(state.layout.size))
         else:
-            mean = filled(ops, vector, places, ps, split(second, rights))
+            mean = ops.filled_with_products(vector, places, ps, split(second, rights))
         own = functools.partial(add, own_qs, [vector[p.slice] for p in dense])
         return Reduced(mean, _Approximation(ops, own, state.layout.size))
 
@@ -141,32 +141,6 @@ def _times_transposed(
 def times_transposed(ops: Ops, vector: Array, places: Sequence[slice], shape: Shape, left: Array) -> Array:
     """Return M^T P for each matrix M likewise, and its P in `left`, of shape (count, n, r): shape (count, m, r)."""
     return ops.transpose(_stacked(ops, vector, places, shape)) @ left
-
-
-def _filled(
-    ops: Ops,
-    kernels: Kernels,
-    vector: Array,
-    places: Sequence[Sequence[slice]],
-    lefts: Sequence[Array],
-    rights: Sequence[Array],
-) -> Array:
-    total = kernels.empty(vector.shape[0])
-    for at, p, q in zip(places, lefts, rights, strict=True):
-        offsets, shape = [place.start for place in at], (p.shape[1], q.shape[1])
-        kernels.add_product(total, offsets, shape, ops.flatten(p), ops.flatten(q), p.shape[2], 1.0, True)
-    return total
-
-
-@by_kernel(_filled, vector="float32")
-def filled(
-    ops: Ops, vector: Array, places: Sequence[Sequence[slice]], lefts: Sequence[Array], rights: Sequence[Array]
-) -> Array:
-    """Return a vector like another one, with P Q^T at all places, which fill it; matrices of one shape are together."""
-    total = ops.zeros_like(vector)
-    for at, p, q in zip(places, lefts, rights, strict=True):
-        total = ops.add_product(total, at, p, q, 1.0)
-    return total
 
 
 def split(vector: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:

@@ -56,10 +56,31 @@ def _scatter_zero(ops: Ops, kernels: Kernels, total: Array, indices: Array) -> A
 
 
 def _add_product(
-    ops: Ops, kernels: Kernels, total: Array, places: Sequence[slice], left: Array, right: Array, factor: float
+    ops: Ops,
+    kernels: Kernels,
+    total: Array,
+    places: Sequence[slice],
+    left: Array,
+    right: Array,
+    factor: float,
+    fresh: bool = False,
 ) -> Array:
     offsets, shape = [place.start for place in places], (left.shape[1], right.shape[1])
-    kernels.add_product(total, offsets, shape, ops.flatten(left), ops.flatten(right), left.shape[2], factor)
+    kernels.add_product(total, offsets, shape, ops.flatten(left), ops.flatten(right), left.shape[2], factor, fresh)
+    return total
+
+
+def _filled_with_products(
+    ops: Ops,
+    kernels: Kernels,
+    vector: Array,
+    places: Sequence[Sequence[slice]],
+    lefts: Sequence[Array],
+    rights: Sequence[Array],
+) -> Array:
+    total = kernels.empty(vector.shape[0])
+    for at, left, right in zip(places, lefts, rights, strict=True):
+        _add_product(ops, kernels, total, at, left, right, 1.0, fresh=True)
     return total
 
 
@@ -334,6 +355,19 @@ class Ops(Protocol):
         products = left @ self.transpose(right)
         for i, place in enumerate(places):
             total = self.add_at(total, place, self.flatten(products[i]), factor)
+        return total
+
+    @by_kernel(_filled_with_products, vector="float32")
+    def filled_with_products(
+        self, vector: Array, places: Sequence[Sequence[slice]], lefts: Sequence[Array], rights: Sequence[Array]
+    ) -> Array:
+        """Return an array like `vector`, which the P Q^T of all matrices fill, each at its place.
+
+        Matrices of one shape are together; their places and factors are those of `add_product`.
+        """
+        total = self.zeros_like(vector)
+        for at, left, right in zip(places, lefts, rights, strict=True):
+            total = self.add_product(total, at, left, right, 1.0)
         return total
 
     def orthogonalize(self, matrix: Array) -> Array:
