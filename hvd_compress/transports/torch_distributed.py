@@ -85,7 +85,7 @@ class ProcessGroupTransport:
         """
         if not self._met:
             counts: list[int] = [0] * self.workers
-            with _failures("before the first one"):
+            with _failures("in which all workers meet first"):
                 dist.all_gather_object(counts, len(distributed_c10d._world.pg_names), self.group)
             for _ in range(max(counts) - counts[self.rank]):
                 dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)

@@ -16,7 +16,7 @@ STALLS = {"HVD_COMPRESS_STALL_SECONDS": "1", "HVD_COMPRESS_STALL_ERROR_SECONDS":
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 SAID = {  # by rank 0, of rank 1
     "kill": "another worker is gone, or has not come in time, to the collective hvd_compress.group.0.",
-    "early": "another worker is gone, or has not come in time, to the collective before the first one",
+    "early": "another worker is gone, or has not come in time, to the collective in which all workers meet first",
     "raise": "rank 1 failed in step 4 with ZeroDivisionError: division by zero",
     "disagree": "the workers disagree on compression: rank 0: topk(ratio=0.1); rank 1: topk(ratio=0.2)",
     "change": "not all called set_compression()",

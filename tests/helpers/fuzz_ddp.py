@@ -10,7 +10,6 @@ import torch
 from fuzz_groups import GroupsScript
 from fuzz_scripts import Action, Pass
 from fuzz_torch import Model, TorchScript, TorchSetup, Training
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hvd_compress.torch import ddp
@@ -84,11 +83,10 @@ class Script(GroupsScript, TorchScript):
             with nullcontext() if number == len(training.passes) else self.wrapped.no_sync():
                 self.loss(one).backward()
 
-    def step(self, training: Training) -> None:
-        self.backward(training)
-        if training.way == "clip":
-            dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
-            nn.utils.clip_grad_norm_(dense, 0.1)
+    def synchronize(self) -> None:
+        """Do nothing: after backward() means are there."""
+
+    def step_with_means(self) -> None:
         self.optimizer.step()
 
     # --- actions
@@ -130,12 +128,6 @@ class Script(GroupsScript, TorchScript):
             self.train(trainings)
 
         return Action(f"set_compression({setup.spec}, {setup.rules}), {trainings}", body)
-
-    def synchronize(self) -> None:
-        """Do nothing: after backward() means are there."""
-
-    def step_with_means(self) -> None:
-        self.optimizer.step()
 
     def do_one_rank(self) -> Action:
         spec = self.draw_spec(keeps=False)

@@ -32,7 +32,7 @@ class GroupsScript(RandomScript):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         if dist.is_initialized():
-            dist.destroy_process_group()  # a process can have some thousand groups, and a script makes dozens
+            dist.destroy_process_group()  # each script makes dozens, and a process can have fewer than 2,000
         GroupsScript.begun += 1
         dist.init_process_group(
             "gloo", store=dist.PrefixStore(f"{self.begun}", store()), rank=self.rank, world_size=self.ranks

@@ -117,11 +117,10 @@ class TorchScript(RandomScript):
         if training.way == "refused" and not self.alone:
             self.refused()
         if training.way == "clip":
-            self.optimizer.synchronize()
+            self.synchronize()
             dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
             nn.utils.clip_grad_norm_(dense, 0.1)
-            with self.optimizer.skip_synchronize():
-                self.optimizer.step()
+            self.step_with_means()
         else:
             self.optimizer.step()
 
