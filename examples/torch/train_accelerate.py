@@ -24,15 +24,15 @@ from hvd_compress.torch import ddp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import datasets
-from common import arguments, progress_bar, rules, run_job
-from models import MODELS, build
-from training import Processes, inner_optimizer, loss_of, outcome, same_on_all, share_machine
+from common import progress_bar, rules
+from models import build
+from training import Processes, inner_optimizer, loss_of, outcome, run_under_torchrun, same_on_all
 
 
-def prepared(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Any, ...]:
+def prepared(args: argparse.Namespace) -> tuple[Any, ...]:
     """Return what `train` takes."""
     parse(args.compression)
-    data = datasets.load(args.task, args.data)
+    accelerator, data = Accelerator(cpu=True), datasets.load(args.task, args.data)
     torch.manual_seed(args.seed)
     model = build(args.model, data)
     arrays = (torch.from_numpy(array[: args.limit]) for array in (data.train_images, data.train_labels))
@@ -67,18 +67,5 @@ def train(
     }
 
 
-def main() -> int:
-    """Run the job; 2 stands for bad input, 130 for Ctrl-C."""
-    args = arguments(__doc__.splitlines()[0], list(MODELS), datasets.TASKS)
-    accelerator = Accelerator(cpu=True)
-    if accelerator.num_processes == 1:
-        sys.exit("train_accelerate.py: start it with torchrun or `accelerate launch`, with at least two processes")
-    share_machine(accelerator.num_processes)
-    try:
-        return run_job(Processes, lambda: prepared(args, accelerator), train)
-    finally:
-        accelerator.end_training()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_under_torchrun(__doc__.splitlines()[0], prepared, train))

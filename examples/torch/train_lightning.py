@@ -26,9 +26,9 @@ from hvd_compress.torch import ddp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import datasets
-from common import arguments, progress_bar, rules, run_job
-from models import MODELS, build
-from training import Processes, inner_optimizer, loss_of, outcome, same_on_all, share_machine
+from common import progress_bar, rules
+from models import build
+from training import Processes, inner_optimizer, loss_of, outcome, run_under_torchrun, same_on_all
 
 
 class Compress(lightning.Callback):
@@ -114,18 +114,5 @@ def train(args: argparse.Namespace, data: datasets.Dataset, network: Network, co
     }
 
 
-def main() -> int:
-    """Run the job; 2 stands for bad input, 130 for Ctrl-C."""
-    args = arguments(__doc__.splitlines()[0], list(MODELS), datasets.TASKS)
-    if "RANK" not in os.environ:
-        sys.exit("train_lightning.py: start it with torchrun: torchrun --nproc-per-node 2 examples/torch/...")
-    dist.init_process_group("gloo")
-    share_machine(int(os.environ["LOCAL_WORLD_SIZE"]))
-    try:
-        return run_job(Processes, lambda: prepared(args), train)
-    finally:
-        dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_under_torchrun(__doc__.splitlines()[0], prepared, train))

@@ -18,7 +18,8 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import datasets
-from common import closing, learning_rate, momentum, progress_bar
+from common import arguments, closing, learning_rate, momentum, progress_bar, run_job
+from models import MODELS
 
 
 class World(Protocol):
@@ -42,6 +43,28 @@ class Processes:
         """Return the sum of a tensor over all of them."""
         dist.all_reduce(tensor)
         return tensor
+
+
+def run_under_torchrun(
+    description: str, prepare: Callable[[argparse.Namespace], tuple[Any, ...]], train: Callable[..., dict[str, Any]]
+) -> int:
+    """Read the command line and run the job; return 2 for bad input, and exit with 130 at Ctrl-C.
+
+    Args:
+        description: what the example does, for --help.
+        prepare: returns what `train` takes, once all processes have met.
+        train: returns what came of it.
+    """
+    args = arguments(description, list(MODELS), datasets.TASKS)
+    if "RANK" not in os.environ:
+        name = Path(sys.argv[0]).name
+        sys.exit(f"{name}: start it with torchrun: torchrun --nproc-per-node 2 examples/torch/{name}")
+    dist.init_process_group("gloo")
+    share_machine(int(os.environ["LOCAL_WORLD_SIZE"]))
+    try:
+        return run_job(Processes, lambda: prepare(args), train)
+    finally:
+        dist.destroy_process_group()
 
 
 def same_on_all(model: nn.Module) -> bool:
