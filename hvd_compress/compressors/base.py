@@ -135,6 +135,8 @@ class Compressor:
         keeps_dtype: whether it takes any floating dtype and sends it unchanged; other methods are given float32.
         small_too: whether small and one-dimensional parameters are worth compressing as well.
         gives_back: whether `withhold` gives back all that a mean took, or was added to this worker's vector.
+        portable: whether workers on processors of different kinds (a CPU, a GPU) make the same mean, to the last bit,
+            of what collectives gave them.
         elementwise: whether a coordinate's mean depends on that coordinate alone, whatever else is in the vector.
     """
 
@@ -157,6 +159,7 @@ class Compressor:
     keeps_dtype: ClassVar[bool] = False
     small_too: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False
+    portable: ClassVar[bool] = True
     gives_back: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

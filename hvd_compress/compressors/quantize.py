@@ -329,7 +329,7 @@ class LowPrecision(Quantizer):
         return 1, -half, half - 1
 
     def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
-        return ops.column(ops.row_max_abs(rows, plus) / ((1 << self.bits - 1) - 1))
+        return ops.column(ops.divided(ops.row_max_abs(rows, plus), (1 << self.bits - 1) - 1))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
         """Return the grid points' numbers, from the lowest."""

@@ -85,7 +85,7 @@ class EFSignSGD(SignsAndMeans):
     wire: ClassVar[str] = "mean magnitude of each tensor (fp32), packed signs"
 
     def means(self, ops: Ops, up: Array, down: Array, count: Array, size: int) -> Array:
-        return ops.column(ops.cast((up - down) / size, "float32"))
+        return ops.column(ops.cast(ops.divided(up - down, size), "float32"))
 
 
 @dataclass(frozen=True)

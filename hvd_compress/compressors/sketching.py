@@ -169,6 +169,11 @@ class SketchedSGD(Sketched):
         return self.p1 is None and not self.heavymix and not self.estimates
 
     @property
+    def portable(self) -> bool:  # type: ignore[override]
+        """False with `heavymix`, for norms are added up in different orders."""
+        return not self.heavymix
+
+    @property
     def default_feedback(self) -> str:
         """Momentum correction, or error feedback for a momentum of 0."""
         return f"momentum(momentum={self.momentum}, masking={self.masking})" if self.momentum else "ef"
@@ -205,7 +210,7 @@ class SketchedSGD(Sketched):
         """Return a worker's sketch: of its largest coordinates' names if invertible, else of its (largest) values."""
         size, split, sketch = state.layout.size, self.split(state.layout.size), self.empty(ops, state)
         if isinstance(sketch, InvertibleSketch):
-            sketch.add(ops.top_k(vector, max(1, round(self._part(state) * split.candidates))))
+            sketch.add(ops.top_k(vector, max(1, round(self._part(ops, state) * split.candidates))))
             return sketch
         kept = math.ceil(self.p1 * split.k) if self.p1 else size
         if kept < size:
@@ -224,10 +229,10 @@ class SketchedSGD(Sketched):
         """
         split = self.split(state.layout.size)
         if isinstance(sketch, InvertibleSketch):
-            count, part = split.candidates, self._part(state)
+            count, part = split.candidates, self._part(ops, state)
             found, unread = sketch.recover(state.workers)
             part *= min(2.0, TARGET_FILL * count / max(1, found.shape[0])) if unread < MAX_UNREAD else 0.7
-            state.shared["part"] = ops.zeros(1) + min(1.0, max(part, 0.1 / state.workers))
+            state.shared["part"] = ops.number(min(1.0, max(part, 0.1 / state.workers)))
             return _exactly(ops, count, found, state)
         chosen = sketch.heavy_hitters(split.candidates or split.k)
         if self.heavymix:
@@ -235,9 +240,10 @@ class SketchedSGD(Sketched):
             return _exactly(ops, split.k, ops.take(chosen, heavy), state)
         return chosen
 
-    def _part(self, state: State) -> float:
+    def _part(self, ops: Ops, state: State) -> float:
         """Return the share of the candidates that a worker names."""
-        return float(state.shared["part"][0]) if "part" in state.shared else 1 / state.workers
+        part = state.shared.get("part")
+        return 1 / state.workers if part is None else float(ops.to_numpy(part)[0])
 
 
 def _exactly(ops: Ops, count: int, found: Array, state: State) -> Array:

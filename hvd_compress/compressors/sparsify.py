@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -141,15 +141,14 @@ class LargestOfEach(Sparsifier):
     def whole_gradient(self) -> bool:
         return self.scope == "model"
 
-    def largest(self, ops: Ops, vector: Array) -> Array:
-        """Return the indices to send of a tensor, or of the whole gradient."""
+    def largest(self, ops: Ops, tensors: Sequence[Array]) -> list[Array]:
+        """Return the indices to send of each tensor, or of the whole gradient."""
         raise NotImplementedError
 
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, None]:
-        parts = []
-        for p in self._tensors(state.layout):
-            indices = self.largest(ops, vector[p.slice])
-            parts.append(indices + p.offset if p.offset else indices)
+        tensors = self._tensors(state.layout)
+        found = self.largest(ops, [vector[p.slice] for p in tensors])
+        parts = [own + p.offset if p.offset else own for own, p in zip(found, tensors, strict=True)]
         return ops.concat(parts) if len(parts) > 1 else parts[0], None
 
     def count(self, layout: Layout) -> int:
@@ -184,8 +183,8 @@ class TopK(LargestOfEach):
     values: Any = setting("fp32", choices=("fp32", "fp16"), nested=True)  # type: ignore[misc]
     scope: str = setting("tensor", choices=("tensor", "model"))  # type: ignore[misc]
 
-    def largest(self, ops: Ops, vector: Array) -> Array:
-        return ops.top_k(vector, count_of(self.ratio, vector.shape[0]))
+    def largest(self, ops: Ops, tensors: Sequence[Array]) -> list[Array]:
+        return [ops.top_k(tensor, count_of(self.ratio, tensor.shape[0])) for tensor in tensors]
 
 
 @dataclass(frozen=True)
@@ -250,13 +249,21 @@ class DGC(LargestOfEach):
         """Momentum correction with masking."""
         return "momentum"
 
-    def largest(self, ops: Ops, vector: Array) -> Array:
-        size = vector.shape[0]
-        count = count_of(self.ratio, size)
-        sample = ops.copy(vector[::SAMPLE_STRIDE])  # side by side, as kernels want it
+    def largest(self, ops: Ops, tensors: Sequence[Array]) -> list[Array]:
+        found = ops.above_each(tensors, [self._threshold(ops, tensor) for tensor in tensors])
+        counts = [count_of(self.ratio, tensor.shape[0]) for tensor in tensors]
+        return [
+            indices if LEAST_OF_K * count <= indices.shape[0] <= MOST_OF_K * count else ops.top_k(tensor, count)
+            for tensor, indices, count in zip(tensors, found, counts, strict=True)
+        ]
+
+    def _threshold(self, ops: Ops, tensor: Array) -> Any:
+        sample = ops.copy(tensor[::SAMPLE_STRIDE])  # side by side, as kernels want it
         largest = ops.take(sample, ops.top_k(sample, count_of(self.ratio, sample.shape[0])))
-        indices = ops.above(vector, -ops.largest(-abs(largest)))
-        return indices if LEAST_OF_K * count <= indices.shape[0] <= MOST_OF_K * count else ops.top_k(vector, count)
+        return -ops.largest(-abs(largest))
+
+
+ROUNDS = 4  # rounds of redistribution; the result is unbiased after any number
 
 
 @by_kernel(vector="float32")
@@ -267,13 +274,27 @@ def sum_abs_below(ops: Ops, vector: Array, bound: float) -> tuple[float, int]:
     return float(ops.row_sum(below.reshape(1, -1))[0]), vector.shape[0] - below.shape[0]
 
 
+@by_kernel(vector="float32")
+def inclusion_scale(ops: Ops, vector: Array, target: float, rounds: int) -> Any:
+    """Return lambda, with which the probabilities min(1, lambda |v_j|) sum up to `target`, or nearly.
+
+    It is a number, or on a GPU an array of no axes.
+    """
+    below, capped = sum_abs_below(ops, vector, math.inf)
+    scale = target / below if below else 0.0
+    for _ in range(rounds if scale else 0):
+        before = capped
+        below, capped = sum_abs_below(ops, vector, 1 / scale)
+        if capped == before or capped >= target or not below:
+            break
+        scale = (target - capped) / below
+    return scale
+
+
 @by_kernel(lambda ops, kernels, vector, scale, stream: kernels.draw(vector, scale, stream.words()), vector="float32")
-def draw(ops: Ops, vector: Array, scale: float, stream: Stream) -> Array:
+def draw(ops: Ops, vector: Array, scale: Any, stream: Stream) -> Array:
     """Return each index with probability min(1, scale * magnitude), NaN for certain; int64 ascending."""
     return ops.nonzero(~(ops.uniform(vector.shape[0], stream) >= abs(vector) * scale))
-
-
-ROUNDS = 4  # rounds of redistribution; the result is unbiased after any number
 
 
 @dataclass(frozen=True)
@@ -305,15 +326,7 @@ class Wangni(Sparsifier):
 
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, Array]:
         """Find lambda, and draw."""
-        target = self.ratio * state.layout.size
-        below, capped = sum_abs_below(ops, vector, math.inf)
-        scale = target / below if below else 0.0
-        for _ in range(ROUNDS if scale else 0):
-            before = capped
-            below, capped = sum_abs_below(ops, vector, 1 / scale)
-            if capped == before or capped >= target or not below:
-                break
-            scale = (target - capped) / below
+        scale = inclusion_scale(ops, vector, self.ratio * state.layout.size, ROUNDS)
         indices = draw(ops, vector, scale, state.own_stream(self.name))
         values = ops.take(vector, indices)
         return indices, values / ops.clip(abs(values) * scale, 0, 1)

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 from hvd_compress.native.kernels import Kernels
 
@@ -30,6 +31,24 @@ def load() -> Kernels | None:
         )
         return None
     return kernels
+
+
+@functools.cache
+def load_for(device: Any) -> Kernels | None:
+    """Return the kernels for tensors of a CUDA device; None, with a warning, without Triton, or if switched off."""
+    if os.environ.get("HVD_COMPRESS_NATIVE") == "0":
+        return None
+    try:
+        from hvd_compress.native.gpu.kernels import GpuKernels
+    except ImportError as error:
+        logging.getLogger("hvd_compress").warning(
+            "hvd_compress runs on the GPU without its kernels, several times slower (%s). To have them, install Triton "
+            "(PyTorch's CUDA builds bring it along); to do without, set HVD_COMPRESS_NATIVE=0.",
+            error,
+        )
+        return None
+    kernels: Any = GpuKernels(device)
+    return cast(Kernels, kernels)
 
 
 @contextmanager

@@ -124,6 +124,10 @@ class Ops(Protocol):
     def zeros(self, size: int) -> Array:
         """Return float32 zeros of shape (size,)."""
 
+    def number(self, value: float) -> Array:
+        """Return float32 of shape (1,), which the host may read without waiting for a device."""
+        return self.zeros(1) + value
+
     def arange(self, count: int) -> Array:
         """Return 0 to count - 1, int64."""
 
@@ -173,6 +177,10 @@ class Ops(Protocol):
     def affine(self, x: Array, a: float, y: Array, b: float, out: Array | None = None) -> Array:
         """Return a * x + b * y for vectors of float32, in `out` if it is given; that may be x or y."""
 
+    def divided(self, array: Array, by: float) -> Array:
+        """Return the quotients, rounded once."""
+        return array / by
+
     def median(self, vectors: Sequence[Array]) -> Array:
         """Return the elementwise median of an odd number of vectors."""
 
@@ -188,8 +196,8 @@ class Ops(Protocol):
     def floor(self, array: Array) -> Array:
         """Round down, in the same dtype."""
 
-    def largest(self, array: Array) -> float:
-        """Return the largest element as a Python number."""
+    def largest(self, array: Array) -> Any:
+        """Return the largest element as a number; on a GPU as an array of no axes, so that nobody waits for it."""
 
     def norm(self, vector: Array) -> float:
         """Return the Euclidean norm as a Python float, computed in float64."""
@@ -198,9 +206,15 @@ class Ops(Protocol):
     def all_finite(self, vector: Array) -> bool:
         """Tell whether no element is NaN or infinite."""
 
-    def poison(self, vector: Array) -> Array:
-        """Return the vector itself if it is finite, else one of NaN."""
-        return vector if self.all_finite(vector) else self.zeros_like(vector) + math.nan
+    @by_kernel(vector="float32")
+    def poison(self, vector: Array, overwrite: bool = False) -> tuple[Array, Any]:
+        """Return the vector if it is finite, else one of NaN; and what is true if it is not, perhaps only later.
+
+        On a GPU nobody waits for the answer before it is asked for. With `overwrite` the vector may be.
+        """
+        if self.all_finite(vector):
+            return vector, False
+        return self.zeros_like(vector) + math.nan, True
 
     # --- blocks of a vector
 
@@ -231,8 +245,16 @@ class Ops(Protocol):
         """
 
     @by_kernel(vector="float32")
-    def above(self, vector: Array, threshold: float) -> Array:
-        """Return the indices of magnitudes that are not below a threshold (NaN never is), int64 ascending."""
+    def above(self, vector: Array, threshold: Any) -> Array:
+        """Return the indices of magnitudes that are not below a threshold (NaN never is), int64 ascending.
+
+        The threshold is a number, or an array of no axes.
+        """
+
+    @by_kernel()
+    def above_each(self, vectors: Sequence[Array], thresholds: Sequence[Any]) -> list[Array]:
+        """Return `above` of each vector with its threshold; for a GPU the host waits once."""
+        return [self.above(vector, threshold) for vector, threshold in zip(vectors, thresholds, strict=True)]
 
     def nonzero(self, condition: Array) -> Array:
         """Return the indices at which a condition is true, int64 ascending."""

@@ -11,7 +11,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def by_kernel(call: Callable[..., Any] | None = None, *, axes: int = 1, **dtypes: str) -> Callable[[F], F]:
-    """Let a kernel do an operation where there are kernels and the arrays fit; otherwise the decorated body does it.
+    """Let a kernel do an operation where there is one and the arrays fit; otherwise the decorated body does it.
 
     The operation is a function whose first argument is an `Ops`, or a method of an `Ops`. A method that `Ops` decorates
     is decorated in every class that overrides it. Arguments are given by position.
@@ -30,11 +30,10 @@ def by_kernel(call: Callable[..., Any] | None = None, *, axes: int = 1, **dtypes
         @functools.wraps(body)
         def operation(*arguments: Any) -> Any:
             ops = arguments[0]
-            if ops.kernels is None or (arrays and not ops.fit_kernels(arguments, arrays, axes)):
+            kernel = call or getattr(ops.kernels, name, None)
+            if ops.kernels is None or kernel is None or (arrays and not ops.fit_kernels(arguments, arrays, axes)):
                 return body(*arguments)
-            if call:
-                return call(ops, ops.kernels, *arguments[1:])
-            return getattr(ops.kernels, name)(*arguments[1:])
+            return call(ops, ops.kernels, *arguments[1:]) if call else kernel(*arguments[1:])
 
         operation.decorate = decorate  # type: ignore[attr-defined]
         return operation  # type: ignore[return-value]

@@ -14,20 +14,38 @@ from torch import Tensor
 from hvd_compress import native
 from hvd_compress.native.kernels import Kernels
 from hvd_compress.ops import Ops
+from hvd_compress.ops.by_kernel import by_kernel
 from hvd_compress.ops.numpy import NumpyOps
 
 LARGE = 1 << 20  # bytes from which the memory of freed tensors is worth keeping
 
 
+def _kernels_for(device: torch.device) -> Kernels | None:
+    if device.type == "cpu":
+        module = native.load()
+        return cast(Kernels, OnTensors(module)) if module else None
+    return native.load_for(device) if device.type == "cuda" else None
+
+
+def _add(ops: Ops, kernels: Kernels, total: Tensor, vector: Tensor, factor: float = 1.0) -> Tensor:
+    if factor in (1, -1):  # no product, which PyTorch may contract with the sum
+        return total.add_(vector, alpha=factor)
+    return kernels.affine(total, 1.0, vector, factor, total)
+
+
 class TorchOps(Ops):
-    """The operations of `Ops`; what they make lies on `device`. On the CPU, with `kernels`, by those that fit."""
+    """The operations of `Ops`; what they make lies on `device`.
+
+    By kernels where these fit: with `kernels` the CPU's, or a CUDA device's, or those that are given.
+    """
 
     name = "torch"
 
-    def __init__(self, device: torch.device | str = "cpu", kernels: bool = True) -> None:
+    def __init__(self, device: torch.device | str = "cpu", kernels: bool | Kernels = True) -> None:
         self.device = torch.device(device)
-        module = native.load() if kernels and self.device.type == "cpu" else None
-        self.kernels = cast(Kernels, OnTensors(module)) if module else None
+        chosen = _kernels_for(self.device) if isinstance(kernels, bool) else kernels
+        self.kernels: Kernels | None = chosen if kernels else None
+        self._shares_memory = isinstance(self.kernels, OnTensors)  # with NumPy and the CPU's kernels
 
     def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]], axes: int) -> bool:
         for place, dtypes in arrays:
@@ -36,6 +54,8 @@ class TorchOps(Ops):
                 continue
             if array.dim() != axes or str(array.dtype)[len("torch.") :] not in dtypes or not array.is_contiguous():
                 return False
+            if array.device.type != self.device.type:
+                return False
             if array.data_ptr() % array.itemsize:
                 return False
         return True
@@ -43,23 +63,26 @@ class TorchOps(Ops):
     def new(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a tensor of any content; a large one on the CPU from memory that was used before."""
         size = math.prod(shape)
-        if not self.kernels or size * dtype.itemsize < LARGE:
+        if not self.kernels or not self._shares_memory or size * dtype.itemsize < LARGE:
             return torch.empty(tuple(shape), dtype=dtype, device=self.device)
         memory: Tensor = self.kernels.empty(-(-size * dtype.itemsize // 4))
         return memory.view(dtype)[:size].view(tuple(shape))
 
     def _has_numpy_for(self, array: Tensor) -> bool:
         """Tell whether NumPy can do with a tensor's memory what PyTorch would do with threads that go on spinning."""
-        return self.kernels is not None and array.dtype != torch.bfloat16
+        return self._shares_memory and array.dtype != torch.bfloat16
 
     def from_numpy(self, array: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return uploaded(array, self.device)
 
     def to_numpy(self, array: Tensor) -> np.ndarray[Any, Any]:
         return array.cpu().numpy()
 
     def zeros(self, size: int) -> Tensor:
         return torch.zeros(size, device=self.device)
+
+    def number(self, value: float) -> Tensor:
+        return torch.full((1,), value)  # on the host
 
     def arange(self, count: int) -> Tensor:
         return torch.arange(count, device=self.device)
@@ -105,11 +128,16 @@ class TorchOps(Ops):
     def clip(self, array: Tensor, low: float, high: float) -> Tensor:
         return array.clamp(low, high)
 
+    @by_kernel(_add, total="float32", vector="float32")
     def add(self, total: Tensor, vector: Tensor, factor: float = 1.0) -> Tensor:
         return total.add_(self.cast(vector, "float32") if vector.dtype == torch.float16 else vector, alpha=factor)
 
     def affine(self, x: Tensor, a: float, y: Tensor, b: float, out: Tensor | None = None) -> Tensor:
         return torch.add(x * a, y * b, out=out)
+
+    def divided(self, array: Tensor, by: float) -> Tensor:
+        # By a plain number a GPU divides as by a product with its reciprocal, which is rounded twice.
+        return array / torch.full_like(array, by) if array.is_cuda else array / by
 
     def median(self, vectors: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(vectors)).median(dim=0).values
@@ -126,8 +154,8 @@ class TorchOps(Ops):
     def floor(self, array: Tensor) -> Tensor:
         return array.floor()
 
-    def largest(self, array: Tensor) -> float:
-        return array.max().item()
+    def largest(self, array: Tensor) -> Any:
+        return array.max().item() if self.kernels is None or self._shares_memory else array.max()
 
     def norm(self, vector: Tensor) -> float:
         return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
@@ -209,6 +237,12 @@ class TorchOps(Ops):
 
     def orthogonalize(self, matrix: Tensor) -> Tensor:
         return torch.linalg.qr(matrix)[0]
+
+
+def uploaded(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """Return an array on a device: on the CPU the same memory, on others a copy that the host does not wait for."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class OnTensors:

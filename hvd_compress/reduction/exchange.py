@@ -33,7 +33,6 @@ class VectorSteps:
         pending: the collective that the step under way waits for, or None.
         mean: the result, a vector of the layout's size or `Rows`, once `finished`.
         state: the compressor's state for this vector.
-        poisoned: whether this worker's vector is not finite, which is known where the compressor keeps state.
         compression_seconds: time spent in the compressor since construction.
     """
 
@@ -48,7 +47,7 @@ class VectorSteps:
         self.pending: Collective | None = None
         self.mean: Any = None
         self.compression_seconds = 0.0
-        self.poisoned = False
+        self._poisoned: Any = False  # or an array of no axes on a device, not to wait for it
         self._step: Step | None = None
         self._left, self._doublings = 0.0, 0
         self._round = 0  # collectives started in the step under way
@@ -67,6 +66,11 @@ class VectorSteps:
     def launched(self) -> bool:
         """Whether a step is under way or finished, and neither committed nor rolled back."""
         return self._step is not None or self.finished
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether this worker's vector is not finite, which is known where the compressor keeps state."""
+        return bool(self._poisoned)
 
     @property
     def finite(self) -> bool:
@@ -88,9 +92,10 @@ class VectorSteps:
             return
         began = time.perf_counter()
         if self.compressor.stateful:
-            given = vector
-            vector = vector.poisoned(self.ops) if isinstance(vector, Rows) else self.ops.poison(vector)
-            self.poisoned = vector is not given
+            if isinstance(vector, Rows):
+                vector, self._poisoned = vector.poisoned(self.ops)
+            else:
+                vector, self._poisoned = self.ops.poison(vector, overwrite)
         if self.compressor.overwrites and not overwrite:
             vector = self.ops.copy(vector)
         try:

@@ -36,9 +36,11 @@ class Rows:
     values: Array
     height: int
 
-    def poisoned(self, ops: Ops) -> Rows:
-        """Return the rows themselves if they are finite, else those of NaN."""
-        return self if self.finite(ops) else Rows(self.indices, self.values * float("nan"), self.height)
+    def poisoned(self, ops: Ops) -> tuple[Rows, bool]:
+        """Return the rows themselves if they are finite, else those of NaN; and whether they are not."""
+        if self.finite(ops):
+            return self, False
+        return Rows(self.indices, self.values * float("nan"), self.height), True
 
     def with_rows(self, ops: Ops, other: Rows) -> Rows:
         """Return these rows and others of the same matrix, in this dtype."""
