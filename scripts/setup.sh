@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 HOROVOD=0.28.1
+TRITON=3.9.0  # interprets the GPU's kernels in the tests; PyTorch's builds for CUDA bring along one of their own
 TF_KERAS=2.21.0  # Keras 2, for the tests; it asks for `tensorflow`, of which `tensorflow-cpu` is a build
 VENV=${VENV:-.venv}
 PATCHES=patches/horovod-$HOROVOD
@@ -85,6 +86,8 @@ export PATH=$VENV/bin:$PATH
 say "installing PyTorch, TensorFlow, Open MPI and tools from $pins"
 pip install $quiet -r "$pins" \
     || die "pip could not install $pins. Check the connection to your package index (pip's message is above), then run the same command again."
+python -c 'import triton' 2>/dev/null || pip install $quiet --no-deps "triton==$TRITON" \
+    || die "pip could not install triton $TRITON; see its message above."
 pip install $quiet --no-deps "tf_keras==$TF_KERAS" || die "pip could not install tf_keras $TF_KERAS; see its message above."
 
 # --- Horovod: the built wheel from the cache, or built now ----------------------------------------

@@ -1,7 +1,12 @@
 import importlib.util
 import os
+from glob import glob
 
 from hypothesis import HealthCheck, settings
+
+# Without a GPU its kernels are interpreted, which Triton must know before it is loaded.
+if not glob("/dev/nvidia[0-9]*"):
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # PyTorch's CUDA build loads Triton late, and where TensorFlow is loaded by then, that ends the process.
 if importlib.util.find_spec("triton"):

@@ -1,0 +1,182 @@
+"""Reductions of groups of a vector: of blocks of one size, or of consecutive pieces of any lengths.
+
+Sums are taken in float64, in an order of their own: rounded to float32, they are those of other orders.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hvd_compress.native.gpu.launch import PIECE, division, launch
+from hvd_compress.native.kernels import Groups
+
+SMALL = 8192  # size of blocks up to which one program reduces one block or several
+
+
+@triton.jit
+def magnitude_bits(x):
+    """Return the bits of magnitudes, int32, which are ordered as these are, with NaN above all."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def _loaded(x_ptr, plus_ptr, i, mask, PLUS: tl.constexpr):
+    x = tl.load(x_ptr + i, mask=mask, other=0.0)
+    if PLUS:
+        x += tl.load(plus_ptr + i, mask=mask, other=0.0)
+    return x
+
+
+@triton.jit
+def _squares(x):
+    return x.to(tl.float64) * x.to(tl.float64)
+
+
+@triton.jit
+def _blocks(
+    x_ptr,
+    plus_ptr,
+    most_ptr,
+    sums_ptr,
+    size,
+    block,
+    count,
+    MODE: tl.constexpr,
+    PLUS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    group = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)
+    i = group[:, None] * block + column[None, :]
+    inside = (column[None, :] < block) & (i < size) & (group[:, None] < count)
+    x = _loaded(x_ptr, plus_ptr, i, inside, PLUS)
+    mask = group < count
+    if MODE == "sides":
+        up = tl.where(inside & (x >= 0), x, 0.0).to(tl.float64)
+        down = tl.where(inside & (x >= 0), 0.0, x).to(tl.float64)
+        number = (inside & (x >= 0)).to(tl.float64)
+        tl.store(sums_ptr + group * 3, tl.sum(up, 1), mask=mask)
+        tl.store(sums_ptr + group * 3 + 1, tl.sum(down, 1), mask=mask)
+        tl.store(sums_ptr + group * 3 + 2, tl.sum(number, 1), mask=mask)
+    else:
+        tl.store(most_ptr + group, tl.max(magnitude_bits(x), 1), mask=mask)
+        if MODE == "squares":
+            tl.store(sums_ptr + group, tl.sum(_squares(x), 1), mask=mask)
+
+
+@triton.jit
+def _pieces(
+    x_ptr,
+    plus_ptr,
+    bounds_ptr,
+    most_ptr,
+    sums_ptr,
+    pieces,
+    MODE: tl.constexpr,
+    PLUS: tl.constexpr,
+    PIECE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    piece = tl.program_id(0)
+    begin, end = tl.load(bounds_ptr + piece), tl.load(bounds_ptr + pieces + piece)
+    most = tl.zeros([TILE], tl.int32)
+    first = tl.zeros([TILE], tl.float64)
+    second = tl.zeros([TILE], tl.float64)
+    number = tl.zeros([TILE], tl.int32)
+    for start in tl.static_range(0, PIECE, TILE):
+        i = begin + start + tl.arange(0, TILE)
+        x = _loaded(x_ptr, plus_ptr, i, i < end, PLUS)
+        if MODE == "sides":
+            first += tl.where(x >= 0, x, 0.0).to(tl.float64)
+            second += tl.where(x >= 0, 0.0, x).to(tl.float64)
+            number += ((i < end) & (x >= 0)).to(tl.int32)
+        else:
+            most = tl.maximum(most, magnitude_bits(x))
+            if MODE == "squares":
+                first += _squares(x)
+    if MODE == "sides":
+        tl.store(sums_ptr + piece * 3, tl.sum(first, 0))
+        tl.store(sums_ptr + piece * 3 + 1, tl.sum(second, 0))
+        tl.store(sums_ptr + piece * 3 + 2, tl.sum(number, 0).to(tl.float64))
+    else:
+        tl.store(most_ptr + piece, tl.max(most, 0))
+        if MODE == "squares":
+            tl.store(sums_ptr + piece, tl.sum(first, 0))
+
+
+@triton.jit
+def _joined(
+    most_in, sums_in, firsts_ptr, most_ptr, sums_ptr, MODE: tl.constexpr, EACH: tl.constexpr, TILE: tl.constexpr
+):
+    group = tl.program_id(0)
+    begin, end = tl.load(firsts_ptr + group), tl.load(firsts_ptr + group + 1)
+    if MODE != "sides":
+        most = tl.zeros([TILE], tl.int32)
+        for start in range(begin, end, TILE):
+            i = start + tl.arange(0, TILE)
+            most = tl.maximum(most, tl.load(most_in + i, mask=i < end, other=0))
+        tl.store(most_ptr + group, tl.max(most, 0))
+    for number in tl.static_range(EACH):
+        total = tl.zeros([TILE], tl.float64)
+        for start in range(begin, end, TILE):
+            i = start + tl.arange(0, TILE)
+            total += tl.load(sums_in + i * EACH + number, mask=i < end, other=0.0)
+        tl.store(sums_ptr + group * EACH + number, tl.sum(total, 0))
+
+
+def _reduced(vector: Tensor, groups: Groups, plus: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
+    """Return the largest magnitudes (not for "sides"), and the sums in float64 (not for "max")."""
+    each = {"max": 0, "squares": 1, "sides": 3}[mode]
+
+    def made(count: int) -> tuple[Tensor, Tensor]:
+        return (
+            torch.empty(count, device=vector.device),
+            torch.empty(count * each, dtype=torch.float64, device=vector.device),
+        )
+
+    given: dict[str, Any] = {"MODE": mode, "PLUS": plus is not None}
+    added = vector if plus is None else plus
+    size = vector.shape[0]
+    if isinstance(groups, int) and groups <= SMALL:
+        count = -(-size // groups)
+        most, sums = made(count)
+        width = triton.next_power_of_2(groups)
+        rows = max(1, 4096 // width)
+        grid = (triton.cdiv(count, rows),)
+        bits = most.view(torch.int32)
+        launch(_blocks, grid, vector, added, bits, sums, size, groups, count, ROWS=rows, WIDTH=width, **given)
+        return most, sums
+    if isinstance(groups, int):
+        groups = [min(groups, size - start) for start in range(0, size, groups)]
+    parts = division(groups, vector)
+    most, sums = made(parts.count)
+    part_most, part_sums = made(parts.pieces)
+    bits, part_bits = most.view(torch.int32), part_most.view(torch.int32)
+    bounds, firsts = parts.piece_bounds, parts.first_piece
+    launch(
+        _pieces, (parts.pieces,), vector, added, bounds, part_bits, part_sums, parts.pieces,
+        PIECE=PIECE, TILE=2048, **given,
+    )  # fmt: skip
+    launch(_joined, (parts.count,), part_bits, part_sums, firsts, bits, sums, MODE=mode, EACH=each, TILE=1024, warps=4)
+    return most, sums
+
+
+def group_max_abs(vector: Tensor, groups: Groups, plus: Tensor | None) -> Tensor:
+    """Return each group's largest magnitude: 0 if it is empty, NaN if it has one."""
+    return _reduced(vector, groups, plus, "max")[0]
+
+
+def group_max_square(vector: Tensor, groups: Groups, plus: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return each group's largest magnitude and its sum of squares."""
+    return _reduced(vector, groups, plus, "squares")
+
+
+def group_sides(vector: Tensor, groups: Groups, plus: Tensor | None) -> Tensor:
+    """Return three numbers a group: the sum of what is at least zero, that of all else, and the first's number."""
+    return _reduced(vector, groups, plus, "sides")[1]

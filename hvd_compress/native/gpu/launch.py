@@ -1,0 +1,96 @@
+"""How the Triton kernels are started, and what they have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from hvd_compress.ops.torch import uploaded
+
+TILE = 4096  # elements that a program of an elementwise kernel does
+WARPS = 8  # threads of such a program, in units of 32
+MOST = (1 << 31) - (1 << 16)  # elements of a vector
+PIECE = 8192  # elements of a group that one program reduces
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = WARPS, **constants: Any) -> None:
+    """Start a kernel on the device of its first tensor; nothing waits for it.
+
+    Products and sums are not contracted to fused operations, which round once: the results have the bits of the CPU's.
+    """
+    if not all(grid):
+        return
+    with device_of(next(a for a in arguments if isinstance(a, Tensor))):
+        kernel[grid](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
+
+
+def device_of(array: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Make an array's device the current one, on whose stream kernels are started."""
+    return torch.cuda.device(array.device) if array.is_cuda else contextlib.nullcontext()
+
+
+def tiles(count: int, tile: int = TILE) -> int:
+    """Return the number of tiles that `count` elements fill.
+
+    Raises:
+        ValueError: if the places in the last one do not fit into 32 bits.
+    """
+    if count > MOST:
+        raise ValueError(f"a GPU's kernels take at most {MOST} elements in one vector; got {count}")
+    return int(triton.cdiv(count, tile))
+
+
+def persistent(array: Tensor, each: int = 4) -> int:
+    """Return how many programs keep a device busy that each do many tiles."""
+    return each * torch.cuda.get_device_properties(array.device).multi_processor_count if array.is_cuda else each
+
+
+def signed(word: int) -> int:
+    """Return 32 bits as a signed number, which kernels take."""
+    return word - (1 << 32) if word >> 31 else word
+
+
+class Division:
+    """A vector divided into groups, with the tables that kernels look up: see `division`.
+
+    Attributes:
+        count: groups.
+        block: their common size, or 0.
+        starts: first elements of the groups and the vector's size, int64 of shape (count + 1,).
+    """
+
+    def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts = np.concatenate([[0], ends])
+        self.count, self.size = len(lengths), int(starts[-1])
+        self.starts = uploaded(starts, device)
+        # For each tile the groups of its first and of its last element.
+        firsts = np.arange(0, self.size, TILE)
+        lasts = np.minimum(firsts + TILE, self.size) - 1
+        at = [np.searchsorted(starts, places, side="right") - 1 for places in (firsts, lasts)]
+        self.of_tiles = uploaded(np.stack(at).reshape(-1).astype(np.int32), device)
+        # Pieces of at most PIECE elements: where each begins and ends, and each group's first piece.
+        pieces = -(-np.asarray(lengths, np.int64) // PIECE)
+        self.first_piece = uploaded(np.concatenate([[0], np.cumsum(pieces)]).astype(np.int64), device)
+        owner = np.repeat(np.arange(self.count), pieces)
+        number = np.arange(owner.size) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        begin = starts[owner] + number * PIECE
+        self.pieces = int(owner.size)
+        self.piece_bounds = uploaded(np.stack([begin, np.minimum(begin + PIECE, ends[owner])]).reshape(-1), device)
+
+
+@functools.lru_cache(maxsize=256)
+def _division(lengths: tuple[int, ...], device: torch.device) -> Division:
+    return Division(lengths, device)
+
+
+def division(lengths: Sequence[int], array: Tensor) -> Division:
+    """Return a vector's groups of these lengths; the tables of a model's buckets are kept."""
+    return _division(tuple(lengths), array.device)

@@ -1,0 +1,345 @@
+"""Selection of coordinates: marks, a bit for each coordinate, from which the indices are written in order.
+
+Marks are int32 words, 32 coordinates in each from the lowest bit on: as bytes, a bitmap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hvd_compress.native.gpu.groups import magnitude_bits
+from hvd_compress.native.gpu.launch import TILE, launch, persistent, signed, tiles
+from hvd_compress.native.gpu.numbers import mix, uniform_at
+from hvd_compress.native.kernels import Words
+
+SPAN = 8  # tiles of which one program writes the indices
+DIGITS = ((20, 11), (10, 10), (0, 10))  # of a magnitude's 31 bits, from the highest: shift and number of bits
+SAMPLE = 1 << 17  # magnitudes from which the last selected one's neighbourhood is estimated
+MARGIN = 6  # standard deviations of the estimate, to either side
+ROOM = 32  # one coordinate in so many may be in that neighbourhood
+
+# --- marks
+
+
+@triton.jit
+def _places(start, TILE: tl.constexpr):
+    return start + tl.arange(0, TILE // 32)[:, None] * 32 + tl.arange(0, 32)[None, :]
+
+
+@triton.jit
+def _store_marks(words_ptr, counts_ptr, marks, TILE: tl.constexpr):
+    """Store the marks of this program's tile, and their number."""
+    marks = marks.to(tl.int32)
+    word = tl.program_id(0) * (TILE // 32) + tl.arange(0, TILE // 32)
+    tl.store(words_ptr + word, tl.sum(marks << tl.arange(0, 32)[None, :], 1))
+    tl.store(counts_ptr + tl.program_id(0), tl.sum(tl.sum(marks, 1), 0))
+
+
+@triton.jit
+def _ones(word):
+    """Return the number of bits set."""
+    x = word.to(tl.uint32, bitcast=True)
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def _count(words_ptr, counts_ptr, WORDS: tl.constexpr):
+    word = tl.load(words_ptr + tl.program_id(0) * WORDS + tl.arange(0, WORDS))
+    tl.store(counts_ptr + tl.program_id(0), tl.sum(_ones(word), 0))
+
+
+@triton.jit
+def _write(words_ptr, number, starts_ptr, out_ptr, most, WORDS: tl.constexpr, SPAN: tl.constexpr):
+    """Write the indices of marks: of each word in turn its lowest mark, then the next."""
+    at = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
+    word = tl.load(words_ptr + at, mask=at < number, other=0)
+    ones = _ones(word)
+    to = tl.load(starts_ptr + tl.program_id(0) * SPAN) + tl.cumsum(ones, 0) - ones
+    for _ in range(tl.max(ones, 0)):
+        index = at.to(tl.int64) * 32 + _ones((word & -word) - 1)
+        tl.store(out_ptr + to, index, mask=(word != 0) & (to < most))
+        word = word & (word - 1)
+        to += 1
+
+
+def _starts(counts: Tensor) -> Tensor:
+    """Return how many there are before each tile."""
+    return counts.cumsum(0) - counts
+
+
+def _new_marks(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return room for marks, in whole tiles, and for their number in each tile."""
+    count = tiles(size)
+    words = torch.empty(count * (TILE // 32), dtype=torch.int32, device=device)
+    return words, torch.empty(count, dtype=torch.int32, device=device)
+
+
+def indices_of(words: Tensor, counts: Tensor, count: int) -> Tensor:
+    """Return the indices of the first `count` marks, int64 ascending."""
+    out = torch.empty(count, dtype=torch.int64, device=words.device)
+    launch(
+        _write, (tiles(counts.shape[0], SPAN),), words, words.shape[0], _starts(counts), out, count,
+        WORDS=SPAN * (TILE // 32), SPAN=SPAN, warps=4,
+    )  # fmt: skip
+    return out
+
+
+def marks_of(payload: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return `size` packed bits as marks, and their number in each tile."""
+    words, counts = _new_marks(size, payload.device)
+    filled = words.view(torch.uint8)
+    filled[payload.shape[0] :].zero_()
+    filled[: payload.shape[0]].copy_(payload)
+    if size % 8:
+        filled[size // 8] &= (1 << size % 8) - 1
+    launch(_count, (counts.shape[0],), words, counts, WORDS=TILE // 32, warps=1)
+    return words, counts
+
+
+def set_bits(payload: Tensor, size: int) -> Tensor:
+    """Return the positions of the bits set among the first `size`, ascending; the host waits for their number."""
+    words, counts = marks_of(payload, size)
+    return indices_of(words, counts, int(counts.sum()))
+
+
+# --- by a limit
+
+
+@triton.jit(do_not_specialize=["first", "second"])
+def _mark_chosen(x_ptr, size, limit_ptr, words_ptr, counts_ptr, first, second, DRAW: tl.constexpr, TILE: tl.constexpr):
+    """Mark what is not below the limit; or what is drawn with a probability of the limit times the magnitude."""
+    i = _places(tl.program_id(0) * TILE, TILE)
+    magnitude = tl.abs(tl.load(x_ptr + i, mask=i < size, other=0.0))
+    limit = tl.load(limit_ptr)
+    left_out = uniform_at(i, first, second) >= magnitude * limit if DRAW else magnitude < limit
+    _store_marks(words_ptr, counts_ptr, (left_out == 0) & (i < size), TILE)
+
+
+def _marked(vector: Tensor, limit: float | Tensor, stream: Words, draw: bool) -> tuple[Tensor, Tensor]:
+    """Return the marks of what is chosen, and their number in each tile."""
+    size, device = vector.shape[0], vector.device
+    at = limit.float() if isinstance(limit, Tensor) else torch.full((1,), limit, device=device)
+    words, counts = _new_marks(size, device)
+    first, second = map(signed, stream)
+    launch(_mark_chosen, (tiles(size),), vector, size, at, words, counts, first, second, DRAW=draw, TILE=TILE)
+    return words, counts
+
+
+def above(vector: Tensor, threshold: float | Tensor) -> Tensor:
+    """Return the indices of the magnitudes that are not below `threshold`, ascending; NaN never is."""
+    return above_each([vector], [threshold])[0]
+
+
+def above_each(vectors: Sequence[Tensor], thresholds: Sequence[float | Tensor]) -> list[Tensor]:
+    """Return `above` of each vector with its threshold; the host waits, once, for all their numbers."""
+    marked = [_marked(vector, limit, (0, 0), False) for vector, limit in zip(vectors, thresholds, strict=True)]
+    numbers = torch.stack([counts.sum() for _, counts in marked]).tolist()
+    return [indices_of(words, counts, number) for (words, counts), number in zip(marked, numbers, strict=True)]
+
+
+def draw(vector: Tensor, scale: float | Tensor, stream: Words) -> Tensor:
+    """Return each index with probability min(1, scale * magnitude), ascending; NaN for certain."""
+    words, counts = _marked(vector, scale, stream, True)
+    return indices_of(words, counts, int(counts.sum()))
+
+
+# --- by number. The state of a search, int32: the digits found of the last magnitude that is selected; how many are
+# wanted of those that begin so; where to search (among the neighbours, in the vector, or nowhere, for it is known); how
+# many neighbours there are; and how many are above them.
+
+NEIGHBOURS: tl.constexpr = tl.constexpr(0)
+VECTOR: tl.constexpr = tl.constexpr(1)
+NOWHERE: tl.constexpr = tl.constexpr(2)
+
+
+@triton.jit
+def _sample(x_ptr, size, out_ptr, stride, SAMPLE: tl.constexpr, TILE: tl.constexpr):
+    """Store the magnitude of one element, drawn at random, of each of SAMPLE parts."""
+    part = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    i = part * stride + (mix(part.to(tl.uint32, bitcast=True)) % stride.to(tl.uint32)).to(tl.int32)
+    tl.store(out_ptr + part, magnitude_bits(tl.load(x_ptr + i)))
+
+
+@triton.jit
+def _find_neighbours(x_ptr, size, bounds_ptr, out_ptr, state_ptr, room, TILE: tl.constexpr):
+    """Copy the elements whose magnitudes are within the bounds, in any order, and count those and the ones above."""
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    x = tl.load(x_ptr + i, mask=i < size, other=0.0)
+    magnitude = magnitude_bits(x)
+    low, high = tl.load(bounds_ptr), tl.load(bounds_ptr + 1)
+    near = ((magnitude >= low) & (magnitude <= high) & (i < size)).to(tl.int32)
+    above = ((magnitude > high) & (i < size)).to(tl.int32)
+    number = tl.sum(near, 0)
+    tl.atomic_add(state_ptr + 4, tl.sum(above, 0), sem="relaxed")
+    start = tl.atomic_add(state_ptr + 3, number, sem="relaxed")
+    at = start + tl.cumsum(near, 0) - near
+    tl.store(out_ptr + at, x, mask=(near != 0) & (at < room))
+
+
+@triton.jit
+def _where_to_search(state_ptr, bounds_ptr, room):
+    near, wanted = tl.load(state_ptr + 3), tl.load(state_ptr + 1) - tl.load(state_ptr + 4)
+    low, high = tl.load(bounds_ptr), tl.load(bounds_ptr + 1)
+    if (wanted > 0) & (wanted <= near):
+        if low == high:
+            tl.store(state_ptr, low)
+            tl.store(state_ptr + 1, wanted)
+            tl.store(state_ptr + 2, NOWHERE)
+        elif near <= room:
+            tl.store(state_ptr + 1, wanted)
+            tl.store(state_ptr + 2, NEIGHBOURS)
+
+
+@triton.jit
+def _digits(x_ptr, size, prefix, counts, SHIFT: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr):
+    for tile in range(tl.program_id(0), tl.cdiv(size, TILE), tl.num_programs(0)):
+        i = tile * TILE + tl.arange(0, TILE)
+        magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
+        among = (i < size) & ((magnitude >> (SHIFT + BITS)) == prefix)
+        counts += tl.histogram((magnitude >> SHIFT) & ((1 << BITS) - 1), 1 << BITS, mask=among)
+    return counts
+
+
+@triton.jit
+def _histogram(
+    x_ptr, size, near_ptr, state_ptr, counts_ptr, SHIFT: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr
+):
+    """Count the next digit of the magnitudes that begin with the digits found so far."""
+    prefix, place = tl.load(state_ptr), tl.load(state_ptr + 2)
+    near = tl.where(place == NEIGHBOURS, tl.load(state_ptr + 3), 0)
+    counts = tl.zeros([1 << BITS], tl.int32)
+    counts = _digits(near_ptr, near, prefix, counts, SHIFT, BITS, TILE)
+    counts = _digits(x_ptr, tl.where(place == VECTOR, size, 0), prefix, counts, SHIFT, BITS, TILE)
+    if tl.sum(counts, 0) > 0:
+        tl.atomic_add(counts_ptr + tl.arange(0, 1 << BITS), counts, sem="relaxed")
+
+
+@triton.jit
+def _next_digit(state_ptr, counts_ptr, BITS: tl.constexpr):
+    """Find the digit of the last magnitude that is wanted, and how many of that digit are; empty the counts."""
+    digit = tl.arange(0, 1 << BITS)
+    counts = tl.load(counts_ptr + digit)
+    prefix, wanted = tl.load(state_ptr), tl.load(state_ptr + 1)
+    above = tl.sum(counts, 0) - tl.cumsum(counts, 0)
+    here = (above < wanted) & (above + counts >= wanted)
+    if tl.load(state_ptr + 2) != NOWHERE:
+        tl.store(state_ptr, (prefix << BITS) | tl.sum(tl.where(here, digit, 0), 0))
+        tl.store(state_ptr + 1, wanted - tl.sum(tl.where(here, above, 0), 0))
+    tl.store(counts_ptr + digit, counts * 0)
+
+
+@triton.jit
+def _mark_top(x_ptr, size, state_ptr, above_ptr, above_counts, equal_ptr, equal_counts, TILE: tl.constexpr):
+    i = _places(tl.program_id(0) * TILE, TILE)
+    magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
+    least = tl.load(state_ptr)
+    _store_marks(above_ptr, above_counts, (magnitude > least) & (i < size), TILE)
+    _store_marks(equal_ptr, equal_counts, (magnitude == least) & (i < size), TILE)
+
+
+@triton.jit
+def _take_first(words_ptr, counts_ptr, equal_ptr, starts_ptr, state_ptr, WORDS: tl.constexpr):
+    """Mark of those marked equal the first ones as well, as many as are wanted."""
+    at = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
+    equal = tl.load(equal_ptr + at)
+    ones = _ones(equal)
+    left = tl.load(state_ptr + 1) - tl.load(starts_ptr + tl.program_id(0)) - (tl.cumsum(ones, 0) - ones)
+    left = tl.minimum(tl.maximum(left, 0), ones)
+    taken = tl.where(left == ones, equal, 0)
+    part = tl.where(left < ones, left, 0)
+    for _ in range(tl.max(part, 0)):
+        taken = taken | tl.where(part > 0, equal & -equal, 0)
+        equal = equal & (equal - 1)
+        part -= 1
+    if tl.max(left, 0) > 0:
+        tl.store(words_ptr + at, tl.load(words_ptr + at) | taken)
+        count = tl.load(counts_ptr + tl.program_id(0))
+        tl.store(counts_ptr + tl.program_id(0), count + tl.sum(left, 0))
+
+
+def _neighbours(vector: Tensor, count: int, state: Tensor) -> Tensor:
+    """Estimate from a sample where the last selected magnitude lies, and return the elements there."""
+    size, device = vector.shape[0], vector.device
+    room = size // ROOM
+    sample = torch.empty(SAMPLE, dtype=torch.int32, device=device)
+    launch(_sample, (SAMPLE // 1024,), vector, size, sample, size // SAMPLE, SAMPLE=SAMPLE, TILE=1024, warps=4)
+    ordered = sample.sort().values
+    share = count / size
+    rank, margin = SAMPLE * (1 - share), MARGIN * math.sqrt(SAMPLE * share * (1 - share)) + MARGIN
+    low, high = math.floor(rank - margin), math.ceil(rank + margin)
+    bounds = torch.full((2,), 0, dtype=torch.int32, device=device)
+    bounds[1].fill_(0x7FFFFFFF)
+    if low >= 0:
+        bounds[0].copy_(ordered[low])
+    if high < SAMPLE:
+        bounds[1].copy_(ordered[high])
+    near = torch.empty(room, device=device)
+    launch(_find_neighbours, (tiles(size),), vector, size, bounds, near, state, room, TILE=TILE)
+    launch(_where_to_search, (1,), state, bounds, room, warps=1)
+    return near
+
+
+def top_k(vector: Tensor, count: int) -> Tensor:
+    """Return the indices of the `count` largest magnitudes, ascending; of equal ones the first, NaN above all."""
+    size, device = vector.shape[0], vector.device
+    if count >= size or count <= 0:
+        return torch.arange(min(size, count), device=device)
+    state = torch.zeros(5, dtype=torch.int32, device=device)
+    state[1].fill_(count)
+    state[2].fill_(VECTOR.value)
+    near = _neighbours(vector, count, state) if size >= 8 * SAMPLE else vector
+    digits = torch.zeros(1 << DIGITS[0][1], dtype=torch.int32, device=device)
+    programs = min(tiles(size, 2048), persistent(vector))
+    for shift, bits in DIGITS:
+        launch(_histogram, (programs,), vector, size, near, state, digits, SHIFT=shift, BITS=bits, TILE=2048)
+        launch(_next_digit, (1,), state, digits, BITS=bits)
+    words, counts = _new_marks(size, device)
+    equal, equal_counts = _new_marks(size, device)
+    launch(_mark_top, (tiles(size),), vector, size, state, words, counts, equal, equal_counts, TILE=TILE)
+    launch(
+        _take_first, (tiles(size),), words, counts, equal, _starts(equal_counts), state, WORDS=TILE // 32, warps=1
+    )  # fmt: skip
+    return indices_of(words, counts, count)
+
+
+# --- Wangni's lambda
+
+
+@triton.jit
+def _sum_below(x_ptr, size, bound_ptr, sums_ptr, TILE: tl.constexpr):
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    magnitude = tl.abs(tl.load(x_ptr + i, mask=i < size, other=0.0))
+    below = magnitude < tl.load(bound_ptr)
+    tl.store(sums_ptr + tl.program_id(0) * 2, tl.sum(tl.where(below, magnitude, 0.0).to(tl.float64), 0))
+    others = ((below == 0) & (i < size)).to(tl.int32)
+    tl.store(sums_ptr + tl.program_id(0) * 2 + 1, tl.sum(others, 0).to(tl.float64))
+
+
+def _sum_abs_below(vector: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of the magnitudes below a bound, and the number of the others: float64 of no axes."""
+    sums = torch.empty(tiles(vector.shape[0]), 2, dtype=torch.float64, device=vector.device)
+    launch(_sum_below, (sums.shape[0],), vector, vector.shape[0], bound.float(), sums, TILE=TILE)
+    below, others = sums.sum(0)
+    return below, others
+
+
+def inclusion_scale(vector: Tensor, target: float, rounds: int) -> Tensor:
+    """Return the number of `hvd_compress.compressors.sparsify.inclusion_scale`, float64 of no axes on the device."""
+    below, capped = _sum_abs_below(vector, torch.full((), math.inf, device=vector.device))
+    scale = torch.where(below > 0, target / below, 0.0)
+    going = scale > 0
+    for _ in range(rounds):
+        before = capped
+        below, capped = _sum_abs_below(vector, 1 / scale)
+        going = going & (capped != before) & (capped < target) & (below > 0)
+        scale = torch.where(going, (target - capped) / below, scale)
+    return scale
