@@ -35,6 +35,7 @@ class PowerSGD(Compressor):
     paper: ClassVar[str] = "Vogels et al. 2019"
     wire: ClassVar[str] = "left factors, then right factors (fp32)"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce", "allreduce")
+    portable: ClassVar[bool] = False  # libraries orthogonalize and multiply, each in its own order
 
     rank: int = setting(2, low=1)
     warm_start: bool = setting(True)

@@ -91,7 +91,7 @@ class BucketReducer(GradientReducer):
             raise RuntimeError(
                 "a layer was frozen after DDP was made and before register(): freeze before, or after both"
             )
-        promise: Future[Tensor] = Future()
+        promise: Future[Tensor] = Future(devices=[bucket.buffer().device] if bucket.buffer().is_cuda else None)
         layout = self._layout(self._name_of[p] for p in bucket.parameters())
         self._promised[layout] = promise, bucket.buffer()
         gradients = bucket.gradients() or [bucket.buffer()]  # a sparse one has a bucket of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,8 +42,17 @@ def gradient_was_changed(name: str) -> str:
     )
 
 
+@functools.cache
+def _stream_beside(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of a device in which all its exchanges compress."""
+    return torch.cuda.Stream(device)
+
+
 class TensorExchange(Exchange):
-    """An exchange on a device, with the buffer that a bucket's gradients are collected in."""
+    """An exchange on a device, with the buffer that a bucket's gradients are collected in.
+
+    On a GPU, compression runs in a stream of its own, beside the backward pass; who takes the mean waits for it.
+    """
 
     def __init__(
         self,
@@ -60,6 +70,30 @@ class TensorExchange(Exchange):
         self.vector: Tensor | None = None
         self.dtype = dtype
         self.missing = len(layout.parameters)
+        self._stream = _stream_beside(self.device) if self.device.type == "cuda" else None
+
+    def launch(self, vector: Any, *, overwrite: bool = False) -> None:
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+            for tensor in (vector.indices, vector.values) if isinstance(vector, Rows) else (vector,):
+                tensor.record_stream(self._stream)
+        with self._beside():
+            super().launch(vector, overwrite=overwrite)
+
+    def advance(self) -> None:
+        with self._beside():
+            super().advance()
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Work in the stream of compression; once the mean is there, let the current stream wait for it."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+        if self.finished:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def buffer(self) -> Tensor:
         """Return the vector to collect gradients in."""
@@ -132,6 +166,18 @@ class TensorReducer(Reducer[TensorExchange]):
         """The parameters' own dtypes, for the agreement."""
         return [f"{name} {p.dtype}" for name, p in self.parameters.items()]
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What must be the same on all workers, beside settings and shapes."""
+        return {"dtypes": self.dtypes, "processors": self.processors}
+
+    @property
+    def processors(self) -> str:
+        """The kinds of devices that the parameters are on, if the means depend on them."""
+        if all(compressor.bare.portable for compressor in self.settings.compressors):
+            return "any"
+        return " and ".join(sorted({p.device.type for p in self.parameters.values()}))
+
     def count_seconds(self, exchanges: Iterable[TensorExchange]) -> None:
         exchanges = list(exchanges)
         super().count_seconds(exchanges)
@@ -155,7 +201,7 @@ class TensorReducer(Reducer[TensorExchange]):
         self.progress.pause()
 
     def _agree(self, error: Exception | None = None) -> None:
-        self.agree(self.gradients, {"dtypes": self.dtypes}, error=error)
+        self.agree(self.gradients, self.described, error=error)
 
     def _tell(self, error: Exception) -> None:
         unfinished = [exchange for exchange in self.all if not exchange.finished]
@@ -583,7 +629,7 @@ class GradientReducer(TensorReducer):
             self._find_places()
 
     def _agree(self, error: Exception | None = None) -> None:
-        self._hear(self.agree(self.gradients, {"dtypes": self.dtypes}, self._to_tell(), error))
+        self._hear(self.agree(self.gradients, self.described, self._to_tell(), error))
 
     def _to_tell(self) -> dict[str, Any]:
         """Return what the others are to know of this worker before they plan."""

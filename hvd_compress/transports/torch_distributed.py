@@ -74,6 +74,8 @@ class ProcessGroupTransport:
             if self.workers < dist.get_world_size():
                 given |= {"ranks": dist.get_process_group_ranks(self.group), "use_local_synchronization": True}
             backend = dist.get_backend_config(self.group)
+            if "cpu:" not in backend:  # the roll call's bytes are the host's
+                backend += ",cpu:gloo"
             self._groups = dist.new_group(backend=backend, **given), dist.new_group(backend="gloo", **given)
         return self._groups
 

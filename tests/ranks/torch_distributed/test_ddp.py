@@ -446,6 +446,19 @@ def test_ranks_that_disagree():
         train(model, sgd(model), 1)
 
 
+def test_processors_of_different_kinds_are_refused_where_they_would_round_means_differently(monkeypatch):
+    for spec in ("powersgd", "sketched_sgd(heavymix=True)"):
+        _, compression = wrapped(spec)
+        assert compression._reducer.processors == "cpu"
+    for spec in ("topk", "sketched_sgd", "qsgd"):
+        _, compression = wrapped(spec)
+        assert compression._reducer.processors == "any"
+    model, _ = wrapped("powersgd")
+    monkeypatch.setattr(ddp.BucketReducer, "processors", "cuda" if RANK else "cpu")
+    with pytest.raises(hvdc.WorkersDisagree, match=r"processors: rank 0: cpu; ranks? 1.*cuda"):
+        train(model, sgd(model), 1)
+
+
 @dataclass(frozen=True)
 class Failing(Compressor):
     """Fails on the last rank in its third step, in its first or its second round."""
