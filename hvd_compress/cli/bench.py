@@ -21,6 +21,8 @@ def register(commands: Any) -> None:
     parser.add_argument("--repetitions", type=int, default=9, help="repetitions; their least and median are shown")
     frameworks = ("numpy", "tensorflow", "torch")
     parser.add_argument("--framework", choices=frameworks, help="whose arrays to compress (if none: torch)")
+    devices = ("cpu", "cuda")
+    parser.add_argument("--device", choices=devices, help="where PyTorch's tensors are (if none: cpu)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the times to this file, in seconds")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times to this file (PNG, PDF or SVG)")
     parser.add_argument(
@@ -43,11 +45,15 @@ def run(args: argparse.Namespace) -> None:
 def _time_compressors(args: argparse.Namespace) -> None:
     if args.seconds is not None:
         raise ValueError("--seconds goes with --servers alone")
+    framework, device = args.framework or "torch", args.device or "cpu"
+    if device == "cuda" and framework != "torch":
+        raise ValueError(f"--device cuda goes with --framework torch alone; got {framework}")
     from hvd_compress.cli import compressor_bench
 
     compressor_bench.main(
         args.only or [],
-        framework=args.framework or "torch",
+        framework=framework,
+        device=device,
         size=args.size or SIZE,
         threads=args.threads,
         repetitions=args.repetitions,
@@ -57,7 +63,7 @@ def _time_compressors(args: argparse.Namespace) -> None:
 
 
 def _time_servers(args: argparse.Namespace) -> None:
-    for name in ("only", "framework", "plot"):
+    for name in ("only", "framework", "device", "plot"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name} does not go with --servers")
     seconds = 1.0 if args.seconds is None else args.seconds

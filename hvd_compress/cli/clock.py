@@ -9,15 +9,22 @@ from typing import Any
 
 
 class Clock:
-    """The times of one operation, in seconds, one for each repetition."""
+    """The times of one operation, in seconds, one for each repetition.
 
-    def __init__(self) -> None:
+    Args:
+        settle: waits for what was started before, on a device that works on its own.
+    """
+
+    def __init__(self, settle: Callable[[], Any] = lambda: None) -> None:
         self.seconds: list[float] = []
+        self._settle = settle
 
     def time(self, run: Callable[[], Any]) -> Any:
         """Call `run`, note how long it took, and return what it returned."""
+        self._settle()
         began = time.perf_counter()
         result = run()
+        self._settle()
         self.seconds.append(time.perf_counter() - began)
         return result
 

@@ -48,15 +48,17 @@ class CompressorBench:
 
     Args:
         framework: "numpy", "tensorflow" or "torch", whose arrays are compressed.
+        device: where PyTorch's tensors are: "cpu", or "cuda".
         size: coordinates of the vector.
         threads: of the kernels and the framework; None for one a core.
         repetitions: of each operation.
     """
 
-    def __init__(self, framework: str, size: int, threads: int | None, repetitions: int) -> None:
+    def __init__(self, framework: str, size: int, threads: int | None, repetitions: int, device: str = "cpu") -> None:
         self.size, self.repetitions = size, repetitions
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.ops, self._memcpy, empty = _framework(framework, self.threads)
+        self.ops, self._memcpy, empty, self.settle = _framework(framework, self.threads, device)
+        self.device = device
         # Unlike a framework's copy, the kernels' leaves no thread spinning on a core afterwards.
         self._copy = self.ops.kernels.copy if self.ops.kernels else self._memcpy
         self._plain = empty(size), empty(size)
@@ -68,22 +70,22 @@ class CompressorBench:
         for array in self._plain:
             self._memcpy(array, self.vector)
         self._copies: list[float] = []
-        self._check = Clock()
+        self._check = Clock(self.settle)
 
     def run(self, text: str) -> dict[str, Any]:
         """Return the least and median times of a spec's compressor, in seconds, and the bytes that it sends."""
         compressor = parse(text)
         bare = compressor.bare
         with_feedback = compressor if compressor is not bare else _with_feedback(bare)
-        clocks = {name: Clock() for name in ("encode", "decode", "decode4", "bare", "whole")}
+        clocks = {name: Clock(self.settle) for name in ("encode", "decode", "decode4", "bare", "whole")}
         state = State(self.layout)
-        memcpy = Clock()
+        memcpy = Clock(self.settle)
         for _ in range(self.repetitions):
             memcpy.time(lambda: self._memcpy(*self._plain))
         self._copies.append(memcpy.least)
         time.sleep(PAUSE)
         for _ in range(self.repetitions):
-            self._check.time(lambda: self.ops.poison(self.vector))
+            self._check.time(lambda: self.ops.poison(self.vector, True))
         self._copy(self._buffer, self.vector)
         for _ in range(self.repetitions + 1):  # the first is a warm-up
             sent = self._step(bare, state, clocks["encode"], clocks["decode"])
@@ -130,6 +132,7 @@ class CompressorBench:
             sent += self.ops.to_bytes(payload).shape[0]
             began = time.perf_counter()
             step.feed(combined)
+            self.settle()
             seconds += time.perf_counter() - began
         decode.seconds.append(seconds)
         del step  # and with it the mean, whose memory the next step may use
@@ -149,7 +152,7 @@ class CompressorBench:
     def _feedback(self, compressor: Compressor, clock: Clock) -> None:
         """Time whole steps with feedback; its memory is zeroed before each, so that all send the same."""
         state, zeros = State(self.layout), self.ops.zeros(self.size)
-        encode, decode = Clock(), Clock()
+        encode, decode = Clock(self.settle), Clock(self.settle)
         for _ in range(self.repetitions + 2):  # one more warm-up: the first has no memory yet
             self._copy(self._buffer, self.vector)
             for store in (state.local, state.shared):
@@ -161,11 +164,13 @@ class CompressorBench:
         del clock.seconds[:1]
 
     def _address(self, array: Array) -> int:
-        return int(self.ops.to_numpy(array).ctypes.data)
+        return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr())
 
 
-def _framework(name: str, threads: int) -> tuple[Ops, Callable[[Array, Array], Any], Callable[[int], Array]]:
-    """Return a framework's operations, its copy from one vector to another, and its allocation of a vector."""
+def _framework(
+    name: str, threads: int, device: str
+) -> tuple[Ops, Callable[[Array, Array], Any], Callable[[int], Array], Callable[[], None]]:
+    """Return a framework's operations, copy of a vector to another, allocation of one, and wait for its device."""
     if name in ("numpy", "tensorflow"):  # TensorFlow hands its tensors to the kernels as NumPy arrays
         ops: Ops = NumpyOps()
         copy: Callable[[Array, Array], Any] = np.copyto
@@ -176,10 +181,12 @@ def _framework(name: str, threads: int) -> tuple[Ops, Callable[[Array, Array], A
         from hvd_compress.ops.torch import TorchOps
 
         torch.set_num_threads(threads)
-        ops, copy, empty = TorchOps(), torch.Tensor.copy_, torch.empty
+        ops, copy, empty = TorchOps(device), torch.Tensor.copy_, functools.partial(torch.empty, device=device)
+        if device == "cuda":
+            return ops, copy, empty, torch.cuda.synchronize
     if ops.kernels:
         ops.kernels.set_threads(threads)
-    return ops, copy, empty
+    return ops, copy, empty, lambda: None
 
 
 def _with_feedback(compressor: Compressor) -> Compressor | None:
@@ -194,6 +201,7 @@ def main(
     specs: Sequence[str],
     *,
     framework: str,
+    device: str,
     size: int,
     threads: int | None,
     repetitions: int,
@@ -211,7 +219,7 @@ def main(
         from hvd_compress.cli.graph_bench import GraphBench
 
         bench_type = GraphBench
-    bench = bench_type(framework, size, threads, repetitions)
+    bench = bench_type(framework, size, threads, repetitions, device)
     results: list[dict[str, Any]] = []
     console = Console(stderr=True)
     try:
@@ -221,7 +229,7 @@ def main(
         console.print("interrupted: the table shows the results until then")
     if not results:
         return
-    report = {"size": bench.size, "threads": bench.threads, "framework": framework}
+    report = {"size": bench.size, "threads": bench.threads, "framework": framework, "device": device}
     report |= {"memcpy_s": bench.memcpy, "check_s": bench.check}
     report["results"] = results
     Console(width=None if sys.stdout.isatty() else 400).print(table(report))

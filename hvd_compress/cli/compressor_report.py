@@ -15,7 +15,7 @@ def table(report: dict[str, Any]) -> Any:
     from rich.table import Table
 
     memcpy, size = report["memcpy_s"], report["size"]
-    title = f"{size} coordinates, {report['threads']} threads: multiples of one memcpy ({1e3 * memcpy:.2f} ms)"
+    title = f"{size} coordinates, {_where(report)}: multiples of one copy ({1e3 * memcpy:.2f} ms)"
     within = "in encode" if report["framework"] == "tensorflow" else "not in encode"
     check = f"a step's check for non-finite values {report['check_s'] / memcpy:.2f}, {within}"
     shown = Table(box=box.MARKDOWN, title=f"{title}, least (median); {check}")
@@ -50,7 +50,11 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axes.barh(names, encode, label="encode")
     axes.barh(names, decode, left=encode, label="decode")
     axes.axvline(1, color="black", linewidth=1, linestyle=":")
-    axes.set_xlabel(f"multiples of one memcpy of {report['size']} floats, {report['threads']} threads")
+    axes.set_xlabel(f"multiples of one copy of {report['size']} floats, {_where(report)}")
     axes.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _where(report: dict[str, Any]) -> str:
+    return f"{report['threads']} threads" if report["device"] == "cpu" else str(report["device"])

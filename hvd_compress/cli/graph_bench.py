@@ -19,12 +19,12 @@ class GraphBench(CompressorBench):
     calls between TensorFlow and Python.
     """
 
-    def __init__(self, framework: str, size: int, threads: int | None, repetitions: int) -> None:
+    def __init__(self, framework: str, size: int, threads: int | None, repetitions: int, device: str = "cpu") -> None:
         import horovod.tensorflow as hvd
         import tensorflow as tf
 
         hvd.init()
-        super().__init__(framework, size, threads, repetitions)
+        super().__init__(framework, size, threads, repetitions, device)
         tf.config.threading.set_intra_op_parallelism_threads(self.threads)
         self._tensorflow = tf
         self._graphs: dict[Any, tuple[Any, Any, list[float]]] = {}
