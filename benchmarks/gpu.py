@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -72,9 +71,8 @@ def _hook_seconds(side: int, repetitions: int) -> float:
     from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
     from torch.nn.parallel import DistributedDataParallel
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541", "RANK": "0", "WORLD_SIZE": "1"}
     torch.cuda.set_device(0)
-    dist.init_process_group("nccl")
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     seconds = []
     for hooked in (False, True):
         model = DistributedDataParallel(torch.nn.Linear(side, side, bias=False, device="cuda"))

@@ -18,6 +18,6 @@ $PYTHON -c 'import torch, triton; print(torch.cuda.get_device_name(), "PyTorch",
 
 status=0
 $PYTHON -m pytest -q -p no:cacheprovider -n 6 --timeout=120 tests/unit/test_gpu.py || status=1
-$PYTHON -m pytest -q -p no:cacheprovider --timeout=120 tests/gpu || status=1
+$PYTHON -m pytest -q -p no:cacheprovider -n 4 --timeout=120 tests/gpu || status=1
 $PYTHON -m benchmarks.gpu --write || status=1
 exit $status

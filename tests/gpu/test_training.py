@@ -43,9 +43,8 @@ def test_a_gpu_and_a_cpu_together(spec):
 
 @pytest.fixture(scope="module")
 def nccl():
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "RANK": "0", "WORLD_SIZE": "1"}
     torch.cuda.set_device(0)
-    dist.init_process_group("nccl")
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
