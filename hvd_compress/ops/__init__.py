@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from hvd_compress.native.kernels import Kernels
+from hvd_compress.native.kernels import Hashing, Kernels
 from hvd_compress.ops import random
 from hvd_compress.ops.by_kernel import by_kernel, inherit
 from hvd_compress.ops.random import Stream
@@ -116,6 +116,10 @@ class Ops(Protocol):
 
     def from_numpy(self, array: Any) -> Array:
         """Return a NumPy array as the framework's, on the device in use."""
+
+    def hashing(self, shifts: Any, flips: Any, signs: Any) -> Hashing:
+        """Return NumPy's arrays of a count sketch's hashing as the kernels want them."""
+        return shifts, flips, signs
 
     def to_numpy(self, array: Array) -> Any:
         """Return an array as NumPy's."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hvd_compress import native
-from hvd_compress.native.kernels import Kernels
+from hvd_compress.native.kernels import Hashing, Kernels
 from hvd_compress.ops import Ops
 from hvd_compress.ops.by_kernel import by_kernel
 from hvd_compress.ops.numpy import NumpyOps
@@ -75,6 +75,14 @@ class TorchOps(Ops):
     def from_numpy(self, array: np.ndarray[Any, Any]) -> Tensor:
         return uploaded(array, self.device)
 
+    def hashing(self, shifts: Any, flips: Any, signs: Any) -> Hashing:
+        if self.kernels is None or self._shares_memory:
+            return shifts, flips, signs
+        shifts, flips, signs = map(
+            self.from_numpy, (shifts.astype("int32"), flips.astype("int32"), signs.view("int32"))
+        )
+        return shifts, flips, signs
+
     def to_numpy(self, array: Tensor) -> np.ndarray[Any, Any]:
         return array.cpu().numpy()
 
@@ -98,7 +106,14 @@ class TorchOps(Ops):
 
     def cast(self, array: Tensor, dtype: str) -> Tensor:
         kind = getattr(torch, dtype)
-        return array if array.dtype == kind else self.new(array.shape, kind).copy_(array)
+        if array.dtype == kind:
+            return array
+        if self.kernels is not None and not self._shares_memory and array.dim() == 1 and array.is_contiguous():
+            if (array.dtype, kind) == (torch.float16, torch.float32):
+                return self.kernels.from_half(array)
+            if (array.dtype, kind) == (torch.float32, torch.float16):
+                return self.kernels.to_half(array)
+        return self.new(array.shape, kind).copy_(array)
 
     def concat(self, arrays: Sequence[Tensor]) -> Tensor:
         if not arrays:

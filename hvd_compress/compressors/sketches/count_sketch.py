@@ -157,16 +157,13 @@ class CountSketch:
         """Shifts and flips, int64 and uint8, of each row and in it of each block; and a bit of sign for each column."""
         key, blocks = make_key("count sketch", self.seed), -(-self.size // self.columns)
         words = random.bits(2 * self.rows * blocks, Stream(key, 0)).reshape(2, -1)
-        return (
-            rotated(words[0], self.columns),
-            (words[1] >> 31).astype(np.uint8),
-            random.bits(-(-self.columns // 32), Stream(key, 1)),
-        )
+        shifts, flips = rotated(words[0], self.columns), (words[1] >> 31).astype(np.uint8)
+        return self.ops.hashing(shifts, flips, random.bits(-(-self.columns // 32), Stream(key, 1)))
 
     @cached_property
     def _arrays(self) -> tuple[Array, Array, Array]:
         """Shifts and flips (1 or -1), shape (rows, blocks), and signs (1 or -1) as the framework's arrays."""
-        shifts, flips, words = self._hashing
+        shifts, flips, words = self._hashing  # NumPy's, for these are for operations without kernels
         signs = np.unpackbits(words.view(np.uint8), bitorder="little")[: self.columns]
         turned = (1 - 2 * bits.astype(np.float32) for bits in (flips.reshape(self.rows, -1), signs))
         return tuple(map(self.ops.from_numpy, (shifts.reshape(self.rows, -1), *turned)))

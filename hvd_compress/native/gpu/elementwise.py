@@ -40,6 +40,12 @@ def _half_rest(x_ptr, residual_ptr, out_ptr, size, RESIDUAL: tl.constexpr, TILE:
 
 
 @triton.jit
+def _convert(x_ptr, out_ptr, size, TILE: tl.constexpr):
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    tl.store(out_ptr + i, tl.load(x_ptr + i, mask=i < size).to(out_ptr.dtype.element_ty), mask=i < size)
+
+
+@triton.jit
 def _find_nonfinite(x_ptr, size, found_ptr, TILE: tl.constexpr):
     found = tl.zeros([TILE], tl.int32)
     for tile in range(tl.program_id(0), tl.cdiv(size, TILE), tl.num_programs(0)):
@@ -82,6 +88,20 @@ def half_rest(vector: Tensor, residual: Tensor | None) -> Tensor:
     out, size = torch.empty_like(vector, dtype=torch.float16), vector.shape[0]
     added = vector if residual is None else residual
     launch(_half_rest, (tiles(size),), vector, added, out, size, RESIDUAL=residual is not None, TILE=TILE)
+    return out
+
+
+def to_half(vector: Tensor) -> Tensor:
+    """Return a vector as float16, to the nearest."""
+    out = torch.empty_like(vector, dtype=torch.float16)
+    launch(_convert, (tiles(vector.shape[0]),), vector, out, vector.shape[0], TILE=TILE)
+    return out
+
+
+def from_half(halves: Tensor) -> Tensor:
+    """Return numbers of float16 as float32."""
+    out = torch.empty_like(halves, dtype=torch.float32)
+    launch(_convert, (tiles(halves.shape[0]),), halves, out, halves.shape[0], TILE=TILE)
     return out
 
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvd_compress.native.gpu.launch import PIECE, division, launch
+from hvd_compress.native.gpu.launch import TILE, division, launch, tiles
 from hvd_compress.native.kernels import Groups
 
 SMALL = 8192  # size of blocks up to which one program reduces one block or several
@@ -71,62 +71,65 @@ def _blocks(
 
 
 @triton.jit
-def _pieces(
+def _tiles(
     x_ptr,
     plus_ptr,
-    bounds_ptr,
+    starts_ptr,
+    tiles_ptr,
     most_ptr,
     sums_ptr,
-    pieces,
+    size,
     MODE: tl.constexpr,
     PLUS: tl.constexpr,
-    PIECE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    piece = tl.program_id(0)
-    begin, end = tl.load(bounds_ptr + piece), tl.load(bounds_ptr + pieces + piece)
-    most = tl.zeros([TILE], tl.int32)
-    first = tl.zeros([TILE], tl.float64)
-    second = tl.zeros([TILE], tl.float64)
-    number = tl.zeros([TILE], tl.int32)
-    for start in tl.static_range(0, PIECE, TILE):
-        i = begin + start + tl.arange(0, TILE)
-        x = _loaded(x_ptr, plus_ptr, i, i < end, PLUS)
+    """Reduce what each group has in a tile; a group's parts lie behind each other, at tile + group."""
+    tile = tl.program_id(0)
+    i = tile * TILE + tl.arange(0, TILE)
+    x = _loaded(x_ptr, plus_ptr, i, i < size, PLUS)
+    for group in range(tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile) + 1):
+        inside = (i >= tl.load(starts_ptr + group)) & (i < tl.load(starts_ptr + group + 1))
+        to = tile + group
         if MODE == "sides":
-            first += tl.where(x >= 0, x, 0.0).to(tl.float64)
-            second += tl.where(x >= 0, 0.0, x).to(tl.float64)
-            number += ((i < end) & (x >= 0)).to(tl.int32)
+            positive = inside & (x >= 0)
+            tl.store(sums_ptr + to * 3, tl.sum(tl.where(positive, x, 0.0).to(tl.float64), 0))
+            tl.store(sums_ptr + to * 3 + 1, tl.sum(tl.where(inside & (x < 0), x, 0.0).to(tl.float64), 0))
+            tl.store(sums_ptr + to * 3 + 2, tl.sum(positive.to(tl.int32), 0).to(tl.float64))
         else:
-            most = tl.maximum(most, magnitude_bits(x))
+            own = tl.where(inside, x, 0.0)
+            tl.store(most_ptr + to, tl.max(magnitude_bits(own), 0))
             if MODE == "squares":
-                first += _squares(x)
-    if MODE == "sides":
-        tl.store(sums_ptr + piece * 3, tl.sum(first, 0))
-        tl.store(sums_ptr + piece * 3 + 1, tl.sum(second, 0))
-        tl.store(sums_ptr + piece * 3 + 2, tl.sum(number, 0).to(tl.float64))
-    else:
-        tl.store(most_ptr + piece, tl.max(most, 0))
-        if MODE == "squares":
-            tl.store(sums_ptr + piece, tl.sum(first, 0))
+                tl.store(sums_ptr + to, tl.sum(_squares(own), 0))
 
 
 @triton.jit
 def _joined(
-    most_in, sums_in, firsts_ptr, most_ptr, sums_ptr, MODE: tl.constexpr, EACH: tl.constexpr, TILE: tl.constexpr
+    most_in,
+    sums_in,
+    starts_ptr,
+    most_ptr,
+    sums_ptr,
+    MODE: tl.constexpr,
+    EACH: tl.constexpr,
+    TILE: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
+    """Join the parts of each group."""
     group = tl.program_id(0)
-    begin, end = tl.load(firsts_ptr + group), tl.load(firsts_ptr + group + 1)
+    start, end = tl.load(starts_ptr + group), tl.load(starts_ptr + group + 1)
+    first = start // TILE + group
+    last = tl.where(end > start, (end - 1) // TILE + group + 1, first)
     if MODE != "sides":
-        most = tl.zeros([TILE], tl.int32)
-        for start in range(begin, end, TILE):
-            i = start + tl.arange(0, TILE)
-            most = tl.maximum(most, tl.load(most_in + i, mask=i < end, other=0))
+        most = tl.zeros([PARTS], tl.int32)
+        for part in range(first, last, PARTS):
+            i = part + tl.arange(0, PARTS)
+            most = tl.maximum(most, tl.load(most_in + i, mask=i < last, other=0))
         tl.store(most_ptr + group, tl.max(most, 0))
     for number in tl.static_range(EACH):
-        total = tl.zeros([TILE], tl.float64)
-        for start in range(begin, end, TILE):
-            i = start + tl.arange(0, TILE)
-            total += tl.load(sums_in + i * EACH + number, mask=i < end, other=0.0)
+        total = tl.zeros([PARTS], tl.float64)
+        for part in range(first, last, PARTS):
+            i = part + tl.arange(0, PARTS)
+            total += tl.load(sums_in + i * EACH + number, mask=i < last, other=0.0)
         tl.store(sums_ptr + group * EACH + number, tl.sum(total, 0))
 
 
@@ -156,14 +159,13 @@ def _reduced(vector: Tensor, groups: Groups, plus: Tensor | None, mode: str) -> 
         groups = [min(groups, size - start) for start in range(0, size, groups)]
     parts = division(groups, vector)
     most, sums = made(parts.count)
-    part_most, part_sums = made(parts.pieces)
-    bits, part_bits = most.view(torch.int32), part_most.view(torch.int32)
-    bounds, firsts = parts.piece_bounds, parts.first_piece
-    launch(
-        _pieces, (parts.pieces,), vector, added, bounds, part_bits, part_sums, parts.pieces,
-        PIECE=PIECE, TILE=2048, **given,
-    )  # fmt: skip
-    launch(_joined, (parts.count,), part_bits, part_sums, firsts, bits, sums, MODE=mode, EACH=each, TILE=1024, warps=4)
+    part_most, part_sums = made(tiles(size) + parts.count)
+    bits, part_bits, starts = most.view(torch.int32), part_most.view(torch.int32), parts.starts
+    given["TILE"] = TILE
+    launch(_tiles, (tiles(size),), vector, added, starts, parts.of_tiles, part_bits, part_sums, size, **given)
+    given |= {"EACH": each, "PARTS": 4096}
+    del given["PLUS"]
+    launch(_joined, (parts.count,), part_bits, part_sums, starts, bits, sums, **given)
     return most, sums
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from hvd_compress.native.gpu import codes, elementwise, groups, numbers, packing, selection, sketching, sparse
-from hvd_compress.native.kernels import Shape, Words
+from hvd_compress.native.gpu import codes, elementwise, groups, lowrank, numbers, packing, selection, sketching, sparse
+from hvd_compress.native.kernels import Words
 
 
 class GpuKernels:
@@ -27,6 +25,8 @@ class GpuKernels:
     add_ = staticmethod(elementwise.add_)
     accumulate = staticmethod(elementwise.accumulate)
     half_rest = staticmethod(elementwise.half_rest)
+    to_half = staticmethod(elementwise.to_half)
+    from_half = staticmethod(elementwise.from_half)
     poison = staticmethod(elementwise.poison)
     group_max_abs = staticmethod(groups.group_max_abs)
     group_max_square = staticmethod(groups.group_max_square)
@@ -55,6 +55,9 @@ class GpuKernels:
     estimate = staticmethod(sketching.estimate)
     heavy = staticmethod(sketching.heavy)
     recover = staticmethod(sketching.recover)
+    times = staticmethod(lowrank.times)
+    times_transposed = staticmethod(lowrank.times_transposed)
+    add_product = staticmethod(lowrank.add_product)
 
     def empty(self, size: int) -> Tensor:
         """Return an array of any content, float32."""
@@ -79,39 +82,3 @@ class GpuKernels:
     def all_finite(self, vector: Tensor) -> bool:
         """Tell whether no element is NaN or infinite; the host waits for it."""
         return not elementwise.nonfinite(vector).item()
-
-    # Products of low rank are cuBLAS's: a matrix is read once, at the memory's speed.
-
-    def times(self, vector: Tensor, offsets: Sequence[int], shape: Shape, right: Tensor, rank: int) -> Tensor:
-        """Return M Q for each matrix, all rows one behind the other; `right` has the factors Q in the same way."""
-        factors = right.reshape(-1, shape[1], rank)
-        return torch.cat([(m @ q).reshape(-1) for m, q in zip(_matrices(vector, offsets, shape), factors, strict=True)])
-
-    def times_transposed(self, vector: Tensor, offsets: Sequence[int], shape: Shape, left: Tensor, rank: int) -> Tensor:
-        """Return M^T P for each matrix."""
-        factors = left.reshape(-1, shape[0], rank)
-        products = zip(_matrices(vector, offsets, shape), factors, strict=True)
-        # P^T M, for cuBLAS is six times slower with M transposed.
-        return torch.cat([(p.T.contiguous() @ m).T.reshape(-1) for m, p in products])
-
-    def add_product(
-        self,
-        total: Tensor,
-        offsets: Sequence[int],
-        shape: Shape,
-        left: Tensor,
-        right: Tensor,
-        rank: int,
-        factor: float,
-        fresh: bool = False,
-    ) -> None:
-        """Add factor * P Q^T to each matrix in `total`; or write it, where the memory is `fresh`, of any content."""
-        rows, columns = shape
-        factors = zip(left.reshape(-1, rows, rank), right.reshape(-1, columns, rank), strict=True)
-        for matrix, (p, q) in zip(_matrices(total, offsets, shape), factors, strict=True):
-            torch.addmm(matrix, p, q.T, beta=0.0 if fresh else 1.0, alpha=factor, out=matrix)
-
-
-def _matrices(vector: Tensor, offsets: Sequence[int], shape: Shape) -> list[Tensor]:
-    size = shape[0] * shape[1]
-    return [vector[offset : offset + size].view(shape) for offset in offsets]

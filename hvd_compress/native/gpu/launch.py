@@ -17,7 +17,6 @@ from hvd_compress.ops.torch import uploaded
 TILE = 4096  # elements that a program of an elementwise kernel does
 WARPS = 8  # threads of such a program, in units of 32
 MOST = (1 << 31) - (1 << 16)  # elements of a vector
-PIECE = 8192  # elements of a group that one program reduces
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = WARPS, **constants: Any) -> None:
@@ -76,14 +75,6 @@ class Division:
         lasts = np.minimum(firsts + TILE, self.size) - 1
         at = [np.searchsorted(starts, places, side="right") - 1 for places in (firsts, lasts)]
         self.of_tiles = uploaded(np.stack(at).reshape(-1).astype(np.int32), device)
-        # Pieces of at most PIECE elements: where each begins and ends, and each group's first piece.
-        pieces = -(-np.asarray(lengths, np.int64) // PIECE)
-        self.first_piece = uploaded(np.concatenate([[0], np.cumsum(pieces)]).astype(np.int64), device)
-        owner = np.repeat(np.arange(self.count), pieces)
-        number = np.arange(owner.size) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        begin = starts[owner] + number * PIECE
-        self.pieces = int(owner.size)
-        self.piece_bounds = uploaded(np.stack([begin, np.minimum(begin + PIECE, ends[owner])]).reshape(-1), device)
 
 
 @functools.lru_cache(maxsize=256)

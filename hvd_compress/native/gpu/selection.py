@@ -58,17 +58,44 @@ def _count(words_ptr, counts_ptr, WORDS: tl.constexpr):
 
 
 @triton.jit
-def _write(words_ptr, number, starts_ptr, out_ptr, most, WORDS: tl.constexpr, SPAN: tl.constexpr):
-    """Write the indices of marks: of each word in turn its lowest mark, then the next."""
+def _write(
+    words_ptr,
+    number,
+    starts_ptr,
+    source_ptr,
+    out_ptr,
+    most,
+    COPIES: tl.constexpr,
+    WORDS: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Write the indices of marks, or the elements there: of each word in turn its lowest mark, then the next."""
     at = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
     word = tl.load(words_ptr + at, mask=at < number, other=0)
     ones = _ones(word)
     to = tl.load(starts_ptr + tl.program_id(0) * SPAN) + tl.cumsum(ones, 0) - ones
     for _ in range(tl.max(ones, 0)):
-        index = at.to(tl.int64) * 32 + _ones((word & -word) - 1)
-        tl.store(out_ptr + to, index, mask=(word != 0) & (to < most))
+        there = (word != 0) & (to < most)
+        index = at * 32 + _ones((word & -word) - 1)
+        item = tl.load(source_ptr + index, mask=there, other=0) if COPIES else index.to(tl.int64)
+        tl.store(out_ptr + to, item, mask=there)
         word = word & (word - 1)
         to += 1
+
+
+@triton.jit
+def _set_marks(words_ptr, indices_ptr, count, LOW: tl.constexpr, RANKED: tl.constexpr, TILE: tl.constexpr):
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    bit = tl.load(indices_ptr + i, mask=i < count, other=0) >> LOW
+    if RANKED:
+        bit += i
+    tl.atomic_or(words_ptr + (bit >> 5), (1 << (bit & 31)).to(tl.int32), mask=i < count, sem="relaxed")
+
+
+def set_marks(words: Tensor, indices: Tensor, low: int = 0, ranked: bool = False) -> None:
+    """Set the marks of indices without their `low` lowest bits; plus each one's rank, if `ranked`."""
+    count = indices.shape[0]
+    launch(_set_marks, (tiles(count),), words, indices, count, LOW=low, RANKED=ranked, TILE=TILE)
 
 
 def _starts(counts: Tensor) -> Tensor:
@@ -83,13 +110,17 @@ def _new_marks(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return words, torch.empty(count, dtype=torch.int32, device=device)
 
 
+def _written(words: Tensor, counts: Tensor, source: Tensor, out: Tensor, most: int, copies: bool) -> None:
+    launch(
+        _write, (tiles(counts.shape[0], SPAN),), words, words.shape[0], _starts(counts), source, out, most,
+        COPIES=copies, WORDS=SPAN * (TILE // 32), SPAN=SPAN, warps=4,
+    )  # fmt: skip
+
+
 def indices_of(words: Tensor, counts: Tensor, count: int) -> Tensor:
     """Return the indices of the first `count` marks, int64 ascending."""
     out = torch.empty(count, dtype=torch.int64, device=words.device)
-    launch(
-        _write, (tiles(counts.shape[0], SPAN),), words, words.shape[0], _starts(counts), out, count,
-        WORDS=SPAN * (TILE // 32), SPAN=SPAN, warps=4,
-    )  # fmt: skip
+    _written(words, counts, out, out, count, copies=False)
     return out
 
 
@@ -103,6 +134,14 @@ def marks_of(payload: Tensor, size: int) -> tuple[Tensor, Tensor]:
         filled[size // 8] &= (1 << size % 8) - 1
     launch(_count, (counts.shape[0],), words, counts, WORDS=TILE // 32, warps=1)
     return words, counts
+
+
+def distinct(indices: Tensor, size: int) -> Tensor:
+    """Return which indices below `size` there are, ascending; the host waits for their number."""
+    words, counts = _new_marks(size, indices.device)
+    set_marks(words.zero_(), indices)
+    launch(_count, (counts.shape[0],), words, counts, WORDS=TILE // 32, warps=1)
+    return indices_of(words, counts, int(counts.sum()))
 
 
 def set_bits(payload: Tensor, size: int) -> Tensor:
@@ -154,7 +193,7 @@ def draw(vector: Tensor, scale: float | Tensor, stream: Words) -> Tensor:
 
 # --- by number. The state of a search, int32: the digits found of the last magnitude that is selected; how many are
 # wanted of those that begin so; where to search (among the neighbours, in the vector, or nowhere, for it is known); how
-# many neighbours there are; and how many are above them.
+# many neighbours there are.
 
 NEIGHBOURS: tl.constexpr = tl.constexpr(0)
 VECTOR: tl.constexpr = tl.constexpr(1)
@@ -170,24 +209,19 @@ def _sample(x_ptr, size, out_ptr, stride, SAMPLE: tl.constexpr, TILE: tl.constex
 
 
 @triton.jit
-def _find_neighbours(x_ptr, size, bounds_ptr, out_ptr, state_ptr, room, TILE: tl.constexpr):
-    """Copy the elements whose magnitudes are within the bounds, in any order, and count those and the ones above."""
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    x = tl.load(x_ptr + i, mask=i < size, other=0.0)
-    magnitude = magnitude_bits(x)
+def _mark_near(x_ptr, size, bounds_ptr, words_ptr, counts_ptr, above_ptr, TILE: tl.constexpr):
+    """Mark the magnitudes within the bounds, and count those and the ones above."""
+    i = _places(tl.program_id(0) * TILE, TILE)
+    magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
     low, high = tl.load(bounds_ptr), tl.load(bounds_ptr + 1)
-    near = ((magnitude >= low) & (magnitude <= high) & (i < size)).to(tl.int32)
+    _store_marks(words_ptr, counts_ptr, (magnitude >= low) & (magnitude <= high) & (i < size), TILE)
     above = ((magnitude > high) & (i < size)).to(tl.int32)
-    number = tl.sum(near, 0)
-    tl.atomic_add(state_ptr + 4, tl.sum(above, 0), sem="relaxed")
-    start = tl.atomic_add(state_ptr + 3, number, sem="relaxed")
-    at = start + tl.cumsum(near, 0) - near
-    tl.store(out_ptr + at, x, mask=(near != 0) & (at < room))
+    tl.store(above_ptr + tl.program_id(0), tl.sum(tl.sum(above, 1), 0))
 
 
 @triton.jit
-def _where_to_search(state_ptr, bounds_ptr, room):
-    near, wanted = tl.load(state_ptr + 3), tl.load(state_ptr + 1) - tl.load(state_ptr + 4)
+def _where_to_search(state_ptr, bounds_ptr, near_ptr, above_ptr, room):
+    near, wanted = tl.load(near_ptr).to(tl.int32), tl.load(state_ptr + 1) - tl.load(above_ptr).to(tl.int32)
     low, high = tl.load(bounds_ptr), tl.load(bounds_ptr + 1)
     if (wanted > 0) & (wanted <= near):
         if low == high:
@@ -197,6 +231,7 @@ def _where_to_search(state_ptr, bounds_ptr, room):
         elif near <= room:
             tl.store(state_ptr + 1, wanted)
             tl.store(state_ptr + 2, NEIGHBOURS)
+            tl.store(state_ptr + 3, near)
 
 
 @triton.jit
@@ -282,9 +317,12 @@ def _neighbours(vector: Tensor, count: int, state: Tensor) -> Tensor:
         bounds[0].copy_(ordered[low])
     if high < SAMPLE:
         bounds[1].copy_(ordered[high])
+    words, counts = _new_marks(size, device)
+    above = torch.empty_like(counts)
+    launch(_mark_near, (tiles(size),), vector, size, bounds, words, counts, above, TILE=TILE)
+    launch(_where_to_search, (1,), state, bounds, counts.sum(), above.sum(), room, warps=1)
     near = torch.empty(room, device=device)
-    launch(_find_neighbours, (tiles(size),), vector, size, bounds, near, state, room, TILE=TILE)
-    launch(_where_to_search, (1,), state, bounds, room, warps=1)
+    _written(words, counts, vector, near, room, copies=True)
     return near
 
 
@@ -293,7 +331,7 @@ def top_k(vector: Tensor, count: int) -> Tensor:
     size, device = vector.shape[0], vector.device
     if count >= size or count <= 0:
         return torch.arange(min(size, count), device=device)
-    state = torch.zeros(5, dtype=torch.int32, device=device)
+    state = torch.zeros(4, dtype=torch.int32, device=device)
     state[1].fill_(count)
     state[2].fill_(VECTOR.value)
     near = _neighbours(vector, count, state) if size >= 8 * SAMPLE else vector

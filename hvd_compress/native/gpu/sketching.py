@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hvd_compress.native.gpu.launch import launch, tiles
-from hvd_compress.native.gpu.selection import top_k
+from hvd_compress.native.gpu.selection import distinct, top_k
 from hvd_compress.native.gpu.sparse import scatter
 from hvd_compress.native.kernels import Hashing
 from hvd_compress.ops.torch import uploaded
@@ -181,25 +180,11 @@ def _peel(
             tl.atomic_add(table_ptr + other * columns + to, -sum, mask=alone, sem="relaxed")
 
 
-@functools.lru_cache(maxsize=8)
-def _uploaded(content: bytes, dtype: str, device: torch.device) -> Tensor:
-    """Return an array on a device, kept for the next sketch with the same hashing."""
-    return uploaded(np.frombuffer(content, dtype).copy(), device)
-
-
-def _hashes(hashing: Hashing, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return shifts, flips and words of signs as int32."""
-    shifts, flips, signs = hashing
-    kinds: tuple[Any, ...] = (shifts.astype(np.int32), flips.astype(np.int32), signs.view(np.int32))
-    shifts, flips, signs = (_uploaded(array.tobytes(), "int32", device) for array in kinds)
-    return shifts, flips, signs
-
-
 def sketch(table: Tensor, size: int, rows: int, hashing: Hashing, vector: Tensor, offset: int) -> None:
     """Add to the table a part of a vector of `size` coordinates that begins at an offset."""
     columns = table.shape[0] // rows
     launch(
-        _sketch, (rows * tiles(columns, 1024),), vector, offset, vector.shape[0], *_hashes(hashing, table.device),
+        _sketch, (rows * tiles(columns, 1024),), vector, offset, vector.shape[0], *hashing,
         table, columns, -(-size // columns), ROWS=rows, TILE=1024, warps=4,
     )  # fmt: skip
 
@@ -216,7 +201,7 @@ def estimate(table: Tensor, size: int, rows: int, hashing: Hashing, indices: Ten
     listed = table if indices is None else indices
     tile = 1024 if rows <= 5 else 64
     launch(
-        _estimate, (tiles(count, tile),), table, *_hashes(hashing, table.device), listed, out, count, columns,
+        _estimate, (tiles(count, tile),), table, *hashing, listed, out, count, columns,
         -(-size // columns), ROWS=rows, LISTED=indices is not None, TILE=tile, warps=4,
     )  # fmt: skip
     return out
@@ -253,4 +238,4 @@ def recover(
         if (now := int(number)) == before:
             break
         before = now
-    return found[: min(before, found.shape[0])].unique(), int((left != 0).sum())
+    return distinct(found[: min(before, found.shape[0])], size), int((left != 0).sum())

@@ -34,15 +34,6 @@ def _scatter_add(total_ptr, indices_ptr, values_ptr, count, factor, TILE: tl.con
 
 
 @triton.jit
-def _set_bits(indices_ptr, words_ptr, count, LOW: tl.constexpr, RANKED: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    bit = tl.load(indices_ptr + i, mask=i < count, other=0) >> LOW
-    if RANKED:
-        bit += i
-    tl.atomic_or(words_ptr + (bit >> 5), (1 << (bit & 31)).to(tl.int32), mask=i < count, sem="relaxed")
-
-
-@triton.jit
 def _join(
     high_ptr, low_ptr, out_ptr, unsound_ptr, count, size, LOW: tl.constexpr, RANKED: tl.constexpr, TILE: tl.constexpr
 ):
@@ -93,8 +84,7 @@ def scatter_zero(total: Tensor, indices: Tensor) -> None:
 def _marked(indices: Tensor, bits: int, low: int, ranked: bool) -> Tensor:
     """Return `bits` bits, packed: those set of indices without their low bits, plus each one's rank if `ranked`."""
     words = torch.zeros(-(-bits // 32), dtype=torch.int32, device=indices.device)
-    count = indices.shape[0]
-    launch(_set_bits, (tiles(count),), indices, words, count, LOW=low, RANKED=ranked, TILE=TILE)
+    selection.set_marks(words, indices, low, ranked)
     return words.view(torch.uint8)[: packed_bytes(bits, 1)]
 
 
