@@ -23,13 +23,13 @@ void add_product(
     const Matrices& m, const float* left, const float* right, float factor, float* total, bool fresh = false
 );
 
-// Factors are transposed here: a row of n numbers for each of their `rank` columns. x is a row of a matrix.
+// Factors are transposed here: a row of n numbers for each of their `rank` columns. x is rows of a matrix.
 struct LowrankLoops {
-    // Writes to out[k] the product of x with row k.
-    virtual void dots(const float* x, const float* rows, int64_t n, int rank, float* out) const = 0;
-    // Adds left[k] times x to row k of `out`, whose rows are `stride` apart.
+    // Writes to out[i * rank + k] the product of row i of x, of n numbers, with column k.
+    virtual void dots(const float* x, int64_t rows, int64_t n, const float* columns, int rank, float* out) const = 0;
+    // Adds left[i * rank + k] times n numbers of row i of x, whose rows are `stride` apart, to row k of `out`.
     virtual void add_multiples(
-        const float* x, const float* left, int64_t n, int rank, int64_t stride, float* out
+        const float* x, int64_t rows, int64_t stride, const float* left, int64_t n, int rank, float* out
     ) const = 0;
     // Adds to `total`, or writes over `fresh` memory, the sum of left[k] times row k.
     virtual void add_product(
