@@ -98,7 +98,7 @@ class TensorExchange(Exchange):
     def buffer(self) -> Tensor:
         """Return the vector to collect gradients in."""
         if self.vector is None:
-            self.vector = torch.zeros(self.layout.size, dtype=getattr(torch, self.dtype), device=self.device)
+            self.vector = self.ops.cast(self.ops.zeros(self.layout.size), self.dtype)
         return self.vector
 
     def commit(self) -> Any:
