@@ -6,9 +6,9 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from hvd_compress.compressors.base import AllReduce, Compressor, Contribution, Exchanging, Reduced, setting
+from hvd_compress.compressors.base import AllReduce, Compressor, Contribution, Exchanging, Keep, Reduced, setting
 from hvd_compress.compressors.state import State
 from hvd_compress.native.kernels import Kernels, Shape
 from hvd_compress.ops import Array, Ops
@@ -42,10 +42,23 @@ class PowerSGD(Compressor):
     start: int = setting(0, low=0)
 
     def reduce(self, ops: Ops, vector: Array, state: State) -> Exchanging:
-        """Average P = M Q, orthogonalize it, average Q = M^T P; the update is P Q^T."""
         if state.step < self.start:
             mean = yield AllReduce(vector)
             return Reduced(mean, Contribution(ops, lambda: vector))
+        return (yield from self._iterate(ops, vector, None, state))
+
+    def reduce_rest(self, ops: Ops, vector: Array, residual: Array | None, state: State, keep: Keep) -> Exchanging:
+        if state.step < self.start:
+            return (yield from super().reduce_rest(ops, vector, residual, state, keep))
+        return (yield from self._iterate(ops, vector, residual, state, keep))
+
+    def _iterate(
+        self, ops: Ops, vector: Array, residual: Array | None, state: State, keep: Keep | None = None
+    ) -> Exchanging:
+        """Average P = M Q, orthogonalize it, average Q = M^T P; the update is P Q^T.
+
+        The residual is added in the pass for M Q, and what a worker keeps is left by the pass for its own M^T P.
+        """
         groups, dense = self._groups(state.layout)
         shapes = [group[0].matrix for group in groups]
         places = [[p.slice for p in group] for group in groups]
@@ -53,12 +66,15 @@ class PowerSGD(Compressor):
         lefts = [(len(group), n, self.rank) for group, (n, m) in zip(groups, shapes, strict=True)]
 
         qs = split(self._start(ops, rights, state), rights)
-        products = [times(ops, vector, at, shape, q) for at, shape, q in zip(places, shapes, qs, strict=True)]
+        products, vector = times(ops, vector, places, shapes, qs, residual)
+        if residual is not None:
+            for p in dense:
+                vector = ops.add_at(vector, p.slice, residual[p.slice], 1.0)
         first = yield AllReduce(ops.concat([*map(ops.flatten, products), *(vector[p.slice] for p in dense)]))
         *means, rest = split(first, [*lefts, (sum(p.size for p in dense),)])
         ps = [ops.orthogonalize(mean) for mean in means]
 
-        own_qs = [times_transposed(ops, vector, at, shape, p) for at, shape, p in zip(places, shapes, ps, strict=True)]
+        own_qs, vector = times_transposed(ops, vector, places, shapes, ps, keep is not None)
         second = (yield AllReduce(ops.concat(list(map(ops.flatten, own_qs))))) if groups else vector[:0]
         state.shared["q"] = second
 
@@ -73,6 +89,11 @@ class PowerSGD(Compressor):
             mean = add(split(second, rights), split(rest, [(p.size,) for p in dense]), ops.zeros(state.layout.size))
         else:
             mean = ops.filled_with_products(vector, places, ps, split(second, rights))
+        if keep:
+            for p in dense:
+                vector = ops.add_at(vector, p.slice, vector[p.slice], -1.0)
+            keep(vector, None)
+            return Reduced(mean, None)
         own = functools.partial(add, own_qs, [vector[p.slice] for p in dense])
         return Reduced(mean, _Approximation(ops, own, state.layout.size))
 
@@ -115,33 +136,64 @@ def _stacked(ops: Ops, vector: Array, places: Sequence[slice], shape: Shape) -> 
     return ops.stack([vector[place].reshape(shape) for place in places])
 
 
-def _times(ops: Ops, kernels: Kernels, vector: Array, places: Sequence[slice], shape: Shape, right: Array) -> Array:
-    rank = right.shape[2]
-    product = kernels.times(vector, [place.start for place in places], shape, ops.flatten(right), rank)
-    return product.reshape(len(places), shape[0], rank)
+Places = Sequence[Sequence[slice]]  # of matrices in a vector, those of one shape together
+Shapes = Sequence[Shape]
 
 
-@by_kernel(_times, vector="float32")
-def times(ops: Ops, vector: Array, places: Sequence[slice], shape: Shape, right: Array) -> Array:
-    """Return M Q for each matrix M of shape (n, m) at a place of the vector, and its Q in `right`.
+def _times(
+    ops: Ops, kernels: Kernels, vector: Array, places: Places, shapes: Shapes, rights: Sequence[Array], plus: Any
+) -> tuple[list[Array], Array]:
+    products = []
+    for at, (n, m), right in zip(places, shapes, rights, strict=True):
+        rank = right.shape[2]
+        product = kernels.times(vector, [place.start for place in at], (n, m), ops.flatten(right), rank, plus)
+        products.append(product.reshape(len(at), n, rank))
+    return products, vector
 
-    `right` is of shape (count, m, r), the result (count, n, r).
+
+@by_kernel(_times, vector="float32", plus="float32")
+def times(
+    ops: Ops, vector: Array, places: Places, shapes: Shapes, rights: Sequence[Array], plus: Array | None
+) -> tuple[list[Array], Array]:
+    """Return M Q for each matrix M of shape (n, m) of the vector, and the vector.
+
+    If `plus` is given, M is that of vector + plus, for which the vector is overwritten where there are matrices. Of
+    `count` matrices of a shape, `rights` has the Q as (count, m, r), and the result is of shape (count, n, r).
     """
-    return _stacked(ops, vector, places, shape) @ right
+    products = []
+    for at, shape, right in zip(places, shapes, rights, strict=True):
+        if plus is not None:
+            for place in at:
+                vector = ops.add_at(vector, place, plus[place], 1.0)
+        products.append(_stacked(ops, vector, at, shape) @ right)
+    return products, vector
 
 
 def _times_transposed(
-    ops: Ops, kernels: Kernels, vector: Array, places: Sequence[slice], shape: Shape, left: Array
-) -> Array:
-    rank = left.shape[2]
-    product = kernels.times_transposed(vector, [place.start for place in places], shape, ops.flatten(left), rank)
-    return product.reshape(len(places), shape[1], rank)
+    ops: Ops, kernels: Kernels, vector: Array, places: Places, shapes: Shapes, lefts: Sequence[Array], rest: bool
+) -> tuple[list[Array], Array]:
+    products = []
+    for at, (n, m), left in zip(places, shapes, lefts, strict=True):
+        rank = left.shape[2]
+        product = kernels.times_transposed(vector, [p.start for p in at], (n, m), ops.flatten(left), rank, rest)
+        products.append(product.reshape(len(at), m, rank))
+    return products, vector
 
 
 @by_kernel(_times_transposed, vector="float32")
-def times_transposed(ops: Ops, vector: Array, places: Sequence[slice], shape: Shape, left: Array) -> Array:
-    """Return M^T P for each matrix M likewise, and its P in `left`, of shape (count, n, r): shape (count, m, r)."""
-    return ops.transpose(_stacked(ops, vector, places, shape)) @ left
+def times_transposed(
+    ops: Ops, vector: Array, places: Places, shapes: Shapes, lefts: Sequence[Array], rest: bool
+) -> tuple[list[Array], Array]:
+    """Return Q = M^T P for each matrix M likewise, and the vector; for the `rest`, M is overwritten by M - P Q^T.
+
+    Of `count` matrices of a shape, `lefts` has the P as (count, n, r), and the result is of shape (count, m, r).
+    """
+    products = []
+    for at, shape, left in zip(places, shapes, lefts, strict=True):
+        products.append(ops.transpose(_stacked(ops, vector, at, shape)) @ left)
+        if rest:
+            vector = ops.add_product(vector, at, left, products[-1], -1.0)
+    return products, vector
 
 
 def split(vector: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:

@@ -179,11 +179,25 @@ class Kernels(Protocol):
 
     # --- products of low rank: matrices of one shape at offsets of a vector, and factors of `rank` columns for each
 
-    def times(self, vector: Floats, offsets: list[int], shape: Shape, right: Floats, rank: int, /) -> Floats:
-        """Return M Q for each matrix, all rows one behind the other; `right` has the factors Q in the same way."""
+    def times(
+        self,
+        vector: Floats,
+        offsets: list[int],
+        shape: Shape,
+        right: Floats,
+        rank: int,
+        plus: Floats | None = None,
+        /,
+    ) -> Floats:
+        """Return M Q for each matrix, all rows one behind the other; `right` has the factors Q in the same way.
 
-    def times_transposed(self, vector: Floats, offsets: list[int], shape: Shape, left: Floats, rank: int, /) -> Floats:
-        """Return M^T P for each matrix."""
+        With `plus`, a vector of the same length, M becomes M + plus before, in the vector.
+        """
+
+    def times_transposed(
+        self, vector: Floats, offsets: list[int], shape: Shape, left: Floats, rank: int, rest: bool = False, /
+    ) -> Floats:
+        """Return Q = M^T P for each matrix; with `rest`, M becomes M - P Q^T in the vector."""
 
     def add_product(
         self,

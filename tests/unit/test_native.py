@@ -151,6 +151,18 @@ def test_products_of_low_rank(kernels, shape, rank):
     assert np.allclose(got, np.stack(matrices) @ right, atol=1e-6 * scale)
     got = kernels.times_transposed(vector, offsets, shape, left.reshape(-1), rank).reshape(2, m, rank)
     assert np.allclose(got, np.stack(matrices).swapaxes(1, 2) @ left, atol=1e-6 * scale)
+    plus = rng.standard_normal(vector.shape[0]).astype(np.float32)
+    summed, whole = vector.copy(), vector + plus
+    got = kernels.times(summed, offsets, shape, right.reshape(-1), rank, plus)
+    assert np.array_equal(got, kernels.times(whole, offsets, shape, right.reshape(-1), rank))
+    for at in offsets:
+        assert np.array_equal(summed[at : at + size], whole[at : at + size])
+    assert np.array_equal(summed[: offsets[0]], vector[: offsets[0]])
+    rest, expected = summed.copy(), summed.copy()
+    got = kernels.times_transposed(rest, offsets, shape, left.reshape(-1), rank, True)
+    assert np.array_equal(got, kernels.times_transposed(summed, offsets, shape, left.reshape(-1), rank))
+    kernels.add_product(expected, offsets, shape, left.reshape(-1), got, rank, -1.0)
+    assert np.array_equal(rest, expected)
     total, expected = vector.copy(), vector.astype(np.float64)
     kernels.add_product(total, offsets, shape, left.reshape(-1), right.reshape(-1), rank, -0.5)
     for at, p, q in zip(offsets, left, right, strict=True):
@@ -179,6 +191,14 @@ def test_products_of_low_rank_check_what_they_are_given():
     ):
         with pytest.raises(ValueError, match=r"must|fit"):
             module.times(x, offsets, shape, np.zeros(factor, np.float32), rank)
+    with pytest.raises(ValueError, match="one length"):
+        module.times(x, [0], (4, 5), np.zeros(5, np.float32), 1, x[:19])
+    x.flags.writeable = False
+    module.times(x, [0], (4, 5), np.zeros(5, np.float32), 1)
+    with pytest.raises(ValueError, match="writable"):
+        module.times(x, [0], (4, 5), np.zeros(5, np.float32), 1, np.zeros_like(x))
+    with pytest.raises(ValueError, match="writable"):
+        module.times_transposed(x, [0], (4, 5), np.zeros(4, np.float32), 1, True)
 
 
 # --- selection

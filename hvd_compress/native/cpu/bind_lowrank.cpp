@@ -31,27 +31,33 @@ const float* factor_of(const py::array& factor, const Matrices& m, int64_t rows,
 void bind_lowrank(py::module_& m) {
     m.def(
         "times",
-        [](const py::array& vector, const std::vector<int64_t>& offsets, const Shape& shape, const py::array& right,
-           int64_t rank) {
+        [](py::array& vector, const std::vector<int64_t>& offsets, const Shape& shape, const py::array& right,
+           int64_t rank, const py::object& plus) {
             const auto x = in<float>(vector, "vector");
             const auto m = matrices_of(x.size, offsets, shape, rank);
             const float* factor = factor_of(right, m, m.columns, "right");
-            return filled<float>(m.count() * m.rows * rank, [&](float* out) { times(m, x.data, factor, out); });
+            const float* added = optional_in<float>(plus, x.size, "plus");
+            if (added) inout<float>(vector, "vector");
+            float* data = const_cast<float*>(x.data);  // changed only with `plus`
+            return filled<float>(m.count() * m.rows * rank, [&](float* out) { times(m, data, added, factor, out); });
         },
-        array("vector"), py::arg("offsets"), py::arg("shape"), array("right"), py::arg("rank")
+        array("vector"), py::arg("offsets"), py::arg("shape"), array("right"), py::arg("rank"),
+        py::arg("plus").none(true) = py::none()
     );
     m.def(
         "times_transposed",
-        [](const py::array& vector, const std::vector<int64_t>& offsets, const Shape& shape, const py::array& left,
-           int64_t rank) {
+        [](py::array& vector, const std::vector<int64_t>& offsets, const Shape& shape, const py::array& left,
+           int64_t rank, bool rest) {
             const auto x = in<float>(vector, "vector");
+            if (rest) inout<float>(vector, "vector");
             const auto m = matrices_of(x.size, offsets, shape, rank);
             const float* factor = factor_of(left, m, m.rows, "left");
+            float* data = const_cast<float*>(x.data);  // changed only with `rest`
             return filled<float>(m.count() * m.columns * rank, [&](float* out) {
-                times_transposed(m, x.data, factor, out);
+                times_transposed(m, data, factor, rest, out);
             });
         },
-        array("vector"), py::arg("offsets"), py::arg("shape"), array("left"), py::arg("rank")
+        array("vector"), py::arg("offsets"), py::arg("shape"), array("left"), py::arg("rank"), py::arg("rest") = false
     );
     m.def(
         "add_product",

@@ -16,8 +16,10 @@ struct Matrices {
     int64_t count() const { return static_cast<int64_t>(offsets.size()); }
 };
 
-void times(const Matrices& m, const float* vector, const float* right, float* out);            // M Q
-void times_transposed(const Matrices& m, const float* vector, const float* left, float* out);  // M^T P
+// Writes M Q; with `plus`, which lies as the vector does, M becomes M + plus before.
+void times(const Matrices& m, float* vector, const float* plus, const float* right, float* out);
+// Writes Q = M^T P; for the `rest` M becomes M - P Q^T.
+void times_transposed(const Matrices& m, float* vector, const float* left, bool rest, float* out);
 // Adds `factor` P Q^T; or writes it, where what is there is `fresh` memory of any content.
 void add_product(
     const Matrices& m, const float* left, const float* right, float factor, float* total, bool fresh = false
