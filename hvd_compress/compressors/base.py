@@ -79,10 +79,12 @@ class Reduced:
     Attributes:
         mean: the mean of all contributions, the same on every worker; a vector of the input's shape.
         sent: this worker's own contribution; None where feedback has used it, or the method keeps its error itself.
+        finite: True where the method knows that the mean is; otherwise one must look.
     """
 
     mean: Array
     sent: Contribution | None
+    finite: bool = False
 
 
 Exchanging = Generator[Collective, Any, Reduced]

@@ -89,13 +89,15 @@ class PowerSGD(Compressor):
             mean = add(split(second, rights), split(rest, [(p.size,) for p in dense]), ops.zeros(state.layout.size))
         else:
             mean = ops.filled_with_products(vector, places, ps, split(second, rights))
+        # P's columns are of length 1, so that no sum in P Q^T is above the rank times the largest of Q.
+        finite = ops.all_finite(ops.concat([second * (self.rank + 1.0), rest]))
         if keep:
             for p in dense:
                 vector = ops.add_at(vector, p.slice, vector[p.slice], -1.0)
             keep(vector, None)
-            return Reduced(mean, None)
+            return Reduced(mean, None, finite)
         own = functools.partial(add, own_qs, [vector[p.slice] for p in dense])
-        return Reduced(mean, _Approximation(ops, own, state.layout.size))
+        return Reduced(mean, _Approximation(ops, own, state.layout.size), finite)
 
     def payload_bits(self, layout: Layout, kept: int | None = None) -> int:
         """32 r(n + m) for each matrix, 32 a coordinate for what is dense (and in the first `start` steps for all)."""

@@ -49,6 +49,7 @@ class VectorSteps:
         self.compression_seconds = 0.0
         self._poisoned: Any = False  # or an array of no axes on a device, not to wait for it
         self._step: Step | None = None
+        self._known_finite = False
         self._left, self._doublings = 0.0, 0
         self._round = 0  # collectives started in the step under way
 
@@ -75,7 +76,9 @@ class VectorSteps:
     @property
     def finite(self) -> bool:
         """Whether the mean is, once it is there."""
-        return self.mean.finite(self.ops) if isinstance(self.mean, Rows) else self.ops.all_finite(self.mean)
+        if isinstance(self.mean, Rows):
+            return self.mean.finite(self.ops)
+        return self._known_finite or self.ops.all_finite(self.mean)
 
     def launch(self, vector: Any, *, overwrite: bool = False) -> None:
         """Begin a step: compress the vector, shape (layout.size,) or `Rows`, up to the first collective.
@@ -125,7 +128,7 @@ class VectorSteps:
         if step.result is None:
             self._step, self.pending = step, step.pending
         else:
-            self.mean = step.result.mean
+            self.mean, self._known_finite = step.result.mean, step.result.finite
 
     def withhold(self, names: Collection[str]) -> None:
         """Give the finite mean of some parameters back to the residual it came from, before the step ends."""

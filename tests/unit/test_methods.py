@@ -1,5 +1,7 @@
 """Each method against its own formula."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,18 @@ def test_powersgd_of_the_mean_is_that_of_one_worker_with_the_mean():
     alone = Simulation(PowerSGD(2), layout, 1).reduce([np.mean(vectors, axis=0)])[0].mean
     assert np.allclose(together, alone, atol=1e-4)
     assert np.allclose(together[-9:], np.mean(vectors, axis=0)[-9:], atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize(("value", "known"), [(1.0, True), (3e37, False), (math.nan, False)])
+def test_powersgd_knows_when_its_mean_is_finite(value, known):
+    layout = Layout.of([("m", (40, 30)), ("b", (9,))])
+    for bad in (0, -1):  # in the matrix, and in what is dense
+        vector = np.full(layout.size, 1.0 if math.isnan(value) else value, np.float32)
+        vector[bad] = value
+        result = Simulation(PowerSGD(2), layout, 1).reduce([vector])[0]
+        assert result.finite == known
+        assert np.isfinite(result.mean).all() != math.isnan(value)
 
 
 def test_threshold_keeps_what_is_not_below_it():
