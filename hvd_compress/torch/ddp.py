@@ -10,6 +10,7 @@ compression = ddp.register(model, "topk(ratio=0.01)")
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ class BucketReducer(GradientReducer):
         self._buckets: list[Layout] = []  # DDP's, as far as they are known
         self._planned: list[Bucket] = []  # the buckets of any reducer
         super().__init__(*given)
+        shapes = self.shapes
+        self._layout = cache(lambda names: Layout.of((name, shapes.get(name, ())) for name in names))
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(None), ()  # a model that is saved whole, or copied, has no compression
@@ -65,7 +68,7 @@ class BucketReducer(GradientReducer):
     def load(self, saved: Saved, stacklevel: int = 4) -> None:
         super().load(saved, stacklevel + 1)
         if not self.planned:  # more than two ranks add up a coordinate in an order that depends on its bucket
-            self._buckets = [self._layout(entry.parameters) for entry in saved.exchanges if not entry.rows]
+            self._buckets = [self._layout(tuple(entry.parameters)) for entry in saved.exchanges if not entry.rows]
 
     def _to_tell(self) -> dict[str, Any]:
         told = super()._to_tell()
@@ -75,11 +78,7 @@ class BucketReducer(GradientReducer):
 
     def _hear(self, told: Sequence[Mapping[str, Any]]) -> None:
         super()._hear(told)
-        self._buckets = [self._layout(names) for names in told[0]["buckets"]]
-
-    def _layout(self, names: Iterable[str]) -> Layout:
-        shapes = self.shapes
-        return Layout.of((name, shapes.get(name, ())) for name in names)
+        self._buckets = [self._layout(tuple(names)) for names in told[0]["buckets"]]
 
     def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
         self._planned = super().divide(gradients)
@@ -87,19 +86,20 @@ class BucketReducer(GradientReducer):
 
     def reduce(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """Begin to exchange a bucket's gradients; with the last bucket of a backward pass, wait for all of them."""
-        if not all(p in self._name_of for p in bucket.parameters()):
+        parameters = bucket.parameters()
+        names = tuple(map(self._name_of.get, parameters))
+        if None in names:
             raise RuntimeError(
                 "a layer was frozen after DDP was made and before register(): freeze before, or after both"
             )
         promise: Future[Tensor] = Future(devices=[bucket.buffer().device] if bucket.buffer().is_cuda else None)
-        layout = self._layout(self._name_of[p] for p in bucket.parameters())
-        self._promised[layout] = promise, bucket.buffer()
+        self._promised[self._layout(names)] = promise, bucket.buffer()
         gradients = bucket.gradients() or [bucket.buffer()]  # a sparse one has a bucket of its own
-        self._handed.update(zip(bucket.parameters(), gradients, strict=True))
-        exchange = self._exchange_of.get(bucket.parameters()[0])
+        self._handed.update(zip(parameters, gradients, strict=True))
+        exchange = self._exchange_of.get(parameters[0])
         if exchange is not None and exchange.compressor.any_bucket and self._fits(exchange):
             exchange.vector = bucket.buffer()
-        for parameter in bucket.parameters():
+        for parameter in parameters:
             self._gradient_ready(parameter)
         if bucket.is_last():
             self._end_pass()
