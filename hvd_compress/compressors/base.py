@@ -139,6 +139,8 @@ class Compressor:
         gives_back: whether `withhold` gives back all that a mean took, or was added to this worker's vector.
         portable: whether workers on processors of different kinds (a CPU, a GPU) make the same mean, to the last bit,
             of what collectives gave them.
+        spreads: whether a vector with a non-finite value makes the mean non-finite by itself, and likewise what this
+            worker hands to the first collective, which is an AllReduce.
         elementwise: whether a coordinate's mean depends on that coordinate alone, whatever else is in the vector.
     """
 
@@ -163,6 +165,7 @@ class Compressor:
     elementwise: ClassVar[bool] = False
     portable: ClassVar[bool] = True
     gives_back: ClassVar[bool] = False
+    spreads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check every setting against its allowed range.
@@ -231,9 +234,9 @@ class Compressor:
 
         Args:
             ops: the array operations of the vector's framework.
-            vector: shape (d,), float32 (any float if `keeps_dtype`), finite or all NaN; it is not modified unless the
-                method `overwrites`. A vector of NaN must give a mean that is not finite: so does a non-finite gradient
-                reach every worker.
+            vector: shape (d,), float32 (any float if `keeps_dtype`), finite or all NaN (or anything, if the method
+                `spreads`); it is not modified unless the method `overwrites`. A vector of NaN must give a mean that is
+                not finite: so does a non-finite gradient reach every worker.
             state: this worker's state for this vector.
         """
         raise NotImplementedError

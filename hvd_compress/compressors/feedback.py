@@ -45,6 +45,10 @@ class Feedback(Compressor):
         return self.inner.small_too
 
     @property
+    def spreads(self) -> bool:  # type: ignore[override]
+        return self.inner.spreads
+
+    @property
     def varying(self) -> bool:  # type: ignore[override]
         return self.inner.varying
 

@@ -36,6 +36,7 @@ class PowerSGD(Compressor):
     wire: ClassVar[str] = "left factors, then right factors (fp32)"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce", "allreduce")
     portable: ClassVar[bool] = False  # libraries orthogonalize and multiply, each in its own order
+    spreads: ClassVar[bool] = True
 
     rank: int = setting(2, low=1)
     warm_start: bool = setting(True)

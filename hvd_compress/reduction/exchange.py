@@ -84,7 +84,7 @@ class VectorSteps:
         """Begin a step: compress the vector, shape (layout.size,) or `Rows`, up to the first collective.
 
         A vector with a non-finite value is replaced by one of NaN, which every compressor turns into a mean that is not
-        finite: so do all workers learn of it.
+        finite: so do all workers learn of it. Where the value `spreads` without, it is read off what is sent.
 
         Args:
             vector: this worker's.
@@ -94,15 +94,16 @@ class VectorSteps:
             self.mean = vector
             return
         began = time.perf_counter()
-        if self.compressor.stateful:
-            if isinstance(vector, Rows):
-                vector, self._poisoned = vector.poisoned(self.ops)
-            else:
-                vector, self._poisoned = self.ops.poison(vector, overwrite)
+        if isinstance(vector, Rows):
+            vector, self._poisoned = vector.poisoned(self.ops)
+        elif self.compressor.stateful and not self.compressor.spreads:
+            vector, self._poisoned = self.ops.poison(vector, overwrite)
         if self.compressor.overwrites and not overwrite:
             vector = self.ops.copy(vector)
         try:
             step = Step(self.compressor, self.ops, vector, self.state)
+            if self.compressor.spreads and isinstance(step.pending, AllReduce):
+                _, self._poisoned = self.ops.poison(step.pending.array)
         except Exception:
             self.state.rollback()
             raise

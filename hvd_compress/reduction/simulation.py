@@ -61,7 +61,7 @@ class Simulation:
         if self.compressor.overwrites:
             vectors = [ops.copy(vector) for vector in vectors]
         steps = [
-            Step(self.compressor, ops, ops.poison(vector)[0], state)
+            Step(self.compressor, ops, vector if self.compressor.spreads else ops.poison(vector)[0], state)
             for vector, state in zip(vectors, self.states, strict=True)
         ]
         while any(step.pending for step in steps):

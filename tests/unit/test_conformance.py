@@ -222,6 +222,9 @@ def test_non_finite_values_reach_every_worker_and_leave_no_trace(compressor, ops
         poisoned[place] = bad
         results = simulation.reduce([good[0], ops.from_numpy(poisoned), good[2]])
         assert not any(ops.all_finite(result.mean) for result in results)
+        assert not any(result.finite for result in results)
+        if compressor.spreads:
+            assert [ops.all_finite(sent) for sent in simulation.payloads[0]] == [True, False, True]
     for state, old in zip(simulation.states, before, strict=True):
         new = state.state_dict()
         assert new["step"] == old["step"] == 1
