@@ -94,10 +94,11 @@ class VectorSteps:
             self.mean = vector
             return
         began = time.perf_counter()
-        if isinstance(vector, Rows):
-            vector, self._poisoned = vector.poisoned(self.ops)
-        elif self.compressor.stateful and not self.compressor.spreads:
-            vector, self._poisoned = self.ops.poison(vector, overwrite)
+        if self.compressor.stateful and not self.compressor.spreads:
+            if isinstance(vector, Rows):
+                vector, self._poisoned = vector.poisoned(self.ops)
+            else:
+                vector, self._poisoned = self.ops.poison(vector, overwrite)
         if self.compressor.overwrites and not overwrite:
             vector = self.ops.copy(vector)
         try:

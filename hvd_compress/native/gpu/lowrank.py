@@ -1,4 +1,4 @@
-"""Products of matrices with factors of few columns: cuBLAS's, but for the one that it takes long for."""
+"""Products of low rank: P Q^T is added in one pass, the others are cuBLAS's, which reads a matrix once."""
 
 from __future__ import annotations
 
@@ -12,55 +12,62 @@ from torch import Tensor
 from hvd_compress.native.gpu.launch import launch
 from hvd_compress.native.kernels import Shape
 
-ROWS = 256  # of a matrix, of which one program adds up the products
-COLUMNS = 512
+ROWS, COLUMNS = 16, 256  # of a matrix, that one program does
 
 
 @triton.jit
-def _times_transposed(
-    matrix_ptr,
+def _add_product(
+    total_ptr,
     left_ptr,
-    out_ptr,
+    right_ptr,
     rows,
     columns,
-    rank,
+    factor,
     RANK: tl.constexpr,
+    FRESH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Add up some rows' products with their rows of the factor, for some columns."""
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    factor = tl.arange(0, RANK)
-    total = tl.zeros([COLUMNS, RANK], tl.float32)
-    for number in range(0, ROWS, 4):
-        for part in tl.static_range(4):
-            row = tl.program_id(1) * ROWS + number + part
-            at = matrix_ptr + row * tl.cast(columns, tl.int64) + column
-            x = tl.load(at, mask=(column < columns) & (column * 0 + row < rows), other=0.0)
-            p = tl.load(left_ptr + row * rank + factor, mask=(factor < rank) & (factor * 0 + row < rows), other=0.0)
-            total += x[:, None] * p[None, :]
-    at = (tl.program_id(1) * tl.cast(columns, tl.int64) + column[:, None]) * rank + factor[None, :]
-    tl.store(out_ptr + at, total, mask=(column[:, None] < columns) & (factor[None, :] < rank))
+    product = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for i in tl.static_range(RANK):
+        p = tl.load(left_ptr + row * RANK + i, mask=row < rows, other=0.0)
+        q = tl.load(right_ptr + column * RANK + i, mask=column < columns, other=0.0)
+        product += p[:, None] * q[None, :]
+    at = total_ptr + row[:, None].to(tl.int64) * columns + column[None, :]
+    inside = (row[:, None] < rows) & (column[None, :] < columns)
+    product = product * factor
+    if not FRESH:
+        product = tl.load(at, mask=inside, other=0.0) + product
+    tl.store(at, product, mask=inside)
 
 
-def times(vector: Tensor, offsets: Sequence[int], shape: Shape, right: Tensor, rank: int) -> Tensor:
-    """Return M Q for each matrix, all rows one behind the other; `right` has the factors Q in the same way."""
-    factors = right.reshape(-1, shape[1], rank)
-    return torch.cat([(m @ q).reshape(-1) for m, q in zip(_matrices(vector, offsets, shape), factors, strict=True)])
+def times(
+    vector: Tensor, offsets: Sequence[int], shape: Shape, right: Tensor, rank: int, plus: Tensor | None = None
+) -> Tensor:
+    """Return M Q for each matrix, all rows one behind the other; with `plus`, M becomes M + plus before."""
+    products = []
+    for offset, factor in zip(offsets, right.reshape(-1, shape[1], rank), strict=True):
+        matrix = _matrix(vector, offset, shape)
+        if plus is not None:
+            matrix.add_(_matrix(plus, offset, shape))
+        products.append((matrix @ factor).reshape(-1))
+    return torch.cat(products)
 
 
-def times_transposed(vector: Tensor, offsets: Sequence[int], shape: Shape, left: Tensor, rank: int) -> Tensor:
-    """Return M^T P for each matrix."""
-    (rows, columns), parts = shape, []
-    factors = left.reshape(-1, rows, rank)
-    grid = (triton.cdiv(columns, COLUMNS), triton.cdiv(rows, ROWS))
-    constants = {"RANK": triton.next_power_of_2(rank), "ROWS": ROWS, "COLUMNS": COLUMNS}
-    for offset, factor in zip(offsets, factors, strict=True):
-        sums = torch.empty(grid[1], columns * rank, device=vector.device)
-        matrix = vector[offset : offset + rows * columns]
-        launch(_times_transposed, grid, matrix, factor.contiguous(), sums, rows, columns, rank, warps=4, **constants)
-        parts.append(sums.sum(0))
-    return torch.cat(parts)
+def times_transposed(
+    vector: Tensor, offsets: Sequence[int], shape: Shape, left: Tensor, rank: int, rest: bool = False
+) -> Tensor:
+    """Return Q = M^T P for each matrix; with `rest`, M becomes M - P Q^T in the vector."""
+    factors = left.reshape(-1, shape[0], rank)
+    products = [
+        (_matrix(vector, offset, shape).T @ factor).reshape(-1) for offset, factor in zip(offsets, factors, strict=True)
+    ]
+    product = torch.cat(products)
+    if rest:
+        add_product(vector, offsets, shape, left, product, rank, -1.0)
+    return product
 
 
 def add_product(
@@ -75,11 +82,15 @@ def add_product(
 ) -> None:
     """Add factor * P Q^T to each matrix in `total`; or write it, where the memory is `fresh`, of any content."""
     rows, columns = shape
-    factors = zip(left.reshape(-1, rows, rank), right.reshape(-1, columns, rank), strict=True)
-    for matrix, (p, q) in zip(_matrices(total, offsets, shape), factors, strict=True):
-        torch.addmm(matrix, p, q.T, beta=0.0 if fresh else 1.0, alpha=factor, out=matrix)
+    grid = (triton.cdiv(columns, COLUMNS), triton.cdiv(rows, ROWS))
+    for number, offset in enumerate(offsets):
+        p = left[number * rows * rank : (number + 1) * rows * rank]
+        q = right[number * columns * rank : (number + 1) * columns * rank]
+        launch(
+            _add_product, grid, total[offset : offset + rows * columns], p, q, rows, columns, float(factor),
+            RANK=rank, FRESH=fresh, ROWS=ROWS, COLUMNS=COLUMNS, warps=4,
+        )  # fmt: skip
 
 
-def _matrices(vector: Tensor, offsets: Sequence[int], shape: Shape) -> list[Tensor]:
-    size = shape[0] * shape[1]
-    return [vector[offset : offset + size].view(shape) for offset in offsets]
+def _matrix(vector: Tensor, offset: int, shape: Shape) -> Tensor:
+    return vector[offset : offset + shape[0] * shape[1]].view(shape)
