@@ -15,7 +15,7 @@ from hvd_compress.ops.torch import TorchOps
 from hvd_compress.reduction.exchange import Exchange
 from hvd_compress.transports.torch_distributed import ProcessGroupTransport
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [pytest.mark.jobs, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 LAYOUT = Layout.of([("a", (300, 200)), ("b", (70,)), ("c", (16, 3, 3, 3))])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,30 +56,27 @@ def signed(word: int) -> int:
     return word - (1 << 32) if word >> 31 else word
 
 
-class Division:
-    """A vector divided into groups, with the tables that kernels look up: see `division`.
+class Division(NamedTuple):
+    """A vector divided into groups, with what kernels look up: see `division`.
 
     Attributes:
         count: groups.
-        block: their common size, or 0.
         starts: first elements of the groups and the vector's size, int64 of shape (count + 1,).
+        of_tiles: for each tile the group of its first element, then for each that of its last, int32.
     """
 
-    def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
-        ends = np.cumsum(lengths, dtype=np.int64)
-        starts = np.concatenate([[0], ends])
-        self.count, self.size = len(lengths), int(starts[-1])
-        self.starts = uploaded(starts, device)
-        # For each tile the groups of its first and of its last element.
-        firsts = np.arange(0, self.size, TILE)
-        lasts = np.minimum(firsts + TILE, self.size) - 1
-        at = [np.searchsorted(starts, places, side="right") - 1 for places in (firsts, lasts)]
-        self.of_tiles = uploaded(np.stack(at).reshape(-1).astype(np.int32), device)
+    count: int
+    starts: Tensor
+    of_tiles: Tensor
 
 
 @functools.lru_cache(maxsize=256)
 def _division(lengths: tuple[int, ...], device: torch.device) -> Division:
-    return Division(lengths, device)
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    firsts = np.arange(0, starts[-1], TILE)
+    ends = np.stack([firsts, np.minimum(firsts + TILE, starts[-1]) - 1])
+    of_tiles = (np.searchsorted(starts, ends.reshape(-1), side="right") - 1).astype(np.int32)
+    return Division(len(lengths), uploaded(starts, device), uploaded(of_tiles, device))
 
 
 def division(lengths: Sequence[int], array: Tensor) -> Division:
