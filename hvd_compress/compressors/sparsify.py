@@ -141,15 +141,12 @@ class LargestOfEach(Sparsifier):
     def whole_gradient(self) -> bool:
         return self.scope == "model"
 
-    def largest(self, ops: Ops, tensors: Sequence[Array]) -> list[Array]:
-        """Return the indices to send of each tensor, or of the whole gradient."""
+    def largest(self, ops: Ops, vector: Array, places: Sequence[slice]) -> Array:
+        """Return the indices to send, ascending, of the tensors at these places."""
         raise NotImplementedError
 
     def select(self, ops: Ops, vector: Array, state: State) -> tuple[Array, None]:
-        tensors = self._tensors(state.layout)
-        found = self.largest(ops, [vector[p.slice] for p in tensors])
-        parts = [own + p.offset if p.offset else own for own, p in zip(found, tensors, strict=True)]
-        return ops.concat(parts) if len(parts) > 1 else parts[0], None
+        return self.largest(ops, vector, [p.slice for p in self._tensors(state.layout)]), None
 
     def count(self, layout: Layout) -> int:
         return sum(count_of(self.ratio, p.size) for p in self._tensors(layout))
@@ -183,8 +180,8 @@ class TopK(LargestOfEach):
     values: Any = setting("fp32", choices=("fp32", "fp16"), nested=True)  # type: ignore[misc]
     scope: str = setting("tensor", choices=("tensor", "model"))  # type: ignore[misc]
 
-    def largest(self, ops: Ops, tensors: Sequence[Array]) -> list[Array]:
-        return [ops.top_k(tensor, count_of(self.ratio, tensor.shape[0])) for tensor in tensors]
+    def largest(self, ops: Ops, vector: Array, places: Sequence[slice]) -> Array:
+        return ops.top_k_each(vector, places, [count_of(self.ratio, place.stop - place.start) for place in places])
 
 
 @dataclass(frozen=True)
@@ -249,13 +246,14 @@ class DGC(LargestOfEach):
         """Momentum correction with masking."""
         return "momentum"
 
-    def largest(self, ops: Ops, tensors: Sequence[Array]) -> list[Array]:
+    def largest(self, ops: Ops, vector: Array, places: Sequence[slice]) -> Array:
+        tensors, parts = [vector[place] for place in places], []
         found = ops.above_each(tensors, [self._threshold(ops, tensor) for tensor in tensors])
-        counts = [count_of(self.ratio, tensor.shape[0]) for tensor in tensors]
-        return [
-            indices if LEAST_OF_K * count <= indices.shape[0] <= MOST_OF_K * count else ops.top_k(tensor, count)
-            for tensor, indices, count in zip(tensors, found, counts, strict=True)
-        ]
+        for place, tensor, indices in zip(places, tensors, found, strict=True):
+            count = count_of(self.ratio, tensor.shape[0])
+            sound = LEAST_OF_K * count <= indices.shape[0] <= MOST_OF_K * count
+            parts.append((indices if sound else ops.top_k(tensor, count)) + place.start)
+        return ops.concat(parts)
 
     def _threshold(self, ops: Ops, tensor: Array) -> Any:
         sample = ops.copy(tensor[::SAMPLE_STRIDE])  # side by side, as kernels want it

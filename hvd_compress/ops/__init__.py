@@ -249,6 +249,13 @@ class Ops(Protocol):
         """
 
     @by_kernel(vector="float32")
+    def top_k_each(self, vector: Array, places: Sequence[slice], counts: Sequence[int]) -> Array:
+        """Return `top_k` of each place, all places behind each other, as indices in the vector."""
+        found = [self.top_k(vector[place], count) for place, count in zip(places, counts, strict=True)]
+        found = [own + place.start if place.start else own for own, place in zip(found, places, strict=True)]
+        return self.concat(found) if len(found) > 1 else found[0]
+
+    @by_kernel(vector="float32")
     def above(self, vector: Array, threshold: Any) -> Array:
         """Return the indices of magnitudes that are not below a threshold (NaN never is), int64 ascending.
 

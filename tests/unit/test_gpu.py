@@ -130,11 +130,26 @@ def test_selection(values, copies, data):
     assert same(GPU.bitmap(on_gpu(np.flatnonzero(marked)), vector.size), np.packbits(marked, bitorder="little"))
 
 
+@few
+@given(st.lists(st.tuples(st.lists(floats, min_size=1, max_size=30), st.integers(1, 300)), min_size=1), st.data())
+def test_selection_of_each_of_several_tensors(parts, data):
+    """Those between two large ones are searched together."""
+    tensors = [np.tile(np.array(values, np.float32), copies) for values, copies in parts]
+    ends = np.cumsum([tensor.size for tensor in tensors]).tolist()
+    places = [slice(end - tensor.size, end) for end, tensor in zip(ends, tensors, strict=True)]
+    counts = [data.draw(st.integers(1, tensor.size)) for tensor in tensors]
+    vector = np.concatenate(tensors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "LARGE", 5000)
+        patch.setattr(selection, "SAMPLE", 1024)
+        assert same(GPU.top_k_each(on_gpu(vector), places, counts), NUMPY.top_k_each(vector, places, counts))
+
+
 @pytest.mark.parametrize("kind", ["normal", "zeros", "one value", "sorted", "few values", "nan"])
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.999])
 def test_selection_from_a_large_vector(kind, share):
     """Which a sample narrows down; where it is wrong, or all are equal, the same comes out."""
-    size = 1_100_000 if CUDA else 40_000
+    size = 4_200_000 if CUDA else 40_000
     vector = vectors(Layout.flat(size), 5)
     vector = {
         "normal": vector,
@@ -147,6 +162,7 @@ def test_selection_from_a_large_vector(kind, share):
     with pytest.MonkeyPatch.context() as patch:
         if not CUDA:
             patch.setattr(selection, "SAMPLE", 4096)
+            patch.setattr(selection, "LARGE", 30_000)
         assert same(GPU.top_k(on_gpu(vector), int(share * size)), NUMPY.top_k(vector, int(share * size)))
 
 

@@ -35,6 +35,7 @@ class GpuKernels:
     signs = staticmethod(codes.signs)
     dequantize = staticmethod(codes.dequantize)
     top_k = staticmethod(selection.top_k)
+    top_k_each = staticmethod(selection.top_k_each)
     above = staticmethod(selection.above)
     above_each = staticmethod(selection.above_each)
     draw = staticmethod(selection.draw)

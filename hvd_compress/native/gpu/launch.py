@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,8 @@ def signed(word: int) -> int:
     return word - (1 << 32) if word >> 31 else word
 
 
-class Division(NamedTuple):
+@dataclass(frozen=True)
+class Division:
     """A vector divided into groups, with what kernels look up: see `division`.
 
     Attributes:

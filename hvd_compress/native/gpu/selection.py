@@ -5,21 +5,25 @@ Marks are int32 words, 32 coordinates in each from the lowest bit on: as bytes, 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hvd_compress.native.gpu.groups import magnitude_bits
-from hvd_compress.native.gpu.launch import TILE, launch, persistent, signed, tiles
+from hvd_compress.native.gpu.launch import TILE, division, launch, persistent, signed, tiles
 from hvd_compress.native.gpu.numbers import mix, uniform_at
 from hvd_compress.native.kernels import Words
+from hvd_compress.ops.torch import uploaded
 
 SPAN = 8  # tiles of which one program writes the indices
 DIGITS = ((20, 11), (10, 10), (0, 10))  # of a magnitude's 31 bits, from the highest: shift and number of bits
+LARGE = 1 << 22  # elements of a group from which on a sample is worth its kernels
 SAMPLE = 1 << 17  # magnitudes from which the last selected one's neighbourhood is estimated
 MARGIN = 6  # standard deviations of the estimate, to either side
 ROOM = 32  # one coordinate in so many may be in that neighbourhood
@@ -191,9 +195,9 @@ def draw(vector: Tensor, scale: float | Tensor, stream: Words) -> Tensor:
     return indices_of(words, counts, int(counts.sum()))
 
 
-# --- by number. The state of a search, int32: the digits found of the last magnitude that is selected; how many are
-# wanted of those that begin so; where to search (among the neighbours, in the vector, or nowhere, for it is known); how
-# many neighbours there are.
+# --- by number, of each of several groups. The state of a group's search, int32: the digits found of the last magnitude
+# that is selected; how many are wanted of those that begin so; where to search (among the neighbours, in the vector, or
+# nowhere, for it is known); how many neighbours there are.
 
 NEIGHBOURS: tl.constexpr = tl.constexpr(0)
 VECTOR: tl.constexpr = tl.constexpr(1)
@@ -246,59 +250,120 @@ def _digits(x_ptr, size, prefix, counts, SHIFT: tl.constexpr, BITS: tl.constexpr
 
 @triton.jit
 def _histogram(
-    x_ptr, size, near_ptr, state_ptr, counts_ptr, SHIFT: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr
+    x_ptr,
+    starts_ptr,
+    near_ptr,
+    state_ptr,
+    counts_ptr,
+    SHIFT: tl.constexpr,
+    BITS: tl.constexpr,
+    MOST: tl.constexpr,
+    TILE: tl.constexpr,
 ):
-    """Count the next digit of the magnitudes that begin with the digits found so far."""
-    prefix, place = tl.load(state_ptr), tl.load(state_ptr + 2)
-    near = tl.where(place == NEIGHBOURS, tl.load(state_ptr + 3), 0)
+    """Count the next digit of a group's magnitudes that begin with the digits found so far."""
+    group = tl.program_id(1)
+    prefix, place = tl.load(state_ptr + group * 4), tl.load(state_ptr + group * 4 + 2)
+    start, end = tl.load(starts_ptr + group), tl.load(starts_ptr + group + 1)
+    near = tl.where(place == NEIGHBOURS, tl.load(state_ptr + group * 4 + 3), 0)
+    size = tl.where(place == VECTOR, end - start, 0).to(tl.int32)
     counts = tl.zeros([1 << BITS], tl.int32)
     counts = _digits(near_ptr, near, prefix, counts, SHIFT, BITS, TILE)
-    counts = _digits(x_ptr, tl.where(place == VECTOR, size, 0), prefix, counts, SHIFT, BITS, TILE)
+    counts = _digits(x_ptr + start, size, prefix, counts, SHIFT, BITS, TILE)
     if tl.sum(counts, 0) > 0:
-        tl.atomic_add(counts_ptr + tl.arange(0, 1 << BITS), counts, sem="relaxed")
+        tl.atomic_add(counts_ptr + group * MOST + tl.arange(0, 1 << BITS), counts, sem="relaxed")
 
 
 @triton.jit
-def _next_digit(state_ptr, counts_ptr, BITS: tl.constexpr):
+def _next_digit(state_ptr, counts_ptr, BITS: tl.constexpr, MOST: tl.constexpr):
     """Find the digit of the last magnitude that is wanted, and how many of that digit are; empty the counts."""
+    state_ptr += tl.program_id(0) * 4
     digit = tl.arange(0, 1 << BITS)
-    counts = tl.load(counts_ptr + digit)
+    at = counts_ptr + tl.program_id(0) * MOST + digit
+    counts = tl.load(at)
     prefix, wanted = tl.load(state_ptr), tl.load(state_ptr + 1)
     above = tl.sum(counts, 0) - tl.cumsum(counts, 0)
     here = (above < wanted) & (above + counts >= wanted)
     if tl.load(state_ptr + 2) != NOWHERE:
         tl.store(state_ptr, (prefix << BITS) | tl.sum(tl.where(here, digit, 0), 0))
         tl.store(state_ptr + 1, wanted - tl.sum(tl.where(here, above, 0), 0))
-    tl.store(counts_ptr + digit, counts * 0)
+    tl.store(at, counts * 0)
 
 
 @triton.jit
-def _mark_top(x_ptr, size, state_ptr, above_ptr, above_counts, equal_ptr, equal_counts, TILE: tl.constexpr):
-    i = _places(tl.program_id(0) * TILE, TILE)
+def _mark_top(
+    x_ptr,
+    size,
+    starts_ptr,
+    tiles_ptr,
+    state_ptr,
+    above_ptr,
+    above_counts,
+    equal_ptr,
+    equal_counts,
+    parts_ptr,
+    TILE: tl.constexpr,
+):
+    """Mark what is above its group's last magnitude, and what is equal, and count the latter of each group."""
+    tile = tl.program_id(0)
+    first, last = tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile)
+    i = _places(tile * TILE, TILE)
     magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
-    least = tl.load(state_ptr)
+    least = magnitude * 0
+    for group in range(first, last + 1):
+        least = tl.where(i >= tl.load(starts_ptr + group), tl.load(state_ptr + group * 4), least)
+    equal = (magnitude == least) & (i < size)
     _store_marks(above_ptr, above_counts, (magnitude > least) & (i < size), TILE)
-    _store_marks(equal_ptr, equal_counts, (magnitude == least) & (i < size), TILE)
+    _store_marks(equal_ptr, equal_counts, equal, TILE)
+    for group in range(first, last + 1):
+        own = equal & (i >= tl.load(starts_ptr + group)) & (i < tl.load(starts_ptr + group + 1))
+        tl.store(parts_ptr + tile + group, tl.sum(tl.sum(own.to(tl.int32), 1), 0))
 
 
 @triton.jit
-def _take_first(words_ptr, counts_ptr, equal_ptr, starts_ptr, state_ptr, WORDS: tl.constexpr):
-    """Mark of those marked equal the first ones as well, as many as are wanted."""
-    at = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
-    equal = tl.load(equal_ptr + at)
-    ones = _ones(equal)
-    left = tl.load(state_ptr + 1) - tl.load(starts_ptr + tl.program_id(0)) - (tl.cumsum(ones, 0) - ones)
-    left = tl.minimum(tl.maximum(left, 0), ones)
-    taken = tl.where(left == ones, equal, 0)
-    part = tl.where(left < ones, left, 0)
-    for _ in range(tl.max(part, 0)):
-        taken = taken | tl.where(part > 0, equal & -equal, 0)
-        equal = equal & (equal - 1)
-        part -= 1
-    if tl.max(left, 0) > 0:
-        tl.store(words_ptr + at, tl.load(words_ptr + at) | taken)
-        count = tl.load(counts_ptr + tl.program_id(0))
-        tl.store(counts_ptr + tl.program_id(0), count + tl.sum(left, 0))
+def _low_bits(number):
+    """Return words of which so many of the lowest bits are set, at least 0 and at most 32."""
+    number = tl.minimum(tl.maximum(number, 0), 32)
+    return ((tl.full([1], 1, tl.int64) << number.to(tl.int64)) - 1).to(tl.int32)
+
+
+@triton.jit
+def _take_first(
+    words_ptr,
+    counts_ptr,
+    equal_ptr,
+    parts_ptr,
+    starts_ptr,
+    tiles_ptr,
+    state_ptr,
+    TILE: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """Mark of a group's that are marked equal the first ones as well, as many as are wanted.
+
+    The parts have the number of a group's before the tile, counted from any place before the group.
+    """
+    tile = tl.program_id(0)
+    at = tile * WORDS + tl.arange(0, WORDS)
+    words = tl.load(words_ptr + at)
+    number = tl.load(counts_ptr + tile)
+    for group in range(tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile) + 1):
+        start, end = tl.load(starts_ptr + group), tl.load(starts_ptr + group + 1)
+        inside = _low_bits(end - at * 32) & ~_low_bits(start - at * 32)
+        equal = tl.load(equal_ptr + at) & inside
+        ones = _ones(equal)
+        before = tl.load(parts_ptr + tile + group) - tl.load(parts_ptr + start // TILE + group)
+        left = (tl.load(state_ptr + group * 4 + 1) - before).to(tl.int32) - (tl.cumsum(ones, 0) - ones)
+        left = tl.minimum(tl.maximum(left, 0), ones)
+        taken = tl.where(left == ones, equal, 0)
+        part = tl.where(left < ones, left, 0)
+        for _ in range(tl.max(part, 0)):
+            taken = taken | tl.where(part > 0, equal & -equal, 0)
+            equal = equal & (equal - 1)
+            part -= 1
+        words = words | taken
+        number += tl.sum(left, 0)
+    tl.store(words_ptr + at, words)
+    tl.store(counts_ptr + tile, number)
 
 
 def _neighbours(vector: Tensor, count: int, state: Tensor) -> Tensor:
@@ -326,27 +391,64 @@ def _neighbours(vector: Tensor, count: int, state: Tensor) -> Tensor:
     return near
 
 
+@functools.lru_cache(maxsize=256)
+def _beginning(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the state of searches that have not begun, not to be changed."""
+    return uploaded(np.array([[0, count, VECTOR.value, 0] for count in counts], np.int32), device)
+
+
+def _largest(vector: Tensor, lengths: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """Return the indices of the largest magnitudes of each group of a vector, with as many kernels as for one."""
+    size, groups = vector.shape[0], division(lengths, vector)
+    state = _beginning(tuple(counts), vector.device).clone()
+    near = _neighbours(vector, counts[0], state) if size >= LARGE and groups.count == 1 else vector
+    most = 1 << DIGITS[0][1]
+    digits = torch.zeros(groups.count * most, dtype=torch.int32, device=vector.device)
+    programs = min(tiles(max(lengths), 2048), max(1, persistent(vector) // groups.count))
+    for shift, bits in DIGITS:
+        given = {"SHIFT": shift, "BITS": bits, "MOST": most, "TILE": 2048}
+        launch(_histogram, (programs, groups.count), vector, groups.starts, near, state, digits, **given)
+        launch(_next_digit, (groups.count,), state, digits, BITS=bits, MOST=most)
+    words, numbers = _new_marks(size, vector.device)
+    equal, equal_numbers = _new_marks(size, vector.device)
+    parts = torch.empty(tiles(size) + groups.count, dtype=torch.int32, device=vector.device)
+    tables = groups.starts, groups.of_tiles
+    marks = words, numbers, equal, equal_numbers, parts
+    launch(_mark_top, (tiles(size),), vector, size, *tables, state, *marks, TILE=TILE)
+    launch(
+        _take_first, (tiles(size),), words, numbers, equal, _starts(parts), *tables, state,
+        TILE=TILE, WORDS=TILE // 32, warps=1,
+    )  # fmt: skip
+    return indices_of(words, numbers, sum(counts))
+
+
 def top_k(vector: Tensor, count: int) -> Tensor:
     """Return the indices of the `count` largest magnitudes, ascending; of equal ones the first, NaN above all."""
-    size, device = vector.shape[0], vector.device
-    if count >= size or count <= 0:
-        return torch.arange(min(size, count), device=device)
-    state = torch.zeros(4, dtype=torch.int32, device=device)
-    state[1].fill_(count)
-    state[2].fill_(VECTOR.value)
-    near = _neighbours(vector, count, state) if size >= 8 * SAMPLE else vector
-    digits = torch.zeros(1 << DIGITS[0][1], dtype=torch.int32, device=device)
-    programs = min(tiles(size, 2048), persistent(vector))
-    for shift, bits in DIGITS:
-        launch(_histogram, (programs,), vector, size, near, state, digits, SHIFT=shift, BITS=bits, TILE=2048)
-        launch(_next_digit, (1,), state, digits, BITS=bits)
-    words, counts = _new_marks(size, device)
-    equal, equal_counts = _new_marks(size, device)
-    launch(_mark_top, (tiles(size),), vector, size, state, words, counts, equal, equal_counts, TILE=TILE)
-    launch(
-        _take_first, (tiles(size),), words, counts, equal, _starts(equal_counts), state, WORDS=TILE // 32, warps=1
-    )  # fmt: skip
-    return indices_of(words, counts, count)
+    if count >= vector.shape[0] or count <= 0:
+        return torch.arange(min(vector.shape[0], count), device=vector.device)
+    return _largest(vector, [vector.shape[0]], [count])
+
+
+def top_k_each(vector: Tensor, places: Sequence[slice], counts: Sequence[int]) -> Tensor:
+    """Return `top_k` of each place, all places behind each other, as indices in the vector.
+
+    Large places are searched one by one, all others between two of them together.
+    """
+    found: list[Tensor] = []
+    run: list[tuple[slice, int]] = []
+    for place, count in zip(places, counts, strict=True):
+        if run and (place.stop - place.start >= LARGE or run[-1][0].stop - run[-1][0].start >= LARGE):
+            found.append(_of_run(vector, run))
+            run = []
+        run.append((place, count))
+    found.append(_of_run(vector, run))
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def _of_run(vector: Tensor, run: Sequence[tuple[slice, int]]) -> Tensor:
+    start, end = run[0][0].start, run[-1][0].stop
+    indices = _largest(vector[start:end], [p.stop - p.start for p, _ in run], [count for _, count in run])
+    return indices + start if start else indices
 
 
 # --- Wangni's lambda
