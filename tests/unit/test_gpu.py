@@ -208,6 +208,11 @@ def test_groups(groups, plus):
     sides = GPU.kernels.group_sides(*given_).cpu().numpy().reshape(-1, 3)
     wanted = [(part[part >= 0].sum(), part[part < 0].sum(), (part >= 0).sum()) for part in parts]
     assert np.allclose(sides, wanted, rtol=1e-12)
+    vector[-1] = np.nan  # of the last group alone
+    largest, squares = GPU.kernels.group_max_square(on_gpu(vector), groups, None)
+    sides = GPU.kernels.group_sides(on_gpu(vector), groups, None).reshape(-1, 3)
+    for found in (largest, squares, sides[:, 1]):
+        assert found.isnan().tolist() == [False] * (len(parts) - 1) + [True]
 
 
 @few

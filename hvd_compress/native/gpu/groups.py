@@ -93,7 +93,7 @@ def _tiles(
         if MODE == "sides":
             positive = inside & (x >= 0)
             tl.store(sums_ptr + to * 3, tl.sum(tl.where(positive, x, 0.0).to(tl.float64), 0))
-            tl.store(sums_ptr + to * 3 + 1, tl.sum(tl.where(inside & (x < 0), x, 0.0).to(tl.float64), 0))
+            tl.store(sums_ptr + to * 3 + 1, tl.sum(tl.where(inside & (positive == 0), x, 0.0).to(tl.float64), 0))
             tl.store(sums_ptr + to * 3 + 2, tl.sum(positive.to(tl.int32), 0).to(tl.float64))
         else:
             own = tl.where(inside, x, 0.0)
