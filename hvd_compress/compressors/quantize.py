@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 from hvd_compress.compressors.base import Contribution, GatherCompressor, check_length, setting
+from hvd_compress.compressors.groups import group_max_abs, group_max_norm, rows_of
 from hvd_compress.compressors.state import State
-from hvd_compress.native.kernels import Code, Kernels
-from hvd_compress.ops import Array, Ops, flat_rows, packed_bytes
-from hvd_compress.ops.by_kernel import by_kernel
+from hvd_compress.native.kernels import Code, Groups
+from hvd_compress.ops import Array, Ops, packed_bytes
 from hvd_compress.ops.layout import Layout
 
 BY_TENSOR, WHOLE = 0, -1  # special values of `Quantizer.block`: a group per tensor, or one group
@@ -50,9 +51,9 @@ class Quantizer(GatherCompressor):
         """The kernel's numerator, and its least and its largest level, for the kind "levels"."""
         return 1, 0, 0
 
-    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
-        """Return the scales of each row (of rows + plus, if given), float32 of shape (n, scales_each)."""
-        return ops.column(ops.row_max_abs(rows, plus))
+    def scales(self, ops: Ops, vector: Array, groups: Groups, plus: Array | None = None) -> Array:
+        """Return the scales of n groups (of vector + plus, if given), float32 of shape (n, scales_each)."""
+        return ops.column(group_max_abs(ops, vector, groups, plus))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
         """Return the code of each coordinate, int32 below 2^bits; `noise` are random numbers, int32 of 16 bits."""
@@ -67,14 +68,16 @@ class Quantizer(GatherCompressor):
         if self.has_kernel(ops):
             payload = self._encode_by_kernel(ops, vector, None, False, state)
             return payload, self.read(ops, payload, layout)
-        rows = self._rows(ops, vector, layout)
+        groups = self._division(layout)
+        rows = rows_of(ops, vector, groups)
         noise = [None] * len(rows)
         if self.random:
-            noise = self._rows(ops, ops.noise(size, state.own_stream(self.name)), layout)
-        scales = [self.scales(ops, r) for r in rows] if self.scales_each else []
-        codes = [ops.flatten(self.codes(ops, r, scales[i] if scales else r, noise[i])) for i, r in enumerate(rows)]
+            noise = rows_of(ops, ops.noise(size, state.own_stream(self.name)), groups)
+        scales = self.scales(ops, vector, groups) if self.scales_each else vector[:0].reshape(0, 1)
+        coded = zip(rows, _scales_of(rows, scales), noise, strict=True)
+        codes = [ops.flatten(self.codes(ops, r, own, random)) for r, own, random in coded]
         packed = ops.pack(ops.concat(codes)[:size], self.bits)
-        payload = ops.concat([*(ops.to_bytes(ops.flatten(s)) for s in scales), packed])
+        payload = ops.concat([ops.to_bytes(ops.flatten(scales)), packed])
         return payload, self.read(ops, payload, layout)
 
     def encode_rest(
@@ -95,15 +98,10 @@ class Quantizer(GatherCompressor):
         if self.has_kernel(ops):
             return self.decode_by_kernel(ops, [payload], layout)
         cut = 4 * self.scales_each * self._groups(layout)
-        scales = ops.from_bytes(payload[:cut], "float32")
-        codes = self._rows(ops, ops.unpack(payload[cut:], self.bits, layout.size), layout)
-        values, start = [], 0
-        for r in codes:
-            end = start + r.shape[0] * self.scales_each
-            own = scales[start:end].reshape(r.shape[0], self.scales_each)
-            values.append(ops.flatten(self.values(ops, r, own)))
-            start = end
-        return ops.concat(values)[: layout.size]
+        scales = ops.from_bytes(payload[:cut], "float32").reshape(-1, max(1, self.scales_each))
+        codes = rows_of(ops, ops.unpack(payload[cut:], self.bits, layout.size), self._division(layout))
+        coded = zip(codes, _scales_of(codes, scales), strict=True)
+        return ops.concat([ops.flatten(self.values(ops, r, own)) for r, own in coded])[: layout.size]
 
     def combine(self, ops: Ops, sent: Iterable[Contribution], workers: int, layout: Layout) -> Array:
         """Return the mean of the decoded payloads, or for a majority vote its sign."""
@@ -119,13 +117,11 @@ class Quantizer(GatherCompressor):
 
     def _encode_by_kernel(self, ops: Ops, vector: Array, residual: Array | None, rest: bool, state: State) -> Array:
         assert ops.kernels
-        layout, scales = state.layout, self.norm if self.scales_each else None
+        groups, scales = self._division(state.layout), self.norm if self.scales_each else None
         if self.scales_each and self.block <= 0:
-            rows = self._rows(ops, vector, layout)
-            plus = self._rows(ops, residual, layout) if residual is not None else [None] * len(rows)
-            scales = ops.concat([ops.flatten(self.scales(ops, r, e)) for r, e in zip(rows, plus, strict=True)])
+            scales = ops.flatten(self.scales(ops, vector, groups, residual))
         words = state.own_stream(self.name).words()
-        return ops.kernels.quantize(vector, residual, rest, self._code, self._division(layout), scales, words)
+        return ops.kernels.quantize(vector, residual, rest, self._code, groups, scales, words)
 
     def decode_by_kernel(
         self,
@@ -148,7 +144,7 @@ class Quantizer(GatherCompressor):
         assert self.kind
         return (self.kind, self.bits, *self.levels_from, self.scales_each)
 
-    def _division(self, layout: Layout) -> int | list[int]:
+    def _division(self, layout: Layout) -> Groups:
         """Return the block, or the groups' lengths."""
         if self.block > 0:
             return self.block
@@ -163,13 +159,11 @@ class Quantizer(GatherCompressor):
             return 1
         return -(-layout.size // self.block) if self.block else sum(p.size > 0 for p in layout.parameters)
 
-    def _rows(self, ops: Ops, vector: Array, layout: Layout) -> list[Array]:
-        """Return the groups as rows of matrices; the last block is filled up with zeros."""
-        if self.block == WHOLE:
-            return [vector.reshape(1, layout.size)]
-        if self.block:
-            return [ops.blocks(vector, self.block)]
-        return [vector[p.slice].reshape(1, p.size) for p in layout.nonempty]
+
+def _scales_of(rows: Sequence[Array], scales: Array) -> list[Array]:
+    """Return the scales of each matrix's rows."""
+    ends = accumulate(r.shape[0] for r in rows)
+    return [scales[end - r.shape[0] : end] for end, r in zip(ends, rows, strict=True)]
 
 
 def reciprocal(ops: Ops, scales: Array, numerator: float = 1.0) -> Array:
@@ -233,25 +227,16 @@ class QSGD(Quantizer):
     def levels_from(self) -> tuple[float, int, int]:
         return self.levels, -self.levels, self.levels
 
-    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
-        return ops.column(ops.row_max_abs(rows, plus) if self.norm == "max" else ops.row_norm(rows))
+    def scales(self, ops: Ops, vector: Array, groups: Groups, plus: Array | None = None) -> Array:
+        if self.norm == "max":
+            return super().scales(ops, vector, groups, plus)
+        return ops.column(group_max_norm(ops, vector, groups, plus)[1])
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
         return stochastic_levels(ops, rows, scales, noise, self.levels_from)
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
         return ops.cast(codes - self.levels, "float32") * (scales / self.levels)
-
-
-def _row_max_norm(ops: Ops, kernels: Kernels, rows: Array, plus: Array | None) -> tuple[Array, Array]:
-    largest, squares = kernels.group_max_square(*flat_rows(rows, plus))
-    return largest, ops.cast(squares**0.5, "float32")
-
-
-@by_kernel(_row_max_norm, axes=2, rows="float32", plus="float32")
-def row_max_norm(ops: Ops, rows: Array, plus: Array | None) -> tuple[Array, Array]:
-    """Return the largest magnitude and the Euclidean norm of each row (of rows + plus, if given)."""
-    return ops.row_max_abs(rows, plus), ops.row_norm(rows if plus is None else rows + plus)
 
 
 @dataclass(frozen=True)
@@ -283,12 +268,13 @@ class TernGrad(Quantizer):
     def levels_from(self) -> tuple[float, int, int]:
         return 1, -1, 1
 
-    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
+    def scales(self, ops: Ops, vector: Array, groups: Groups, plus: Array | None = None) -> Array:
         """Return the largest magnitude, or where clipping begins."""
         if not self.clip:
-            return super().scales(ops, rows, plus)
-        largest, norm = row_max_norm(ops, rows, plus)
-        bound = norm * (self.clip / math.sqrt(rows.shape[1]))
+            return super().scales(ops, vector, groups, plus)
+        assert not isinstance(groups, int)
+        largest, norm = group_max_norm(ops, vector, groups, plus)
+        bound = norm * ops.cast(ops.doubles([self.clip / math.sqrt(size) for size in groups]), "float32")
         return ops.column(ops.where(largest > bound, bound, largest))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
@@ -328,8 +314,8 @@ class LowPrecision(Quantizer):
         half = 1 << self.bits - 1
         return 1, -half, half - 1
 
-    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
-        return ops.column(ops.divided(ops.row_max_abs(rows, plus), (1 << self.bits - 1) - 1))
+    def scales(self, ops: Ops, vector: Array, groups: Groups, plus: Array | None = None) -> Array:
+        return ops.column(ops.divided(group_max_abs(ops, vector, groups, plus), (1 << self.bits - 1) - 1))
 
     def codes(self, ops: Ops, rows: Array, scales: Array, noise: Array | None) -> Array:
         """Return the grid points' numbers, from the lowest."""

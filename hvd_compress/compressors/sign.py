@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hvd_compress.compressors.base import Exchanging, setting
+from hvd_compress.compressors.groups import group_sides
 from hvd_compress.compressors.quantize import WHOLE, Quantizer
 from hvd_compress.compressors.state import State
-from hvd_compress.native.kernels import Kernels
-from hvd_compress.ops import Array, Ops, flat_rows
-from hvd_compress.ops.by_kernel import by_kernel
+from hvd_compress.native.kernels import Groups
+from hvd_compress.ops import Array, Ops
 
 
 class Sign(Quantizer):
@@ -26,37 +26,22 @@ class Sign(Quantizer):
         return ops.cast(2 * codes - 1, "float32") * scales
 
 
-def _row_sides(ops: Ops, kernels: Kernels, rows: Array, plus: Array | None) -> tuple[Array, Array, Array]:
-    sides = kernels.group_sides(*flat_rows(rows, plus))
-    return sides[0::3], sides[1::3], sides[2::3]
-
-
-@by_kernel(_row_sides, axes=2, rows="float32", plus="float32")
-def row_sides(ops: Ops, rows: Array, plus: Array | None) -> tuple[Array, Array, Array]:
-    """Return each row's sum of what is at least zero, sum of all else, and number of the former, float64.
-
-    They are those of rows + plus, if given.
-    """
-    rows = rows if plus is None else rows + plus
-    positive, wide = rows >= 0, ops.cast(rows, "float64")
-    none = ops.zeros_like(wide)
-    up, down = ops.where(positive, wide, none), ops.where(positive, none, wide)
-    return ops.row_sum(up), ops.row_sum(down), ops.row_sum(ops.cast(positive, "float64"))
-
-
 class SignsAndMeans(Sign):
     """A sign method whose scales are made of the sums of either sign."""
 
-    def means(self, ops: Ops, up: Array, down: Array, count: Array, size: int) -> Array:
-        """Return the scales of n tensors of one size, float32 of shape (n, scales_each).
+    def means(self, ops: Ops, up: Array, down: Array, count: Array, sizes: Array) -> Array:
+        """Return the scales of n tensors of these sizes, float32 of shape (n, scales_each).
 
-        They are made of the sum of what is at least zero, of all else, and the number of the former.
+        They are made of the sum of what is at least zero, of all else, and the number of the former, float64.
         """
         raise NotImplementedError
 
-    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
-        up, down, count = row_sides(ops, rows, plus)
-        return self.means(ops, up, down, count, rows.shape[1])
+    def scales(self, ops: Ops, vector: Array, groups: Groups, plus: Array | None = None) -> Array:
+        return self._means_of(ops, group_sides(ops, vector, groups, plus), groups)
+
+    def _means_of(self, ops: Ops, sides: Array, groups: Groups) -> Array:
+        assert not isinstance(groups, int)
+        return self.means(ops, sides[:, 0], sides[:, 1], sides[:, 2], ops.doubles(groups))
 
     def _encode_by_kernel(self, ops: Ops, vector: Array, residual: Array | None, rest: bool, state: State) -> Array:
         """Without a rest the signs and their sums take one pass."""
@@ -66,9 +51,7 @@ class SignsAndMeans(Sign):
         sizes = [p.size for p in state.layout.nonempty]
         header = 4 * self.scales_each * len(sizes)
         payload, sides = ops.kernels.signs(vector, sizes, header)
-        up, down, count = (sides[i::3].reshape(-1, 1) for i in range(3))
-        means = [self.means(ops, up[i], down[i], count[i], size) for i, size in enumerate(sizes)]
-        payload[:header] = ops.concat([ops.to_bytes(ops.flatten(mean)) for mean in means])
+        payload[:header] = ops.to_bytes(ops.flatten(self._means_of(ops, sides.reshape(-1, 3), sizes)))
         return payload
 
 
@@ -84,8 +67,8 @@ class EFSignSGD(SignsAndMeans):
     paper: ClassVar[str] = "Karimireddy et al. 2019"
     wire: ClassVar[str] = "mean magnitude of each tensor (fp32), packed signs"
 
-    def means(self, ops: Ops, up: Array, down: Array, count: Array, size: int) -> Array:
-        return ops.column(ops.cast(ops.divided(up - down, size), "float32"))
+    def means(self, ops: Ops, up: Array, down: Array, count: Array, sizes: Array) -> Array:
+        return ops.column(ops.cast((up - down) / sizes, "float32"))
 
 
 @dataclass(frozen=True)
@@ -101,8 +84,8 @@ class OneBit(SignsAndMeans):
     wire: ClassVar[str] = "two means of each tensor (fp32), packed signs"
     scales_each: ClassVar[int] = 2
 
-    def means(self, ops: Ops, up: Array, down: Array, count: Array, size: int) -> Array:
-        rest = size - count
+    def means(self, ops: Ops, up: Array, down: Array, count: Array, sizes: Array) -> Array:
+        rest = sizes - count
         means = (up / ops.where(count > 0, count, count + 1), down / ops.where(rest > 0, rest, rest + 1))
         return ops.transpose(ops.stack([ops.cast(mean, "float32") for mean in means]))
 
@@ -133,9 +116,9 @@ class SignSGD(Sign):
             "left over; ef_signsgd is the sign method with feedback"
         )
 
-    def scales(self, ops: Ops, rows: Array, plus: Array | None = None) -> Array:
+    def scales(self, ops: Ops, vector: Array, groups: Groups, plus: Array | None = None) -> Array:
         """Return 1, or NaN for a vector of NaN."""
-        return rows[:1, :1] * 0 + 1
+        return vector[:1].reshape(1, 1) * 0 + 1
 
 
 @dataclass(frozen=True)

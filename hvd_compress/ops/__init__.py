@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from hvd_compress.native.kernels import Hashing, Kernels
 from hvd_compress.ops import random
 from hvd_compress.ops.by_kernel import by_kernel, inherit
@@ -29,16 +31,6 @@ def packed_bytes(count: int, bits: int) -> int:
     The rest of 1 to 7 bits is packed eight numbers at a time into as many bytes as it has bits, lowest bits first.
     """
     return count * (bits // 8) + -(-count // 8) * (bits % 8)
-
-
-def _row_max_abs(ops: Ops, kernels: Kernels, rows: Array, plus: Array | None = None) -> Array:
-    return kernels.group_max_abs(*flat_rows(rows, plus))
-
-
-def flat_rows(rows: Array, plus: Array | None) -> tuple[Array, int | list[int], Array | None]:
-    """Return rows and what is to be added to them as the arguments of a kernel for groups."""
-    groups = rows.shape[1] or [0] * rows.shape[0]
-    return rows.reshape(-1), groups, None if plus is None else plus.reshape(-1)
 
 
 def _scatter_add(ops: Ops, kernels: Kernels, total: Array, indices: Array, values: Array) -> Array:
@@ -103,13 +95,12 @@ class Ops(Protocol):
     give the same bits without.
     """
 
-    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]], axes: int) -> bool:
-        """Tell whether kernels take the arrays among some arguments: of so many axes, contiguous and aligned.
+    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]]) -> bool:
+        """Tell whether kernels take the arrays among some arguments: of one axis, contiguous and aligned.
 
         Args:
             arguments: of an operation.
             arrays: for each array its place among them, and the dtypes that fit. One that is None or missing fits.
-            axes: their number.
         """
 
     # --- making and converting
@@ -127,6 +118,10 @@ class Ops(Protocol):
     @by_kernel()
     def zeros(self, size: int) -> Array:
         """Return float32 zeros of shape (size,)."""
+
+    def doubles(self, values: Sequence[float]) -> Array:
+        """Return numbers as float64."""
+        return self.from_numpy(np.array(values, np.float64))
 
     def number(self, value: float) -> Array:
         """Return float32 of shape (1,), which the host may read without waiting for a device."""
@@ -229,9 +224,8 @@ class Ops(Protocol):
         """Return shape (n, 1), to multiply rows with."""
         return vector.reshape(-1, 1)
 
-    @by_kernel(_row_max_abs, axes=2, rows="float32", plus="float32")
-    def row_max_abs(self, rows: Array, plus: Array | None = None) -> Array:
-        """Return the largest magnitude of each row (of rows + plus, if given); NaN where a row has one."""
+    def row_max_abs(self, rows: Array) -> Array:
+        """Return the largest magnitude of each row; NaN where a row has one."""
 
     def row_norm(self, rows: Array) -> Array:
         """Return the Euclidean norm of each row, float32, computed in float64."""

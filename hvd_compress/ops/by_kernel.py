@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def by_kernel(call: Callable[..., Any] | None = None, *, axes: int = 1, **dtypes: str) -> Callable[[F], F]:
+def by_kernel(call: Callable[..., Any] | None = None, **dtypes: str) -> Callable[[F], F]:
     """Let a kernel do an operation where there is one and the arrays fit; otherwise the decorated body does it.
 
     The operation is a function whose first argument is an `Ops`, or a method of an `Ops`. A method that `Ops` decorates
@@ -19,7 +19,6 @@ def by_kernel(call: Callable[..., Any] | None = None, *, axes: int = 1, **dtypes
     Args:
         call: ``call(ops, kernels, *arguments)`` does the operation; by default the kernel of the operation's name does,
             with the arguments.
-        axes: how many axes the arrays must have.
         dtypes: for each array argument, the dtypes that fit, separated by spaces. None fits as well.
     """
 
@@ -31,7 +30,7 @@ def by_kernel(call: Callable[..., Any] | None = None, *, axes: int = 1, **dtypes
         def operation(*arguments: Any) -> Any:
             ops = arguments[0]
             kernel = call or getattr(ops.kernels, name, None)
-            if ops.kernels is None or kernel is None or (arrays and not ops.fit_kernels(arguments, arrays, axes)):
+            if ops.kernels is None or kernel is None or (arrays and not ops.fit_kernels(arguments, arrays)):
                 return body(*arguments)
             return call(ops, ops.kernels, *arguments[1:]) if call else kernel(*arguments[1:])
 

@@ -38,13 +38,13 @@ class NumpyOps(Ops):
     def __init__(self, kernels: bool = True) -> None:
         self.kernels = native.load() if kernels else None
 
-    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]], axes: int) -> bool:
+    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]]) -> bool:
         for place, dtypes in arrays:
             array = arguments[place] if place < len(arguments) else None
             if array is None:
                 continue
             flags = array.flags
-            if array.ndim != axes or array.dtype not in dtypes or not flags.c_contiguous or not flags.aligned:
+            if array.ndim != 1 or array.dtype not in dtypes or not flags.c_contiguous or not flags.aligned:
                 return False
         return True
 
@@ -71,9 +71,9 @@ class NumpyOps(Ops):
         return array.copy()
 
     def cast(self, array: Array, dtype: str) -> Array:
-        if self.kernels and dtype == "float16" and self.fit_kernels((array,), ((0, ("float32",)),), 1):
+        if self.kernels and dtype == "float16" and self.fit_kernels((array,), ((0, ("float32",)),)):
             return self.kernels.to_half(array).view(np.float16)
-        if self.kernels and dtype == "float32" and self.fit_kernels((array,), ((0, ("float16",)),), 1):
+        if self.kernels and dtype == "float32" and self.fit_kernels((array,), ((0, ("float16",)),)):
             return self.kernels.from_half(array.view(np.uint16))
         with np.errstate(invalid="ignore", over="ignore"):
             return array.astype(dtype, copy=False)
@@ -137,8 +137,8 @@ class NumpyOps(Ops):
         padded = np.concatenate([vector, np.zeros(missing, vector.dtype)]) if missing else vector
         return padded.reshape(-1, block)
 
-    def row_max_abs(self, rows: Array, plus: Array | None = None) -> Array:
-        return np.abs(rows if plus is None else rows + plus).max(axis=1, initial=0)
+    def row_max_abs(self, rows: Array) -> Array:
+        return np.abs(rows).max(axis=1, initial=0)
 
     def row_norm(self, rows: Array) -> Array:
         return np.linalg.norm(rows.astype(np.float64), axis=1).astype(np.float32)

@@ -161,7 +161,7 @@ class TensorFlowOps(Ops):
     def __init__(self, device: str = "CPU:0") -> None:
         self.device = device
 
-    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]], axes: int) -> bool:
+    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]]) -> bool:
         return False
 
     def from_numpy(self, array: np.ndarray[Any, Any]) -> Array:
@@ -255,8 +255,8 @@ class TensorFlowOps(Ops):
         padded = Array(tf.pad(vector.tensor, [[0, missing]])) if missing else vector
         return padded.reshape(-1, block)
 
-    def row_max_abs(self, rows: Array, plus: Array | None = None) -> Array:
-        magnitude = abs(rows if plus is None else rows + plus).tensor
+    def row_max_abs(self, rows: Array) -> Array:
+        magnitude = abs(rows).tensor
         bad = tf.reduce_any(tf.math.is_nan(magnitude), 1)
         return Array(tf.where(bad, tf.constant(math.nan), tf.reduce_max(magnitude, 1)))
 

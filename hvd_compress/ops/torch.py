@@ -47,12 +47,12 @@ class TorchOps(Ops):
         self.kernels: Kernels | None = chosen if kernels else None
         self._shares_memory = isinstance(self.kernels, OnTensors)  # with NumPy and the CPU's kernels
 
-    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]], axes: int) -> bool:
+    def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]]) -> bool:
         for place, dtypes in arrays:
             array = arguments[place] if place < len(arguments) else None
             if array is None:
                 continue
-            if array.dim() != axes or str(array.dtype)[len("torch.") :] not in dtypes or not array.is_contiguous():
+            if array.dim() != 1 or str(array.dtype)[len("torch.") :] not in dtypes or not array.is_contiguous():
                 return False
             if array.device.type != self.device.type:
                 return False
@@ -184,8 +184,8 @@ class TorchOps(Ops):
         padded = torch.nn.functional.pad(vector, (0, missing)) if missing else vector
         return padded.reshape(-1, block)
 
-    def row_max_abs(self, rows: Tensor, plus: Tensor | None = None) -> Tensor:
-        return (rows if plus is None else rows + plus).abs().amax(dim=1)
+    def row_max_abs(self, rows: Tensor) -> Tensor:
+        return rows.abs().amax(dim=1)
 
     def row_norm(self, rows: Tensor) -> Tensor:
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).float()
