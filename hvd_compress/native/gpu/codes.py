@@ -187,29 +187,6 @@ def _quantize(
     store_packed(out_ptr, code, i, start, count, BITS, WIDE, TILE)
 
 
-@triton.jit
-def _decoded(
-    payload_ptr,
-    skip,
-    start,
-    i,
-    count,
-    block,
-    starts_ptr,
-    tiles_ptr,
-    numerator,
-    low,
-    KIND: tl.constexpr,
-    BITS: tl.constexpr,
-    EACH: tl.constexpr,
-    LISTED: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    scales_ptr = payload_ptr.to(tl.pointer_type(tl.float32))
-    up, down = _scales(scales_ptr, i, count, block, starts_ptr, tiles_ptr, EACH, LISTED)
-    return _value(load_rows(payload_ptr + skip, start, i, count, BITS, TILE), up, down, numerator, low, KIND)
-
-
 @triton.jit(do_not_specialize=["low"])
 def _dequantize(
     payloads_ptr,
@@ -234,49 +211,17 @@ def _dequantize(
 ):
     start = tl.program_id(0) * TILE
     i = places_of(start, TILE)
-    total = (
-        _decoded(
-            payloads_ptr,
-            skip,
-            start,
-            i,
-            count,
-            block,
-            starts_ptr,
-            tiles_ptr,
-            numerator,
-            low,
-            KIND,
-            BITS,
-            EACH,
-            LISTED,
-            TILE,
-        )
-        * factor
-    )
+    total = tl.zeros([TILE // 8, 8], tl.float32)
     if ADD:
-        total = tl.load(total_ptr + i, mask=i < count, other=0.0) + total
-    for worker in range(1, workers):
-        total += (
-            _decoded(
-                payloads_ptr + worker * tl.cast(stride, tl.int64),
-                skip,
-                start,
-                i,
-                count,
-                block,
-                starts_ptr,
-                tiles_ptr,
-                numerator,
-                low,
-                KIND,
-                BITS,
-                EACH,
-                LISTED,
-                TILE,
-            )
-            * factor
+        total = tl.load(total_ptr + i, mask=i < count, other=0.0)
+    for worker in range(0, workers):
+        payload_ptr = payloads_ptr + worker * tl.cast(stride, tl.int64)
+        up, down = _scales(
+            payload_ptr.to(tl.pointer_type(tl.float32)), i, count, block, starts_ptr, tiles_ptr, EACH, LISTED
         )
+        code = load_rows(payload_ptr + skip, start, i, count, BITS, TILE)
+        value = _value(code, up, down, numerator, low, KIND) * factor
+        total = tl.where((worker > 0) | ADD, total + value, value)  # of a first one a zero keeps its sign
     if VOTE:
         sign = (total > 0.0).to(tl.float32) - (total < 0.0).to(tl.float32)
         total = tl.where(total == total, sign, total)
