@@ -8,37 +8,25 @@ the receiver knows it beforehand. Plain 32-bit indices are never smaller.
 
 from __future__ import annotations
 
-from hvd_compress.ops import Array, Ops, packed_bytes
+from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.by_kernel import by_kernel
-
-
-def _low_bits(size: int, count: int) -> int:
-    return max(0, (size // count).bit_length() - 1)
-
-
-def _high_length(size: int, count: int, low: int) -> int:
-    return count + ((size - 1) >> low)
-
-
-def _elias_fano_bytes(size: int, count: int) -> int:
-    low = _low_bits(size, count)
-    return packed_bytes(count, low) + packed_bytes(_high_length(size, count, low), 1)
+from hvd_compress.ops.index_code import index_code
 
 
 def index_bytes(size: int, count: int) -> int:
     """Return the bytes that `count` indices below `size` take."""
-    return min(packed_bytes(size, 1), _elias_fano_bytes(size, count)) if count else 0
+    return index_code(size, count).bytes
 
 
 @by_kernel(indices="int64")
 def encode_indices(ops: Ops, indices: Array, size: int) -> Array:
     """Return ascending distinct int64 indices below `size` as bytes: uint8 of shape (index_bytes(size, count),)."""
     count = indices.shape[0]
-    if count == 0 or packed_bytes(size, 1) <= _elias_fano_bytes(size, count):
-        return ops.bitmap(indices, size if count else 0)
-    low = _low_bits(size, count)
+    low, _, bits = index_code(size, count)
+    if low is None:
+        return ops.bitmap(indices, bits)
     high = (indices >> low) + ops.arange(count)
-    return ops.concat([ops.pack(indices & ((1 << low) - 1), low), ops.bitmap(high, _high_length(size, count, low))])
+    return ops.concat([ops.pack(indices & ((1 << low) - 1), low), ops.bitmap(high, bits)])
 
 
 @by_kernel(payload="uint8")
@@ -50,14 +38,11 @@ def decode_indices(ops: Ops, payload: Array, size: int, count: int) -> Array:
     """
     if count == 0:
         return ops.arange(0)
-    if packed_bytes(size, 1) <= _elias_fano_bytes(size, count):
-        indices = ops.set_bits(payload, size)
-        _check(indices.shape[0] == count)
-        return indices
-    low = _low_bits(size, count)
-    cut = packed_bytes(count, low)
-    high = ops.set_bits(payload[cut:], _high_length(size, count, low))
+    low, cut, bits = index_code(size, count)
+    high = ops.set_bits(payload[cut:], bits)
     _check(high.shape[0] == count)
+    if low is None:
+        return high
     indices = ((high - ops.arange(count)) << low) | ops.unpack(payload[:cut], low, count)
     _check(ops.ascending_below(indices, size))
     return indices

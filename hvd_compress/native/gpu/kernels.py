@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hvd_compress.native.gpu import codes, elementwise, groups, lowrank, numbers, packing, selection, sketching, sparse
+from hvd_compress.native.gpu import (
+    codes,
+    elementwise,
+    groups,
+    lowrank,
+    marks,
+    numbers,
+    packing,
+    selection,
+    sketching,
+    sparse,
+)
 from hvd_compress.native.kernels import Words
 
 
@@ -22,11 +33,11 @@ class GpuKernels:
         self.device = device
 
     affine = staticmethod(elementwise.affine)
-    add_ = staticmethod(elementwise.add_)
     accumulate = staticmethod(elementwise.accumulate)
     half_rest = staticmethod(elementwise.half_rest)
     to_half = staticmethod(elementwise.to_half)
     from_half = staticmethod(elementwise.from_half)
+    nonfinite = staticmethod(elementwise.nonfinite)
     poison = staticmethod(elementwise.poison)
     group_max_abs = staticmethod(groups.group_max_abs)
     group_max_square = staticmethod(groups.group_max_square)
@@ -40,8 +51,7 @@ class GpuKernels:
     above_each = staticmethod(selection.above_each)
     draw = staticmethod(selection.draw)
     inclusion_scale = staticmethod(selection.inclusion_scale)
-    set_bits = staticmethod(selection.set_bits)
-    take = staticmethod(sparse.take)
+    set_bits = staticmethod(marks.set_bits)
     take_out = staticmethod(sparse.take_out)
     scatter = staticmethod(sparse.scatter)
     scatter_add = staticmethod(sparse.scatter_add)
@@ -63,10 +73,6 @@ class GpuKernels:
     def empty(self, size: int) -> Tensor:
         """Return an array of any content, float32."""
         return torch.empty(size, device=self.device)
-
-    def zeros(self, size: int) -> Tensor:
-        """Return zeros, float32."""
-        return torch.zeros(size, device=self.device)
 
     def copy(self, to: Tensor, source: Tensor) -> None:
         """Copy an array to one of the same length."""

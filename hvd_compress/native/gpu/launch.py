@@ -47,9 +47,9 @@ def tiles(count: int, tile: int = TILE) -> int:
     return int(triton.cdiv(count, tile))
 
 
-def persistent(array: Tensor, each: int = 4) -> int:
+def persistent(array: Tensor) -> int:
     """Return how many programs keep a device busy that each do many tiles."""
-    return each * torch.cuda.get_device_properties(array.device).multi_processor_count if array.is_cuda else each
+    return 4 * (torch.cuda.get_device_properties(array.device).multi_processor_count if array.is_cuda else 1)
 
 
 def signed(word: int) -> int:

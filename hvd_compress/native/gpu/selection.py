@@ -1,7 +1,4 @@
-"""Selection of coordinates: marks, a bit for each coordinate, from which the indices are written in order.
-
-Marks are int32 words, 32 coordinates in each from the lowest bit on: as bytes, a bitmap.
-"""
+"""Selection of coordinates: by a limit, at random, and by number."""
 
 from __future__ import annotations
 
@@ -17,142 +14,25 @@ from torch import Tensor
 
 from hvd_compress.native.gpu.groups import magnitude_bits
 from hvd_compress.native.gpu.launch import TILE, division, launch, persistent, signed, tiles
+from hvd_compress.native.gpu.marks import (
+    indices_of,
+    new_marks,
+    ones_of,
+    places,
+    starts_of,
+    store_marks,
+    store_words,
+    write_marked,
+)
 from hvd_compress.native.gpu.numbers import mix, uniform_at
 from hvd_compress.native.kernels import Words
 from hvd_compress.ops.torch import uploaded
 
-SPAN = 8  # tiles of which one program writes the indices
 DIGITS = ((20, 11), (10, 10), (0, 10))  # of a magnitude's 31 bits, from the highest: shift and number of bits
 LARGE = 1 << 22  # elements of a group from which on a sample is worth its kernels
 SAMPLE = 1 << 17  # magnitudes from which the last selected one's neighbourhood is estimated
 MARGIN = 6  # standard deviations of the estimate, to either side
 ROOM = 32  # one coordinate in so many may be in that neighbourhood
-
-# --- marks
-
-
-@triton.jit
-def _places(start, TILE: tl.constexpr):
-    return start + tl.arange(0, TILE // 32)[:, None] * 32 + tl.arange(0, 32)[None, :]
-
-
-@triton.jit
-def _store_marks(words_ptr, counts_ptr, marks, TILE: tl.constexpr):
-    """Store the marks of this program's tile, and their number."""
-    marks = marks.to(tl.int32)
-    word = tl.program_id(0) * (TILE // 32) + tl.arange(0, TILE // 32)
-    tl.store(words_ptr + word, tl.sum(marks << tl.arange(0, 32)[None, :], 1))
-    tl.store(counts_ptr + tl.program_id(0), tl.sum(tl.sum(marks, 1), 0))
-
-
-@triton.jit
-def _ones(word):
-    """Return the number of bits set."""
-    x = word.to(tl.uint32, bitcast=True)
-    x = x - ((x >> 1) & 0x55555555)
-    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F
-    return ((x * 0x01010101) >> 24).to(tl.int32)
-
-
-@triton.jit
-def _count(words_ptr, counts_ptr, WORDS: tl.constexpr):
-    word = tl.load(words_ptr + tl.program_id(0) * WORDS + tl.arange(0, WORDS))
-    tl.store(counts_ptr + tl.program_id(0), tl.sum(_ones(word), 0))
-
-
-@triton.jit
-def _write(
-    words_ptr,
-    number,
-    starts_ptr,
-    source_ptr,
-    out_ptr,
-    most,
-    COPIES: tl.constexpr,
-    WORDS: tl.constexpr,
-    SPAN: tl.constexpr,
-):
-    """Write the indices of marks, or the elements there: of each word in turn its lowest mark, then the next."""
-    at = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
-    word = tl.load(words_ptr + at, mask=at < number, other=0)
-    ones = _ones(word)
-    to = tl.load(starts_ptr + tl.program_id(0) * SPAN) + tl.cumsum(ones, 0) - ones
-    for _ in range(tl.max(ones, 0)):
-        there = (word != 0) & (to < most)
-        index = at * 32 + _ones((word & -word) - 1)
-        item = tl.load(source_ptr + index, mask=there, other=0) if COPIES else index.to(tl.int64)
-        tl.store(out_ptr + to, item, mask=there)
-        word = word & (word - 1)
-        to += 1
-
-
-@triton.jit
-def _set_marks(words_ptr, indices_ptr, count, LOW: tl.constexpr, RANKED: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    bit = tl.load(indices_ptr + i, mask=i < count, other=0) >> LOW
-    if RANKED:
-        bit += i
-    tl.atomic_or(words_ptr + (bit >> 5), (1 << (bit & 31)).to(tl.int32), mask=i < count, sem="relaxed")
-
-
-def set_marks(words: Tensor, indices: Tensor, low: int = 0, ranked: bool = False) -> None:
-    """Set the marks of indices without their `low` lowest bits; plus each one's rank, if `ranked`."""
-    count = indices.shape[0]
-    launch(_set_marks, (tiles(count),), words, indices, count, LOW=low, RANKED=ranked, TILE=TILE)
-
-
-def _starts(counts: Tensor) -> Tensor:
-    """Return how many there are before each tile."""
-    return counts.cumsum(0) - counts
-
-
-def _new_marks(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return room for marks, in whole tiles, and for their number in each tile."""
-    count = tiles(size)
-    words = torch.empty(count * (TILE // 32), dtype=torch.int32, device=device)
-    return words, torch.empty(count, dtype=torch.int32, device=device)
-
-
-def _written(words: Tensor, counts: Tensor, source: Tensor, out: Tensor, most: int, copies: bool) -> None:
-    launch(
-        _write, (tiles(counts.shape[0], SPAN),), words, words.shape[0], _starts(counts), source, out, most,
-        COPIES=copies, WORDS=SPAN * (TILE // 32), SPAN=SPAN, warps=4,
-    )  # fmt: skip
-
-
-def indices_of(words: Tensor, counts: Tensor, count: int) -> Tensor:
-    """Return the indices of the first `count` marks, int64 ascending."""
-    out = torch.empty(count, dtype=torch.int64, device=words.device)
-    _written(words, counts, out, out, count, copies=False)
-    return out
-
-
-def marks_of(payload: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return `size` packed bits as marks, and their number in each tile."""
-    words, counts = _new_marks(size, payload.device)
-    filled = words.view(torch.uint8)
-    filled[payload.shape[0] :].zero_()
-    filled[: payload.shape[0]].copy_(payload)
-    if size % 8:
-        filled[size // 8] &= (1 << size % 8) - 1
-    launch(_count, (counts.shape[0],), words, counts, WORDS=TILE // 32, warps=1)
-    return words, counts
-
-
-def distinct(indices: Tensor, size: int) -> Tensor:
-    """Return which indices below `size` there are, ascending; the host waits for their number."""
-    words, counts = _new_marks(size, indices.device)
-    set_marks(words.zero_(), indices)
-    launch(_count, (counts.shape[0],), words, counts, WORDS=TILE // 32, warps=1)
-    return indices_of(words, counts, int(counts.sum()))
-
-
-def set_bits(payload: Tensor, size: int) -> Tensor:
-    """Return the positions of the bits set among the first `size`, ascending; the host waits for their number."""
-    words, counts = marks_of(payload, size)
-    return indices_of(words, counts, int(counts.sum()))
-
 
 # --- by a limit
 
@@ -160,18 +40,18 @@ def set_bits(payload: Tensor, size: int) -> Tensor:
 @triton.jit(do_not_specialize=["first", "second"])
 def _mark_chosen(x_ptr, size, limit_ptr, words_ptr, counts_ptr, first, second, DRAW: tl.constexpr, TILE: tl.constexpr):
     """Mark what is not below the limit; or what is drawn with a probability of the limit times the magnitude."""
-    i = _places(tl.program_id(0) * TILE, TILE)
+    i = places(tl.program_id(0) * TILE, TILE)
     magnitude = tl.abs(tl.load(x_ptr + i, mask=i < size, other=0.0))
     limit = tl.load(limit_ptr)
     left_out = uniform_at(i, first, second) >= magnitude * limit if DRAW else magnitude < limit
-    _store_marks(words_ptr, counts_ptr, (left_out == 0) & (i < size), TILE)
+    store_marks(words_ptr, counts_ptr, (left_out == 0) & (i < size), TILE)
 
 
 def _marked(vector: Tensor, limit: float | Tensor, stream: Words, draw: bool) -> tuple[Tensor, Tensor]:
     """Return the marks of what is chosen, and their number in each tile."""
     size, device = vector.shape[0], vector.device
     at = limit.float() if isinstance(limit, Tensor) else torch.full((1,), limit, device=device)
-    words, counts = _new_marks(size, device)
+    words, counts = new_marks(size, device)
     first, second = map(signed, stream)
     launch(_mark_chosen, (tiles(size),), vector, size, at, words, counts, first, second, DRAW=draw, TILE=TILE)
     return words, counts
@@ -205,8 +85,8 @@ NOWHERE: tl.constexpr = tl.constexpr(2)
 
 
 @triton.jit
-def _sample(x_ptr, size, out_ptr, stride, SAMPLE: tl.constexpr, TILE: tl.constexpr):
-    """Store the magnitude of one element, drawn at random, of each of SAMPLE parts."""
+def _sample(x_ptr, out_ptr, stride, TILE: tl.constexpr):
+    """Store the magnitude of one element, drawn at random, of each part."""
     part = tl.program_id(0) * TILE + tl.arange(0, TILE)
     i = part * stride + (mix(part.to(tl.uint32, bitcast=True)) % stride.to(tl.uint32)).to(tl.int32)
     tl.store(out_ptr + part, magnitude_bits(tl.load(x_ptr + i)))
@@ -215,10 +95,10 @@ def _sample(x_ptr, size, out_ptr, stride, SAMPLE: tl.constexpr, TILE: tl.constex
 @triton.jit
 def _mark_near(x_ptr, size, bounds_ptr, words_ptr, counts_ptr, above_ptr, TILE: tl.constexpr):
     """Mark the magnitudes within the bounds, and count those and the ones above."""
-    i = _places(tl.program_id(0) * TILE, TILE)
+    i = places(tl.program_id(0) * TILE, TILE)
     magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
     low, high = tl.load(bounds_ptr), tl.load(bounds_ptr + 1)
-    _store_marks(words_ptr, counts_ptr, (magnitude >= low) & (magnitude <= high) & (i < size), TILE)
+    store_marks(words_ptr, counts_ptr, (magnitude >= low) & (magnitude <= high) & (i < size), TILE)
     above = ((magnitude > high) & (i < size)).to(tl.int32)
     tl.store(above_ptr + tl.program_id(0), tl.sum(tl.sum(above, 1), 0))
 
@@ -299,21 +179,20 @@ def _mark_top(
     above_ptr,
     above_counts,
     equal_ptr,
-    equal_counts,
     parts_ptr,
     TILE: tl.constexpr,
 ):
     """Mark what is above its group's last magnitude, and what is equal, and count the latter of each group."""
     tile = tl.program_id(0)
     first, last = tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile)
-    i = _places(tile * TILE, TILE)
+    i = places(tile * TILE, TILE)
     magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
     least = magnitude * 0
     for group in range(first, last + 1):
         least = tl.where(i >= tl.load(starts_ptr + group), tl.load(state_ptr + group * 4), least)
     equal = (magnitude == least) & (i < size)
-    _store_marks(above_ptr, above_counts, (magnitude > least) & (i < size), TILE)
-    _store_marks(equal_ptr, equal_counts, equal, TILE)
+    store_marks(above_ptr, above_counts, (magnitude > least) & (i < size), TILE)
+    store_words(equal_ptr, equal, TILE)
     for group in range(first, last + 1):
         own = equal & (i >= tl.load(starts_ptr + group)) & (i < tl.load(starts_ptr + group + 1))
         tl.store(parts_ptr + tile + group, tl.sum(tl.sum(own.to(tl.int32), 1), 0))
@@ -350,7 +229,7 @@ def _take_first(
         start, end = tl.load(starts_ptr + group), tl.load(starts_ptr + group + 1)
         inside = _low_bits(end - at * 32) & ~_low_bits(start - at * 32)
         equal = tl.load(equal_ptr + at) & inside
-        ones = _ones(equal)
+        ones = ones_of(equal)
         before = tl.load(parts_ptr + tile + group) - tl.load(parts_ptr + start // TILE + group)
         left = (tl.load(state_ptr + group * 4 + 1) - before).to(tl.int32) - (tl.cumsum(ones, 0) - ones)
         left = tl.minimum(tl.maximum(left, 0), ones)
@@ -371,7 +250,7 @@ def _neighbours(vector: Tensor, count: int, state: Tensor) -> Tensor:
     size, device = vector.shape[0], vector.device
     room = size // ROOM
     sample = torch.empty(SAMPLE, dtype=torch.int32, device=device)
-    launch(_sample, (SAMPLE // 1024,), vector, size, sample, size // SAMPLE, SAMPLE=SAMPLE, TILE=1024, warps=4)
+    launch(_sample, (SAMPLE // 1024,), vector, sample, size // SAMPLE, TILE=1024, warps=4)
     ordered = sample.sort().values
     share = count / size
     rank, margin = SAMPLE * (1 - share), MARGIN * math.sqrt(SAMPLE * share * (1 - share)) + MARGIN
@@ -382,12 +261,12 @@ def _neighbours(vector: Tensor, count: int, state: Tensor) -> Tensor:
         bounds[0].copy_(ordered[low])
     if high < SAMPLE:
         bounds[1].copy_(ordered[high])
-    words, counts = _new_marks(size, device)
+    words, counts = new_marks(size, device)
     above = torch.empty_like(counts)
     launch(_mark_near, (tiles(size),), vector, size, bounds, words, counts, above, TILE=TILE)
     launch(_where_to_search, (1,), state, bounds, counts.sum(), above.sum(), room, warps=1)
     near = torch.empty(room, device=device)
-    _written(words, counts, vector, near, room, copies=True)
+    write_marked(words, counts, vector, near, room, copies=True)
     return near
 
 
@@ -409,14 +288,14 @@ def _largest(vector: Tensor, lengths: Sequence[int], counts: Sequence[int]) -> T
         given = {"SHIFT": shift, "BITS": bits, "MOST": most, "TILE": 2048}
         launch(_histogram, (programs, groups.count), vector, groups.starts, near, state, digits, **given)
         launch(_next_digit, (groups.count,), state, digits, BITS=bits, MOST=most)
-    words, numbers = _new_marks(size, vector.device)
-    equal, equal_numbers = _new_marks(size, vector.device)
+    words, numbers = new_marks(size, vector.device)
+    equal = torch.empty_like(words)
     parts = torch.empty(tiles(size) + groups.count, dtype=torch.int32, device=vector.device)
     tables = groups.starts, groups.of_tiles
-    marks = words, numbers, equal, equal_numbers, parts
+    marks = words, numbers, equal, parts
     launch(_mark_top, (tiles(size),), vector, size, *tables, state, *marks, TILE=TILE)
     launch(
-        _take_first, (tiles(size),), words, numbers, equal, _starts(parts), *tables, state,
+        _take_first, (tiles(size),), words, numbers, equal, starts_of(parts), *tables, state,
         TILE=TILE, WORDS=TILE // 32, warps=1,
     )  # fmt: skip
     return indices_of(words, numbers, sum(counts))

@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hvd_compress.native.gpu.launch import launch, tiles
-from hvd_compress.native.gpu.selection import distinct, top_k
+from hvd_compress.native.gpu.marks import distinct
+from hvd_compress.native.gpu.selection import top_k
 from hvd_compress.native.gpu.sparse import scatter
 from hvd_compress.native.kernels import Hashing
 from hvd_compress.ops.torch import uploaded

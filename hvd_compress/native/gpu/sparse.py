@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvd_compress.native.gpu import selection
 from hvd_compress.native.gpu.launch import TILE, launch, tiles
+from hvd_compress.native.gpu.marks import indices_of, marks_of, set_marks
 from hvd_compress.native.gpu.packing import load_packed, pack_into
 from hvd_compress.ops import packed_bytes
+from hvd_compress.ops.index_code import index_code
 
 UNSOUND = "the indices that came in are not those of an encoder: wrong number, order or range"
 
@@ -50,11 +51,6 @@ def _join(
         tl.store(unsound_ptr, 1)
 
 
-def take(vector: Tensor, indices: Tensor) -> Tensor:
-    """Return the elements at the indices."""
-    return vector[indices]
-
-
 def take_out(vector: Tensor, indices: Tensor) -> Tensor:
     """Return the elements at distinct indices, and set them to zero."""
     out = torch.empty(indices.shape[0], device=vector.device)
@@ -84,7 +80,7 @@ def scatter_zero(total: Tensor, indices: Tensor) -> None:
 def _marked(indices: Tensor, bits: int, low: int, ranked: bool) -> Tensor:
     """Return `bits` bits, packed: those set of indices without their low bits, plus each one's rank if `ranked`."""
     words = torch.zeros(-(-bits // 32), dtype=torch.int32, device=indices.device)
-    selection.set_marks(words, indices, low, ranked)
+    set_marks(words, indices, low, ranked)
     return words.view(torch.uint8)[: packed_bytes(bits, 1)]
 
 
@@ -93,21 +89,13 @@ def bitmap(indices: Tensor, size: int) -> Tensor:
     return _marked(indices, size, 0, False)
 
 
-def _low_bits(size: int, count: int) -> int | None:
-    """Return the low bits of an index in the Elias-Fano code; None where a bitmap is no longer."""
-    low = max(0, (size // count).bit_length() - 1)
-    fano = packed_bytes(count, low) + packed_bytes(count + ((size - 1) >> low), 1)
-    return None if packed_bytes(size, 1) <= fano else low
-
-
 def encode_indices(indices: Tensor, size: int) -> Tensor:
     """Return the bytes of `hvd_compress.compressors.indices.encode_indices`, for indices that are sound."""
     count = indices.shape[0]
-    low = _low_bits(size, count) if count else None
+    low, cut, bits = index_code(size, count)
     if low is None:
-        return bitmap(indices, size if count else 0)
-    cut = packed_bytes(count, low)
-    high = _marked(indices, count + ((size - 1) >> low), low, True)
+        return bitmap(indices, bits)
+    high = _marked(indices, bits, low, True)
     out = torch.empty(cut + high.shape[0], dtype=torch.uint8, device=indices.device)
     if low:
         pack_into(out, indices, low)
@@ -122,12 +110,12 @@ def decode_indices(payload: Tensor, size: int, count: int) -> Tensor:
     """
     if count == 0:
         return torch.arange(0, device=payload.device)
-    low = _low_bits(size, count)
-    bits, cut = (size, 0) if low is None else (count + ((size - 1) >> low), packed_bytes(count, low))
-    if payload.shape[0] != cut + packed_bytes(bits, 1):
+    code = index_code(size, count)
+    low, cut, bits = code
+    if payload.shape[0] != code.bytes:
         raise ValueError(UNSOUND)
-    words, counts = selection.marks_of(payload[cut:], bits)
-    high = selection.indices_of(words, counts, count)
+    words, counts = marks_of(payload[cut:], bits)
+    high = indices_of(words, counts, count)
     out = torch.empty_like(high)
     unsound = (counts.sum() != count).to(torch.int32)
     given = {"LOW": low or 0, "RANKED": low is not None, "TILE": TILE}

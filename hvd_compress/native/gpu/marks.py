@@ -1,0 +1,146 @@
+"""Marks, a bit for each coordinate, from which the indices are written in order.
+
+They are int32 words, 32 coordinates in each from the lowest bit on: as bytes, a bitmap.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hvd_compress.native.gpu.launch import TILE, launch, tiles
+
+SPAN = 8  # tiles of which one program writes the indices
+
+
+@triton.jit
+def places(start, TILE: tl.constexpr):
+    """Return TILE places from `start` on, in rows of 32, which become a word of marks each."""
+    return start + tl.arange(0, TILE // 32)[:, None] * 32 + tl.arange(0, 32)[None, :]
+
+
+@triton.jit
+def store_words(words_ptr, marks, TILE: tl.constexpr):
+    """Store the marks of this program's tile."""
+    word = tl.program_id(0) * (TILE // 32) + tl.arange(0, TILE // 32)
+    tl.store(words_ptr + word, tl.sum(marks.to(tl.int32) << tl.arange(0, 32)[None, :], 1))
+
+
+@triton.jit
+def store_marks(words_ptr, counts_ptr, marks, TILE: tl.constexpr):
+    """Store the marks of this program's tile, and their number."""
+    marks = marks.to(tl.int32)
+    store_words(words_ptr, marks, TILE)
+    tl.store(counts_ptr + tl.program_id(0), tl.sum(tl.sum(marks, 1), 0))
+
+
+@triton.jit
+def ones_of(word):
+    """Return the number of bits set."""
+    x = word.to(tl.uint32, bitcast=True)
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def _count(words_ptr, counts_ptr, WORDS: tl.constexpr):
+    word = tl.load(words_ptr + tl.program_id(0) * WORDS + tl.arange(0, WORDS))
+    tl.store(counts_ptr + tl.program_id(0), tl.sum(ones_of(word), 0))
+
+
+@triton.jit
+def _write(
+    words_ptr,
+    number,
+    starts_ptr,
+    source_ptr,
+    out_ptr,
+    most,
+    COPIES: tl.constexpr,
+    WORDS: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Write the indices of marks, or the elements there: of each word in turn its lowest mark, then the next."""
+    at = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
+    word = tl.load(words_ptr + at, mask=at < number, other=0)
+    ones = ones_of(word)
+    to = tl.load(starts_ptr + tl.program_id(0) * SPAN) + tl.cumsum(ones, 0) - ones
+    for _ in range(tl.max(ones, 0)):
+        there = (word != 0) & (to < most)
+        index = at * 32 + ones_of((word & -word) - 1)
+        item = tl.load(source_ptr + index, mask=there, other=0) if COPIES else index.to(tl.int64)
+        tl.store(out_ptr + to, item, mask=there)
+        word = word & (word - 1)
+        to += 1
+
+
+@triton.jit
+def _set_marks(words_ptr, indices_ptr, count, LOW: tl.constexpr, RANKED: tl.constexpr, TILE: tl.constexpr):
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    bit = tl.load(indices_ptr + i, mask=i < count, other=0) >> LOW
+    if RANKED:
+        bit += i
+    tl.atomic_or(words_ptr + (bit >> 5), (1 << (bit & 31)).to(tl.int32), mask=i < count, sem="relaxed")
+
+
+def set_marks(words: Tensor, indices: Tensor, low: int = 0, ranked: bool = False) -> None:
+    """Set the marks of indices without their `low` lowest bits; plus each one's rank, if `ranked`."""
+    count = indices.shape[0]
+    launch(_set_marks, (tiles(count),), words, indices, count, LOW=low, RANKED=ranked, TILE=TILE)
+
+
+def starts_of(counts: Tensor) -> Tensor:
+    """Return how many there are before each tile."""
+    return counts.cumsum(0) - counts
+
+
+def new_marks(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return room for marks, in whole tiles, and for their number in each tile."""
+    count = tiles(size)
+    words = torch.empty(count * (TILE // 32), dtype=torch.int32, device=device)
+    return words, torch.empty(count, dtype=torch.int32, device=device)
+
+
+def write_marked(words: Tensor, counts: Tensor, source: Tensor, out: Tensor, most: int, copies: bool) -> None:
+    """Write to `out` the indices of the first `most` marks, or with `copies` the elements of `source` there."""
+    launch(
+        _write, (tiles(counts.shape[0], SPAN),), words, words.shape[0], starts_of(counts), source, out, most,
+        COPIES=copies, WORDS=SPAN * (TILE // 32), SPAN=SPAN, warps=4,
+    )  # fmt: skip
+
+
+def indices_of(words: Tensor, counts: Tensor, count: int) -> Tensor:
+    """Return the indices of the first `count` marks, int64 ascending."""
+    out = torch.empty(count, dtype=torch.int64, device=words.device)
+    write_marked(words, counts, out, out, count, copies=False)
+    return out
+
+
+def marks_of(payload: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return `size` packed bits as marks, and their number in each tile."""
+    words, counts = new_marks(size, payload.device)
+    filled = words.view(torch.uint8)
+    filled[payload.shape[0] :].zero_()
+    filled[: payload.shape[0]].copy_(payload)
+    if size % 8:
+        filled[size // 8] &= (1 << size % 8) - 1
+    launch(_count, (counts.shape[0],), words, counts, WORDS=TILE // 32, warps=1)
+    return words, counts
+
+
+def distinct(indices: Tensor, size: int) -> Tensor:
+    """Return which indices below `size` there are, ascending; the host waits for their number."""
+    words, counts = new_marks(size, indices.device)
+    set_marks(words.zero_(), indices)
+    launch(_count, (counts.shape[0],), words, counts, WORDS=TILE // 32, warps=1)
+    return indices_of(words, counts, int(counts.sum()))
+
+
+def set_bits(payload: Tensor, size: int) -> Tensor:
+    """Return the positions of the bits set among the first `size`, ascending; the host waits for their number."""
+    words, counts = marks_of(payload, size)
+    return indices_of(words, counts, int(counts.sum()))
