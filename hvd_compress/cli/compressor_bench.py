@@ -58,7 +58,6 @@ class CompressorBench:
         self.size, self.repetitions = size, repetitions
         self.threads = threads or len(os.sched_getaffinity(0))
         self.ops, self._memcpy, empty, self.settle = _framework(framework, self.threads, device)
-        self.device = device
         # Unlike a framework's copy, the kernels' leaves no thread spinning on a core afterwards.
         self._copy = self.ops.kernels.copy if self.ops.kernels else self._memcpy
         self._plain = empty(size), empty(size)

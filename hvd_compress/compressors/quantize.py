@@ -35,8 +35,8 @@ class Coded(Contribution):
 class Quantizer(GatherCompressor):
     """A method that sends a code of `bits` bits for each coordinate, and up to two scales for each group of them.
 
-    The groups are blocks of `block` coordinates, or the layout's tensors (`BY_TENSOR`), or there is one (`WHOLE`). They
-    are handed to the three formulas as the rows of matrices. A payload is the scales (fp32) and the codes, packed.
+    The groups are blocks of `block` coordinates, or the layout's tensors (`BY_TENSOR`), or there is one (`WHOLE`). The
+    formulas of codes and values get them as the rows of matrices. A payload is the scales (fp32) and the codes, packed.
     """
 
     bits: ClassVar[int]
@@ -155,9 +155,8 @@ class Quantizer(GatherCompressor):
         return 32 * self.scales_each * self._groups(layout) + 8 * packed_bytes(layout.size, self.bits)
 
     def _groups(self, layout: Layout) -> int:
-        if self.block == WHOLE:
-            return 1
-        return -(-layout.size // self.block) if self.block else sum(p.size > 0 for p in layout.parameters)
+        groups = self._division(layout)
+        return -(-layout.size // groups) if isinstance(groups, int) else len(groups)
 
 
 def _scales_of(rows: Sequence[Array], scales: Array) -> list[Array]:

@@ -32,6 +32,9 @@ class Kernels(Protocol):
     Arrays are contiguous and aligned, of exactly the dtype that is named; TypeError or ValueError otherwise. Results do
     not depend on the number of threads or the level of SIMD. Nothing changes its arguments but what is named `total`,
     `to`, `out` or `table`, and the `vector` of what leaves a rest.
+
+    A GPU's (`hvd_compress.native.gpu.kernels`) lack some of these, which leaves the operation to the Python body, and
+    have others, of the names of more operations.
     """
 
     # --- settings of the process

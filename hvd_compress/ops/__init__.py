@@ -206,10 +206,15 @@ class Ops(Protocol):
         """Tell whether no element is NaN or infinite."""
 
     @by_kernel(vector="float32")
-    def poison(self, vector: Array, overwrite: bool = False) -> tuple[Array, Any]:
-        """Return the vector if it is finite, else one of NaN; and what is true if it is not, perhaps only later.
+    def nonfinite(self, vector: Array) -> Any:
+        """Return what is true if an element is NaN or infinite; on a GPU nobody waits before it is asked for."""
+        return not self.all_finite(vector)
 
-        On a GPU nobody waits for the answer before it is asked for. With `overwrite` the vector may be.
+    @by_kernel(vector="float32")
+    def poison(self, vector: Array, overwrite: bool = False) -> tuple[Array, Any]:
+        """Return the vector if it is finite, else one of NaN; and what `nonfinite` does.
+
+        With `overwrite` the vector may be overwritten.
         """
         if self.all_finite(vector):
             return vector, False

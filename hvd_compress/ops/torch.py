@@ -46,6 +46,7 @@ class TorchOps(Ops):
         chosen = _kernels_for(self.device) if isinstance(kernels, bool) else kernels
         self.kernels: Kernels | None = chosen if kernels else None
         self._shares_memory = isinstance(self.kernels, OnTensors)  # with NumPy and the CPU's kernels
+        self._by_device = self.kernels is not None and not self._shares_memory  # which is not to be waited for
 
     def fit_kernels(self, arguments: Sequence[Any], arrays: Sequence[tuple[int, Sequence[str]]]) -> bool:
         for place, dtypes in arrays:
@@ -76,7 +77,7 @@ class TorchOps(Ops):
         return uploaded(array, self.device)
 
     def hashing(self, shifts: Any, flips: Any, signs: Any) -> Hashing:
-        if self.kernels is None or self._shares_memory:
+        if not self._by_device:
             return shifts, flips, signs
         shifts, flips, signs = map(
             self.from_numpy, (shifts.astype("int32"), flips.astype("int32"), signs.view("int32"))
@@ -108,7 +109,7 @@ class TorchOps(Ops):
         kind = getattr(torch, dtype)
         if array.dtype == kind:
             return array
-        if self.kernels is not None and not self._shares_memory and array.dim() == 1 and array.is_contiguous():
+        if self.kernels is not None and self._by_device and array.dim() == 1 and array.is_contiguous():
             if (array.dtype, kind) == (torch.float16, torch.float32):
                 return self.kernels.from_half(array)
             if (array.dtype, kind) == (torch.float32, torch.float16):
@@ -170,7 +171,7 @@ class TorchOps(Ops):
         return array.floor()
 
     def largest(self, array: Tensor) -> Any:
-        return array.max().item() if self.kernels is None or self._shares_memory else array.max()
+        return array.max() if self._by_device else array.max().item()
 
     def norm(self, vector: Tensor) -> float:
         return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

@@ -104,7 +104,7 @@ class VectorSteps:
         try:
             step = Step(self.compressor, self.ops, vector, self.state)
             if self.compressor.spreads and isinstance(step.pending, AllReduce):
-                _, self._poisoned = self.ops.poison(step.pending.array)
+                self._poisoned = self.ops.nonfinite(step.pending.array)
         except Exception:
             self.state.rollback()
             raise

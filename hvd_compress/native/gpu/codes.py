@@ -263,7 +263,7 @@ def quantize(
     stream: Words,
 ) -> Tensor:
     """Return the payload of vector + residual: the scales and the packed codes."""
-    kind, bits, *_, each = code
+    _, bits, *_, each = code
     size, at = vector.shape[0], _Grouping(groups, vector, each)
     skip = 4 * each * at.count
     payload = torch.empty(skip + packed_bytes(size, bits), dtype=torch.uint8, device=vector.device)
@@ -278,26 +278,40 @@ def quantize(
             own.copy_(group_max_square(vector, groups, residual)[1].sqrt())
     elif scales is not None:
         own.copy_(scales)
+    _encode(payload[skip:], vector, residual, rest, code, at, own, norm, tile, stream)
+    return payload
+
+
+def _encode(
+    out: Tensor,
+    vector: Tensor,
+    residual: Tensor | None,
+    rest: bool,
+    code: Code,
+    at: _Grouping,
+    scales: Tensor,
+    norm: str,
+    tile: int,
+    stream: Words,
+) -> None:
+    """Write the packed codes, and with a norm the scales, of groups that are tiles."""
+    kind, bits, *_, each = code
     numerator, offset, top, low = _levels(code)
-    codes = payload[skip:]
+    size = vector.shape[0]
     launch(
-        _quantize, (tiles(size, tile),), vector, vector if residual is None else residual, own, codes, size, at.block,
+        _quantize, (tiles(size, tile),), vector, vector if residual is None else residual, scales, out, size, at.block,
         at.starts, at.tiles, numerator, offset, top, low, *map(signed, stream), KIND=kind, BITS=bits, EACH=each,
         LISTED=at.listed, NORM=norm, RANDOM=kind in RANDOM, RESIDUAL=residual is not None, REST=rest,
-        WIDE=wide(codes, size, bits), TILE=tile, warps=max(1, min(8, tile // 512)),
+        WIDE=wide(out, size, bits), TILE=tile, warps=max(1, min(8, tile // 512)),
     )  # fmt: skip
-    return payload
 
 
 def signs(vector: Tensor, lengths: Sequence[int], header: int) -> tuple[Tensor, Tensor]:
     """Return `header` bytes of any content and the packed signs, and of each group what `group_sides` does."""
     size = vector.shape[0]
     payload = torch.empty(header + packed_bytes(size, 1), dtype=torch.uint8, device=vector.device)
-    launch(
-        _quantize, (tiles(size),), vector, vector, vector, payload[header:], size, 1, vector, vector, 1.0, 0.0, 0.0, 0,
-        0, 0, KIND="sign", BITS=1, EACH=0, LISTED=False, NORM="given", RANDOM=False, RESIDUAL=False, REST=False,
-        WIDE=False, TILE=TILE,
-    )  # fmt: skip
+    code, at = ("sign", 1, 1.0, 0, 0, 0), _Grouping([size], vector, 0)
+    _encode(payload[header:], vector, None, False, code, at, vector, "given", TILE, (0, 0))
     return payload, group_sides(vector, list(lengths), None)
 
 

@@ -71,11 +71,6 @@ def affine(x: Tensor, a: float, y: Tensor, b: float, out: Tensor | None) -> Tens
     return out
 
 
-def add_(total: Tensor, vector: Tensor) -> None:
-    """Add a vector to a total, in place."""
-    total.add_(vector)
-
-
 def accumulate(u: Tensor, momentum: float, vector: Tensor, v: Tensor, nesterov: bool) -> Tensor:
     """Return v + u', by Nesterov v + momentum * u' + vector; the vector becomes u' = momentum * u + vector."""
     out, size = torch.empty_like(v), v.shape[0]

@@ -38,6 +38,14 @@ def _squares(x):
 
 
 @triton.jit
+def _sides(x, inside):
+    """Return what is at least zero and all else, float64 with zeros elsewhere, and which is at least zero."""
+    positive = inside & (x >= 0)
+    up, down = tl.where(positive, x, 0.0), tl.where(inside & (positive == 0), x, 0.0)  # NaN is in the latter
+    return up.to(tl.float64), down.to(tl.float64), positive.to(tl.int32)
+
+
+@triton.jit
 def _blocks(
     x_ptr,
     plus_ptr,
@@ -58,12 +66,10 @@ def _blocks(
     x = _loaded(x_ptr, plus_ptr, i, inside, PLUS)
     mask = group < count
     if MODE == "sides":
-        up = tl.where(inside & (x >= 0), x, 0.0).to(tl.float64)
-        down = tl.where(inside & (x >= 0), 0.0, x).to(tl.float64)
-        number = (inside & (x >= 0)).to(tl.float64)
+        up, down, positive = _sides(x, inside)
         tl.store(sums_ptr + group * 3, tl.sum(up, 1), mask=mask)
         tl.store(sums_ptr + group * 3 + 1, tl.sum(down, 1), mask=mask)
-        tl.store(sums_ptr + group * 3 + 2, tl.sum(number, 1), mask=mask)
+        tl.store(sums_ptr + group * 3 + 2, tl.sum(positive, 1).to(tl.float64), mask=mask)
     else:
         tl.store(most_ptr + group, tl.max(magnitude_bits(x), 1), mask=mask)
         if MODE == "squares":
@@ -91,10 +97,10 @@ def _tiles(
         inside = (i >= tl.load(starts_ptr + group)) & (i < tl.load(starts_ptr + group + 1))
         to = tile + group
         if MODE == "sides":
-            positive = inside & (x >= 0)
-            tl.store(sums_ptr + to * 3, tl.sum(tl.where(positive, x, 0.0).to(tl.float64), 0))
-            tl.store(sums_ptr + to * 3 + 1, tl.sum(tl.where(inside & (positive == 0), x, 0.0).to(tl.float64), 0))
-            tl.store(sums_ptr + to * 3 + 2, tl.sum(positive.to(tl.int32), 0).to(tl.float64))
+            up, down, positive = _sides(x, inside)
+            tl.store(sums_ptr + to * 3, tl.sum(up, 0))
+            tl.store(sums_ptr + to * 3 + 1, tl.sum(down, 0))
+            tl.store(sums_ptr + to * 3 + 2, tl.sum(positive, 0).to(tl.float64))
         else:
             own = tl.where(inside, x, 0.0)
             tl.store(most_ptr + to, tl.max(magnitude_bits(own), 0))
