@@ -17,8 +17,9 @@ from hvd_compress.reduction.checkpoint import Saved, SavedExchange
 from hvd_compress.reduction.exchange import VectorSteps, advance_until
 from hvd_compress.reduction.settings import Settings
 from hvd_compress.torch.compression import flat
+from hvd_compress.torch.exchange import TensorExchange
 from hvd_compress.torch.parameters import check_gradient, once
-from hvd_compress.torch.reducer import TensorExchange, TensorReducer, gradient_was_changed
+from hvd_compress.torch.reducer import TensorReducer, gradient_was_changed
 from hvd_compress.torch.saved import written
 from hvd_compress.transports import Peers
 from hvd_compress.transports.horovod_torch import HorovodTransport

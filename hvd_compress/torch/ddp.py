@@ -25,8 +25,9 @@ from hvd_compress.reduction.checkpoint import Saved
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.reduction.stats import nothing_sent
 from hvd_compress.torch.compression import TorchCompression
+from hvd_compress.torch.exchange import TensorExchange
 from hvd_compress.torch.parameters import check_gradient, once
-from hvd_compress.torch.reducer import GradientReducer, TensorExchange
+from hvd_compress.torch.reducer import GradientReducer
 from hvd_compress.transports.horovod import op_name
 from hvd_compress.transports.torch_distributed import ProcessGroupTransport
 

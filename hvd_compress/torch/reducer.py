@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,11 +18,12 @@ from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.reduction.agreement import PlanGivenUp, WorkersDisagree
 from hvd_compress.reduction.buckets import Gradient
-from hvd_compress.reduction.exchange import Exchange, advance_until
+from hvd_compress.reduction.exchange import advance_until
 from hvd_compress.reduction.reducer import Reducer
 from hvd_compress.reduction.roll_call import RollCall
 from hvd_compress.reduction.rows import Rows
 from hvd_compress.reduction.settings import Settings
+from hvd_compress.torch.exchange import TensorExchange
 from hvd_compress.torch.saved import read, written
 from hvd_compress.torch.sparse import as_rows, as_tensor
 from hvd_compress.transports import Transport, WorkerFailed
@@ -40,74 +40,6 @@ def gradient_was_changed(name: str) -> str:
         "change would be lost. Clip or unscale means, after optimizer.synchronize(), and then call step() inside `with "
         "optimizer.skip_synchronize():`"
     )
-
-
-@functools.cache
-def _stream_beside(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream of a device in which all its exchanges compress."""
-    return torch.cuda.Stream(device)
-
-
-class TensorExchange(Exchange):
-    """An exchange on a device, with the buffer that a bucket's gradients are collected in.
-
-    On a GPU, compression runs in a stream of its own, beside the backward pass; who takes the mean waits for it.
-    """
-
-    def __init__(
-        self,
-        compressor: Compressor,
-        layout: Layout,
-        transport: Transport,
-        *,
-        name: str,
-        seed: int,
-        dtype: str,
-        device: Any,
-    ) -> None:
-        self.device = torch.device(device)
-        super().__init__(compressor, layout, TorchOps(self.device), transport, name=name, seed=seed)
-        self.vector: Tensor | None = None
-        self.dtype = dtype
-        self.missing = len(layout.parameters)
-        self._stream = _stream_beside(self.device) if self.device.type == "cuda" else None
-
-    def launch(self, vector: Any, *, overwrite: bool = False) -> None:
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))
-            for tensor in (vector.indices, vector.values) if isinstance(vector, Rows) else (vector,):
-                tensor.record_stream(self._stream)
-        with self._beside():
-            super().launch(vector, overwrite=overwrite)
-
-    def advance(self) -> None:
-        with self._beside():
-            super().advance()
-
-    @contextmanager
-    def _beside(self) -> Iterator[None]:
-        """Work in the stream of compression; once the mean is there, let the current stream wait for it."""
-        if self._stream is None:
-            yield
-            return
-        with torch.cuda.stream(self._stream):
-            yield
-        if self.finished:
-            torch.cuda.current_stream(self.device).wait_stream(self._stream)
-
-    def buffer(self) -> Tensor:
-        """Return the vector to collect gradients in."""
-        if self.vector is None:
-            self.vector = self.ops.cast(self.ops.zeros(self.layout.size), self.dtype)
-        return self.vector
-
-    def commit(self) -> Any:
-        """As of any exchange; a buffer that has become part of the state is replaced by what was there before."""
-        before = self.state.local.kept
-        mean = super().commit()
-        if self.vector is not None:
-            self.vector = self.state.local.vacated(self.vector, before, Tensor.data_ptr)
-        return mean
 
 
 class TensorReducer(Reducer[TensorExchange]):
