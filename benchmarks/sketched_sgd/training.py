@@ -1,21 +1,23 @@
-"""Training with any number of simulated workers in one process; bytes are counted as on a real transport."""
+"""One of the study's trainings."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.sketched_sgd.images import Images
+from benchmarks.simulated.images import Images
+from benchmarks.simulated.training import Task, train_steps, warmed_then_linear
+from benchmarks.simulated.workers import Workers
 from benchmarks.sketched_sgd.run import Run
-from hvd_compress import Simulation, parse
+from hvd_compress import parse
 from hvd_compress.compressors import AdamMomentum, MomentumCorrection
-from hvd_compress.ops.torch import TorchOps
-from hvd_compress.reduction.buckets import Gradient, Rule, make_plan
+from hvd_compress.reduction.buckets import Rule
 from hvd_compress.torch.adam import FrozenAdam
 
 DENSE_BELOW = 1024
@@ -23,77 +25,40 @@ MOMENTUM = 0.9
 BETA2, EPSILON = 0.98, 1e-9  # of Adam, as in Vaswani et al. 2017
 
 
-class Task(Protocol):
-    """A model with its data: `Images` or `Translation`.
-
-    Attributes:
-        measure: the name of what `score` returns.
-    """
-
-    model: nn.Module
-    measure: str
-
-    def order(self, batch: int, random: torch.Generator) -> Tensor:
-        """Return the examples in the order of an epoch."""
-
-    def loss(self, chosen: Tensor, random: torch.Generator) -> Tensor:
-        """Return the mean loss of some examples."""
-
-    def score(self) -> float:
-        """Return the model's measure on data that it is not trained with."""
-
-    def final(self) -> dict[str, Any]:
-        """Return further results, of the trained model."""
-
-
-class Workers:
-    """Exchanges the gradients of all workers, in the buckets that `DistributedOptimizer` would use."""
+class ObservedWorkers(Workers):
+    """Workers of which the first one's state is measured, and whose residuals can be clipped."""
 
     def __init__(self, parameters: dict[str, Tensor], run: Run) -> None:
-        gradients = [Gradient(name, tuple(p.shape), "float32") for name, p in parameters.items()]
-        self.parameters, self.clip = parameters, run.clip_residual
         compressor = parse(run.compression)
-        rules = [Rule("*", compressor)] if run.all_compressed else []
-        self.buckets = make_plan(gradients, compressor, rules, bucket_bytes=1 << 25, dense_below=DENSE_BELOW)
-        self.simulations = [
-            Simulation(bucket.compressor, bucket.layout, run.workers, ops=TorchOps(), seed=run.seed)
-            for bucket in self.buckets
-        ]
-        self.gradients: list[list[Tensor]] = [[] for _ in self.buckets]
+        super().__init__(
+            parameters,
+            compressor,
+            run.workers,
+            seed=run.seed,
+            rules=[Rule("*", compressor)] if run.all_compressed else [],
+            bucket_bytes=1 << 25,
+            dense_below=DENSE_BELOW,
+        )
+        self.clip = run.clip_residual
         self.masked: list[float] = []
 
-    def collect(self) -> None:
-        """Take one worker's gradients from the parameters."""
-        for bucket, own in zip(self.buckets, self.gradients, strict=True):
-            parts = [self.parameters[p.name].grad.reshape(-1) for p in bucket.layout.parameters]  # type: ignore[union-attr]
-            own.append(torch.cat(parts))
-        for parameter in self.parameters.values():
-            parameter.grad = None
-
-    def reduce(self) -> None:
-        """Exchange the collected gradients, and set the parameters' gradients to the mean."""
-        for bucket, simulation, own in zip(self.buckets, self.simulations, self.gradients, strict=True):
-            before = simulation.states[0].local.get("momentum")
-            mean = simulation.reduce(own)[0].mean
-            if isinstance(bucket.compressor, MomentumCorrection) and before is not None:
-                unmasked = before * bucket.compressor.momentum + own[0]
-                self.masked.append(float(simulation.states[0].local["momentum"].norm() / unmasked.norm()))
-            if self.clip:
-                for state, gradient in zip(simulation.states, own, strict=True):
-                    self._clip(state.local, self.clip * gradient.norm())
-            own.clear()
-            for p in bucket.layout.parameters:
-                self.parameters[p.name].grad = mean[p.slice].view(p.shape).clone()
+    def exchange(self, number: int, gradients: Sequence[Tensor]) -> Tensor:
+        """Return the mean of a bucket's gradients."""
+        compressor, states = self.buckets[number].compressor, self.simulations[number].states
+        before = states[0].local.get("momentum")
+        mean = super().exchange(number, gradients)
+        if isinstance(compressor, MomentumCorrection) and before is not None:
+            unmasked = before * compressor.momentum + gradients[0]
+            self.masked.append(float(states[0].local["momentum"].norm() / unmasked.norm()))
+        if self.clip:
+            for state, gradient in zip(states, gradients, strict=True):
+                self._clip(state.local, self.clip * gradient.norm())
+        return mean
 
     def _clip(self, local: Any, largest: Tensor) -> None:
         """Scale a worker's residual so that its norm is at most the given one."""
         if "residual" in local and (norm := local["residual"].norm()) > largest:
             local["residual"].mul_(largest / norm)
-
-    def bytes(self, way: str) -> int:
-        """Return the bytes that a worker has "sent" or "received"."""
-        counted = [entry for simulation in self.simulations for entry in simulation.traffic.collectives.values()]
-        return sum(entry[way] for entry in counted)
 
     def norms(self) -> dict[str, float]:
         """Return the norms of the first worker's arrays, such as its residual and momentum, over all buckets.
@@ -116,10 +81,10 @@ class Workers:
 def load(run: Run, folder: str) -> Task:
     """Return a run's task."""
     if run.task == "multi30k":
-        from benchmarks.sketched_sgd.translation import Translation  # needs further packages
+        from benchmarks.simulated.translation import Translation  # needs further packages
 
-        return Translation(run, folder)
-    return Images(run, folder)
+        return Translation(folder, width=run.width, limit=run.limit)
+    return Images(run.task, run.model, folder, width=run.width, limit=run.limit, augment=run.augment)
 
 
 def optimizer_of(run: Run, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -140,41 +105,23 @@ def train(run: Run, folder: str) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     task = load(run, folder)
     parameters = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
-    workers = Workers(parameters, run)
+    workers = ObservedWorkers(parameters, run)
     optimizer = optimizer_of(run, list(parameters.values()))
-    random = torch.Generator().manual_seed(run.seed)
-    share = run.batch // run.workers
+    rate = warmed_then_linear(run.lr, run.warmup)
     curve: list[float] = []
     norms: list[dict[str, float]] = []
     done = 0
     began = time.perf_counter()
-    for _ in range(run.epochs):
-        order = task.order(run.batch, random)
-        steps = len(order) // run.batch
-        total, rising = run.epochs * steps, max(1, round(run.warmup * run.epochs * steps))
-        for step in range(steps):
-            rate = run.lr * min((done + 1) / rising, 1.0) * min(1.0, (total - done) / max(1, total - rising))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            for worker in range(run.workers):
-                first = step * run.batch + worker * share
-                task.loss(order[first : first + share], random).backward()
-                workers.collect()
-            workers.reduce()
-            optimizer.step()
-            optimizer.zero_grad()
-            done += 1
-        task.model.eval()
+    for steps in train_steps(task, workers, optimizer, rate, batch=run.batch, epochs=run.epochs, seed=run.seed):
+        done = steps
         curve.append(task.score())
         norms.append(workers.norms())
         if not all(bool(p.isfinite().all()) for p in parameters.values()):
             break
-        task.model.train()
     size = sum(p.numel() for p in parameters.values())
-    task.model.eval()
     return {
         task.measure: curve[-1],
-        **task.final(),
+        **(task.translations() if run.task == "multi30k" else {}),  # type: ignore[attr-defined]
         "curve": curve,
         "norms": norms,
         "steps": done,

@@ -1,4 +1,4 @@
-"""The translation task of the simulated trainings: English to German on Multi30k, with a small Transformer."""
+"""Translation: English to German on Multi30k, with a small Transformer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.sketched_sgd.run import Run
+from benchmarks.simulated.parts import Part
 
 PAD, BEGIN, END, UNKNOWN = range(4)
 VOCABULARY = 4000
@@ -60,6 +60,13 @@ class Transformer(nn.Module):
 class Translation:
     """A translation model with its training, validation and test data.
 
+    Args:
+        folder: of the data.
+        width: of the Transformer's vectors.
+        limit: training sentences, 0 for all.
+        part: the sentences whose perplexity is the score; both have files of their own.
+        scored: their number at most, 0 for all.
+
     Attributes:
         model: the network.
         measure: what `score` returns.
@@ -67,8 +74,8 @@ class Translation:
 
     measure = "perplexity"
 
-    def __init__(self, run: Run, folder: str) -> None:
-        path = Path(folder) / run.task
+    def __init__(self, folder: str, *, width: int, limit: int = 0, part: Part = "valid", scored: int = 0) -> None:
+        path = Path(folder) / "multi30k"
         train, valid = ([_lines(path / f"{part}.{code}.gz") for code in ("en", "de")] for part in ("train", "val"))
         written = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
@@ -83,10 +90,11 @@ class Translation:
             minloglevel=2,
         )
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
-        self.source, self.target = ([self._numbers(line) for line in lines[: run.limit or None]] for lines in train)
-        self.valid = [[self._numbers(line) for line in lines] for lines in valid]
+        self.source, self.target = ([self._numbers(line) for line in lines[: limit or None]] for lines in train)
         self.test = [_lines(path / f"test_2016_flickr.{code}.gz") for code in ("en", "de")]
-        self.model = Transformer(run.width)
+        sentences = valid if part == "valid" else self.test
+        self.scored = [[self._numbers(line) for line in lines[: scored or None]] for lines in sentences]
+        self.model = Transformer(width)
 
     def _numbers(self, line: str) -> Tensor:
         return torch.tensor([BEGIN, *self.pieces.encode(line)[:LONGEST], END])
@@ -112,17 +120,17 @@ class Translation:
         )
 
     def score(self) -> float:
-        """Return the perplexity per token on the validation set."""
+        """Return the perplexity per token of sentences that it is not trained with."""
         with torch.no_grad():
             total, pieces = 0.0, 0
-            for at in range(0, len(self.valid[0]), 100):
-                source, target = (lines[at : at + 100] for lines in self.valid)
+            for at in range(0, len(self.scored[0]), 100):
+                source, target = (lines[at : at + 100] for lines in self.scored)
                 count = sum(len(sentence) - 1 for sentence in target)
                 total += count * float(self._loss(source, target))
                 pieces += count
         return math.exp(min(total / pieces, 100.0))
 
-    def final(self) -> dict[str, Any]:
+    def translations(self) -> dict[str, Any]:
         """Return the BLEU of greedy translations of the test set, and the first of these."""
         translated: list[str] = []
         with torch.no_grad():

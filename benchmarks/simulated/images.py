@@ -1,21 +1,29 @@
-"""The image tasks of the simulated trainings: MNIST and CIFAR-10."""
+"""Images: MNIST and CIFAR-10."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.sketched_sgd.run import Run
+from benchmarks.simulated.parts import Part, divided
 from examples import datasets
 from examples.torch import models
 
 
 class Images:
-    """An image classifier with its training and test data.
+    """An image classifier with its training data, and those that it is scored with.
+
+    Args:
+        name: of the data set, and of its folder in `folder`.
+        network: as in examples/torch/train.py.
+        folder: of the data.
+        width: channels of the first layer of resnet9.
+        limit: training examples, 0 for all.
+        augment: whether images are flipped and shifted at random.
+        part: see `Part`.
 
     Attributes:
         model: the network.
@@ -24,20 +32,33 @@ class Images:
 
     measure = "accuracy"
 
-    def __init__(self, run: Run, folder: str) -> None:
-        data = datasets.load(run.task, str(Path(folder) / run.task))
-        self.images, self.labels = (
-            torch.from_numpy(array[: run.limit or None]) for array in (data.train_images, data.train_labels)
-        )
-        self.test_images, self.test_labels = torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)
+    def __init__(
+        self,
+        name: str,
+        network: str,
+        folder: str,
+        *,
+        width: int = 64,
+        limit: int = 0,
+        augment: bool = False,
+        part: Part = "test",
+    ) -> None:
+        data = datasets.load(name, str(Path(folder) / name))
+        images, labels = (torch.from_numpy(array[: limit or None]) for array in (data.train_images, data.train_labels))
+        trained, scored = divided(len(images), part)
+        self.images, self.labels = images[trained], labels[trained]
+        if part == "test":
+            self.test_images, self.test_labels = torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)
+        else:
+            self.test_images, self.test_labels = images[scored], labels[scored]
         channels, side = self.images.shape[1:3]
         self.model: nn.Module
-        if run.model == "resnet9":
-            self.model = models.resnet9(channels, side, run.width).to(memory_format=torch.channels_last)  # faster so
+        if network == "resnet9":
+            self.model = models.resnet9(channels, side, width).to(memory_format=torch.channels_last)  # faster so
             self.images = self.images.contiguous(memory_format=torch.channels_last)
         else:
-            self.model = models.build(run.model, data)
-        self.augment = run.augment
+            self.model = models.build(network, data)
+        self.augment = augment
 
     def order(self, batch: int, random: torch.Generator) -> Tensor:
         """Return the examples in the order of an epoch."""
@@ -51,17 +72,13 @@ class Images:
         )
 
     def score(self) -> float:
-        """Return the accuracy on the test images."""
+        """Return the accuracy on images that it is not trained with."""
         with torch.no_grad():
             right = sum(
                 int((self.model(batch).argmax(dim=1) == answers).sum())
                 for batch, answers in zip(self.test_images.split(500), self.test_labels.split(500), strict=True)
             )
         return right / len(self.test_images)
-
-    def final(self) -> dict[str, Any]:
-        """Return further results of the trained network: none."""
-        return {}
 
 
 def augmented(images: Tensor, random: torch.Generator) -> Tensor:
