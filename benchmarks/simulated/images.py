@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,7 +11,6 @@ from torch.nn import functional
 
 from benchmarks.simulated.parts import Part, divided
 from examples import datasets
-from examples.torch import models
 
 
 class Images:
@@ -18,12 +18,12 @@ class Images:
 
     Args:
         name: of the data set, and of its folder in `folder`.
-        network: as in examples/torch/train.py.
+        network: makes the network, given the images' channels and their side.
         folder: of the data.
-        width: channels of the first layer of resnet9.
         limit: training examples, 0 for all.
         augment: whether images are flipped and shifted at random.
         part: see `Part`.
+        scored: images to score with at most, 0 for all.
 
     Attributes:
         model: the network.
@@ -35,29 +35,23 @@ class Images:
     def __init__(
         self,
         name: str,
-        network: str,
+        network: Callable[[int, int], nn.Module],
         folder: str,
         *,
-        width: int = 64,
         limit: int = 0,
         augment: bool = False,
         part: Part = "test",
+        scored: int = 0,
     ) -> None:
         data = datasets.load(name, str(Path(folder) / name))
         images, labels = (torch.from_numpy(array[: limit or None]) for array in (data.train_images, data.train_labels))
-        trained, scored = divided(len(images), part)
+        trained, held_out = divided(len(images), part)
         self.images, self.labels = images[trained], labels[trained]
-        if part == "test":
-            self.test_images, self.test_labels = torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)
-        else:
-            self.test_images, self.test_labels = images[scored], labels[scored]
-        channels, side = self.images.shape[1:3]
-        self.model: nn.Module
-        if network == "resnet9":
-            self.model = models.resnet9(channels, side, width).to(memory_format=torch.channels_last)  # faster so
-            self.images = self.images.contiguous(memory_format=torch.channels_last)
-        else:
-            self.model = models.build(network, data)
+        tests = (torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels))
+        tests = tests if part == "test" else (images[held_out], labels[held_out])
+        self.test_images, self.test_labels = (array[: scored or None] for array in tests)
+        self.images = self.images.contiguous(memory_format=torch.channels_last)  # convolutions are faster so
+        self.model = network(*self.images.shape[1:3]).to(memory_format=torch.channels_last)
         self.augment = augment
 
     def order(self, batch: int, random: torch.Generator) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
+from benchmarks.common.specs import spec_in_full
 from hvd_compress import parse
-from hvd_compress.compressors import Compressor, Feedback
 
 
 @dataclass(frozen=True)
@@ -52,23 +51,3 @@ class Run:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compressor", spec_in_full(parse(self.compression)))
-
-
-def spec_in_full(compressor: Compressor) -> str:
-    """Return a compressor's spec with all settings, those that have their defaults as well."""
-    inner = compressor.bare
-    settings = _settings(inner)
-    if isinstance(compressor, Feedback):
-        settings["feedback"] = _call(compressor.name, _settings(compressor))
-    return _call(inner.name, settings)
-
-
-def _settings(owner: Any) -> dict[str, Any]:
-    return {item.name: getattr(owner, item.name) for item in fields(owner) if item.name != "inner"}
-
-
-def _call(name: str, settings: dict[str, Any]) -> str:
-    texts = (
-        f"{key}={spec_in_full(value) if isinstance(value, Compressor) else value}" for key, value in settings.items()
-    )
-    return f"{name}({', '.join(texts)})"

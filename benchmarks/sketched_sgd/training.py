@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from benchmarks.simulated.images import Images
 from benchmarks.simulated.training import Task, train_steps, warmed_then_linear
 from benchmarks.simulated.workers import Workers
 from benchmarks.sketched_sgd.run import Run
+from examples.torch.models import IMAGE_MODELS, resnet9
 from hvd_compress import parse
 from hvd_compress.compressors import AdamMomentum, MomentumCorrection
 from hvd_compress.reduction.buckets import Rule
@@ -84,7 +86,8 @@ def load(run: Run, folder: str) -> Task:
         from benchmarks.simulated.translation import Translation  # needs further packages
 
         return Translation(folder, width=run.width, limit=run.limit)
-    return Images(run.task, run.model, folder, width=run.width, limit=run.limit, augment=run.augment)
+    network = partial(resnet9, width=run.width) if run.model == "resnet9" else IMAGE_MODELS[run.model]
+    return Images(run.task, network, folder, limit=run.limit, augment=run.augment)
 
 
 def optimizer_of(run: Run, parameters: list[Tensor]) -> torch.optim.Optimizer:

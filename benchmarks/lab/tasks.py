@@ -1,0 +1,86 @@
+"""What is trained: five tasks, each with the recipe of its uncompressed training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+from torch import nn
+
+from benchmarks.simulated.characters import Characters
+from benchmarks.simulated.images import Images
+from benchmarks.simulated.parts import Part
+from benchmarks.simulated.sentiment import Sentiment
+from benchmarks.simulated.training import Task
+from benchmarks.simulated.translation import Translation
+from examples.torch.models import resnet9
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A task, and how it is trained without compression.
+
+    Attributes:
+        title: what it is called in documents.
+        load: returns the task, given the folder of the data and what it is scored with.
+        batch: examples a step, of all workers together.
+        epochs: passes over the training data.
+        lr: the middle one of the learning rates that are tried.
+        optimizer: "sgd", with a momentum of 0.9, or "adam", which is AdamW.
+        decay: weight decay.
+        larger_is_better: whether a larger score is.
+    """
+
+    title: str
+    load: Callable[[str, Part], Task]
+    batch: int
+    epochs: int
+    lr: float
+    optimizer: str = "sgd"
+    decay: float = 0.0
+    larger_is_better: bool = True
+
+    @property
+    def text(self) -> str:
+        """How it is trained, in a line."""
+        return f"{self.optimizer}, lr {self.lr:g}, decay {self.decay:g}, batch {self.batch}, epochs {self.epochs}"
+
+
+def perceptron(channels: int, side: int) -> nn.Module:
+    """Return a perceptron with two hidden layers of 1,024: 1.9 million parameters for MNIST."""
+    sizes = [channels * side * side, 1024, 1024, 10]
+    layers = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *layers[:-1])
+
+
+def _mlp(folder: str, part: Part) -> Task:
+    return Images("mnist", perceptron, folder, part=part)
+
+
+def _resnet9(folder: str, part: Part) -> Task:
+    return Images("cifar10", partial(resnet9, width=8), folder, augment=True, part=part, scored=4000)
+
+
+def _transformer(folder: str, part: Part) -> Task:
+    return Translation(folder, width=128, part=part, scored=300)
+
+
+def _gpt(folder: str, part: Part) -> Task:
+    return Characters(folder, limit=10_000, part=part, scored=300)
+
+
+def _textcnn(folder: str, part: Part) -> Task:
+    return Sentiment(folder, part=part)
+
+
+TASKS = {
+    "mlp": Recipe("perceptron, MNIST", _mlp, batch=128, epochs=2, lr=0.05),
+    "resnet9": Recipe("ResNet-9, CIFAR-10", _resnet9, batch=128, epochs=5, lr=0.2, decay=5e-4),
+    "transformer": Recipe(
+        "Transformer, Multi30k", _transformer, 64, epochs=1, lr=2e-3, optimizer="adam", larger_is_better=False
+    ),
+    "gpt": Recipe("GPT, characters", _gpt, batch=16, epochs=1, lr=2e-3, optimizer="adam", larger_is_better=False),
+    "textcnn": Recipe("TextCNN, rt-polarity", _textcnn, batch=64, epochs=5, lr=4e-3, optimizer="adam", decay=0.01),
+}
