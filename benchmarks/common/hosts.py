@@ -30,14 +30,14 @@ class Unavailable(RuntimeError):
 
 
 @contextmanager
-def hosts(count: int, mbits: int, ulfm: bool = False, ranks_each: int = 1) -> Iterator[list[str]]:
+def hosts(count: int, mbits: int | None, ulfm: bool = False, ranks_each: int = 1) -> Iterator[list[str]]:
     """Divide the machine into hosts, and give the beginning of an `mpirun` command that puts rank i on host i % count.
 
     At the end the hosts are removed, with all that runs on them. The ranks inherit the environment.
 
     Args:
         count: of hosts.
-        mbits: rate of each host's link in Mbit/s, in each direction; headers take some 4 % of it.
+        mbits: rate of each host's link in Mbit/s, in each direction; headers take some 4 % of it. None for no limit.
         ulfm: whether the other ranks go on after one has died. They should then end with `os._exit`, since
             MPI_Finalize may not return; write results before, for `mpirun` may end the slower ranks and return 1.
         ranks_each: ranks on each host. What they send each other does not go over its link.
@@ -47,7 +47,7 @@ def hosts(count: int, mbits: int, ulfm: bool = False, ranks_each: int = 1) -> It
         ValueError: on a `count` or `mbits` out of range.
     """
     for name, value, largest in (("count", count, LARGEST), ("mbits", mbits, 10_000)):
-        if not 1 <= value <= largest:
+        if value is not None and not 1 <= value <= largest:
             raise ValueError(f"{name} is {value}, must be from 1 to {largest}")
     if os.geteuid() != 0:
         raise Unavailable("hosts need root")
@@ -67,10 +67,10 @@ def hosts(count: int, mbits: int, ulfm: bool = False, ranks_each: int = 1) -> It
             _remove()
 
 
-def _make(count: int, mbits: int) -> None:
+def _make(count: int, mbits: int | None) -> None:
     # A burst is what the link carries in 1 ms, and at least a packet: smaller ones would keep the cores segmenting
     # packets. The queue holds half a second's worth, since several ranks may send to one at a time.
-    limit = f"root tbf rate {mbits}mbit burst {max(2, mbits // 8)}kb latency 500ms"
+    limit = mbits and f"root tbf rate {mbits}mbit burst {max(2, mbits // 8)}kb latency 500ms"
     AGENT.write_text(SCRIPT)
     _call(f"ip link add {PREFIX} type bridge")
     _call(f"ip address add {NETWORK}.254/24 dev {PREFIX}")
@@ -79,8 +79,9 @@ def _make(count: int, mbits: int) -> None:
         name, port = f"{PREFIX}{host}", f"{PREFIX}p{host}"
         _call(f"ip netns add {name}")
         _call(f"ip link add {port} type veth peer name eth0 netns {name}")
-        _call(f"tc qdisc add dev {port} {limit}")
-        _call(f"tc -n {name} qdisc add dev eth0 {limit}")
+        if limit:
+            _call(f"tc qdisc add dev {port} {limit}")
+            _call(f"tc -n {name} qdisc add dev eth0 {limit}")
         _call(f"ip link set {port} up master {PREFIX}")
         _call(f"ip -n {name} address add {NETWORK}.{host + 1}/24 dev eth0")
         _call(f"ip -n {name} link set eth0 up")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.common.results import Results
 from benchmarks.common.specs import spec_in_full
-from benchmarks.lab.methods import COMPARED, LONGER, METHODS, MOMENTUM, SCALED, WITHOUT_MOMENTUM
-from benchmarks.lab.tasks import TASKS
+from benchmarks.lab.methods import COMPARED, LONGER, METHODS, MOMENTUM, SCALED, WITHOUT_MOMENTUM, Method
+from benchmarks.lab.tasks import TASKS, Recipe
 from benchmarks.simulated.training import train_steps, warmed_then_linear
 from benchmarks.simulated.translation import Translation
 from benchmarks.simulated.workers import Workers
@@ -123,7 +123,7 @@ def train(training: Training, folder: str) -> dict[str, Any]:
     for done in train_steps(
         task,
         workers,
-        optimizer_of(training, list(parameters.values())),
+        optimizer_of(recipe, METHODS[training.method], list(parameters.values())),
         warmed_then_linear(largest_rate(training), WARMUP),
         batch=recipe.batch,
         epochs=epochs,
@@ -153,9 +153,8 @@ def largest_rate(training: Training) -> float:
     return recipe.lr * training.factor * (METHODS[training.method].rate if recipe.optimizer == "sgd" else 1.0)
 
 
-def optimizer_of(training: Training, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+def optimizer_of(recipe: Recipe, method: Method, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """Return the optimizer; SGD has the momentum unless the compressor keeps it."""
-    recipe, method = TASKS[training.task], METHODS[training.method]
     if recipe.optimizer == "adam":
         return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.decay)
     momentum = 0.0 if parse(method.sgd).has_momentum else method.momentum

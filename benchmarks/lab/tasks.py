@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks.simulated.characters import Characters
 from benchmarks.simulated.images import Images
@@ -75,6 +77,37 @@ def _textcnn(folder: str, part: Part) -> Task:
     return Sentiment(folder, part=part)
 
 
+class Synthetic:
+    """A network with a batch of random numbers: for seconds a step alone."""
+
+    measure = "loss"
+
+    def __init__(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+        self.model, self.inputs, self.labels = network, inputs, labels
+
+    def order(self, batch: int, random: torch.Generator) -> Tensor:
+        """Return the numbers of the examples."""
+        return torch.arange(len(self.inputs))
+
+    def loss(self, chosen: Tensor, random: torch.Generator) -> Tensor:
+        """Return the mean loss of some examples."""
+        return functional.cross_entropy(self.model(self.inputs[chosen]), self.labels[chosen])
+
+    def score(self) -> float:
+        """Return the mean loss of all examples."""
+        return float(self.loss(self.order(0, torch.Generator()), torch.Generator()))
+
+
+def _large_mlp(folder: str, part: Part) -> Task:
+    sizes = [1024, 2048, 2048, 1024, 10]
+    layers = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
+    return Synthetic(nn.Sequential(*layers[:-1]), torch.randn(32, sizes[0]), torch.randint(10, (32,)))
+
+
+def _computing(folder: str, part: Part) -> Task:
+    return Synthetic(resnet9(3, 32, width=16), torch.randn(192, 3, 32, 32), torch.randint(10, (192,)))
+
+
 TASKS = {
     "mlp": Recipe("perceptron, MNIST", _mlp, batch=128, epochs=2, lr=0.05),
     "resnet9": Recipe("ResNet-9, CIFAR-10", _resnet9, batch=128, epochs=5, lr=0.2, decay=5e-4),
@@ -84,3 +117,8 @@ TASKS = {
     "gpt": Recipe("GPT, characters", _gpt, batch=16, epochs=1, lr=2e-3, optimizer="adam", larger_is_better=False),
     "textcnn": Recipe("TextCNN, rt-polarity", _textcnn, batch=64, epochs=5, lr=4e-3, optimizer="adam", decay=0.01),
 }
+TIMED = TASKS | {
+    "large-mlp": Recipe("perceptron of 8.4 M", _large_mlp, batch=32, epochs=1, lr=0.01),
+    "computing": Recipe("ResNet-9 of 0.4 M", _computing, batch=192, epochs=1, lr=0.01),
+}
+"""The tasks, and two networks for seconds a step alone: one of many parameters, and one that computes long."""

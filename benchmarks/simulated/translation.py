@@ -44,6 +44,10 @@ class Transformer(nn.Module):
         """Return the vectors of tokens, shape (n, length, width), given their numbers, shape (n, length)."""
         return self.embedding(pieces) * self.embedding.embedding_dim**0.5 + self.positions[: pieces.shape[1]]
 
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Return the logits of `decode`, given both languages."""
+        return self.decode(self.encode(source), source, target)
+
     def encode(self, source: Tensor) -> Tensor:
         """Return the encoder's output."""
         return self.layers.encoder(self.embed(source), src_key_padding_mask=source == PAD)
@@ -94,7 +98,8 @@ class Translation:
         self.test = [_lines(path / f"test_2016_flickr.{code}.gz") for code in ("en", "de")]
         sentences = valid if part == "valid" else self.test
         self.scored = [[self._numbers(line) for line in lines[: scored or None]] for lines in sentences]
-        self.model = Transformer(width)
+        self.network = Transformer(width)
+        self.model: nn.Module = self.network
 
     def _numbers(self, line: str) -> Tensor:
         return torch.tensor([BEGIN, *self.pieces.encode(line)[:LONGEST], END])
@@ -114,7 +119,7 @@ class Translation:
 
     def _loss(self, source: list[Tensor], target: list[Tensor], smoothing: float = 0.0) -> Tensor:
         read, written = _padded(source), _padded(target)
-        logits = self.model.decode(self.model.encode(read), read, written[:, :-1])
+        logits = self.model(read, written[:, :-1])
         return functional.cross_entropy(
             logits.flatten(0, 1), written[:, 1:].flatten(), ignore_index=PAD, label_smoothing=smoothing
         )
@@ -136,9 +141,9 @@ class Translation:
         with torch.no_grad():
             for at in range(0, len(self.test[0]), 100):
                 source = _padded([self._numbers(line) for line in self.test[0][at : at + 100]])
-                memory, written = self.model.encode(source), torch.full((len(source), 1), BEGIN)
+                memory, written = self.network.encode(source), torch.full((len(source), 1), BEGIN)
                 while written.shape[1] <= LONGEST and not (written == END).any(dim=1).all():
-                    best = self.model.decode(memory, source, written)[:, -1].argmax(dim=1, keepdim=True)
+                    best = self.network.decode(memory, source, written)[:, -1].argmax(dim=1, keepdim=True)
                     written = torch.cat([written, best], dim=1)
                 rows = written[:, 1:].tolist()
                 translated += [self.pieces.decode(row[: row.index(END)] if END in row else row) for row in rows]

@@ -1,0 +1,214 @@
+"""One rank of the measurements, as mpirun starts it: `rank.py SETTINGS`. Rank 0 prints a JSON object a cell."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.lab.accuracy import optimizer_of
+from benchmarks.lab.methods import METHODS
+from benchmarks.lab.steps import ALONE, Cell
+from benchmarks.lab.tasks import TIMED
+from benchmarks.simulated.training import Task
+
+WARM_UP = 5  # steps: buckets are rebuilt, and PyTorch's PowerSGD begins after two
+LEAST, MOST, SECONDS = 8, 60, 3.0  # timed steps, and how long they take together
+ONE_BUCKET = 1 << 20  # MB: over gloo PyTorch's PowerSGD mixes up the rounds of several
+
+Sent = Callable[[], float]  # tells the bytes that were sent so far, as far as the scheme tells
+Optimizer = torch.optim.Optimizer
+
+
+class Stack(Protocol):
+    """Who carries the gradients.
+
+    Attributes:
+        rank, size: of this worker, and the number of all.
+    """
+
+    rank: int
+    size: int
+
+    def wrapped(
+        self, scheme: str, spec: str | None, model: nn.Module, optimizer: Optimizer
+    ) -> tuple[nn.Module, Optimizer, Sent]:
+        """Return a model and an optimizer that train together with the other workers'.
+
+        Args:
+            scheme: see `Cell`.
+            spec: the compressor's, if the scheme is one of ours.
+            model: this worker's.
+            optimizer: of the model's parameters.
+        """
+
+    def agree(self, number: int) -> int:
+        """Return rank 0's number, once all have come here."""
+
+    def end(self) -> None:
+        """End the process, or see to it that it can end."""
+
+
+def unknown() -> float:
+    """Return that it is not known how many bytes were sent."""
+    return float("nan")
+
+
+class Horovod:
+    """Horovod over MPI."""
+
+    def __init__(self, address: str) -> None:
+        import horovod.torch as hvd
+
+        hvd.init()
+        self.hvd, self.rank, self.size = hvd, hvd.rank(), hvd.size()
+
+    def wrapped(
+        self, scheme: str, spec: str | None, model: nn.Module, optimizer: Optimizer
+    ) -> tuple[nn.Module, Optimizer, Sent]:
+        """See `Stack`."""
+        from hvd_compress.torch import DistributedOptimizer
+
+        named = list(model.named_parameters())
+        if spec is not None:
+            ours = DistributedOptimizer(optimizer, named, compression=spec)
+            return model, ours, lambda: float(ours.compression_stats()["bytes_sent"])
+        compression = self.hvd.Compression.fp16 if "fp16" in scheme else self.hvd.Compression.none
+        return model, self.hvd.DistributedOptimizer(optimizer, named, compression=compression), unknown
+
+    def agree(self, number: int) -> int:
+        """See `Stack`."""
+        return int(self.hvd.broadcast_object(number, 0))
+
+    def end(self) -> None:
+        """See `Stack`."""
+        self.hvd.shutdown()
+
+
+class DDP:
+    """DistributedDataParallel over gloo."""
+
+    def __init__(self, address: str) -> None:
+        import torch.distributed as dist
+
+        os.environ |= {
+            "RANK": os.environ["OMPI_COMM_WORLD_RANK"],
+            "WORLD_SIZE": os.environ["OMPI_COMM_WORLD_SIZE"],
+            "MASTER_ADDR": address,
+            "MASTER_PORT": "29400",
+        }
+        dist.init_process_group("gloo")
+        self.dist, self.rank, self.size = dist, dist.get_rank(), dist.get_world_size()
+
+    def wrapped(
+        self, scheme: str, spec: str | None, model: nn.Module, optimizer: Optimizer
+    ) -> tuple[nn.Module, Optimizer, Sent]:
+        """See `Stack`."""
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+
+        from hvd_compress.torch import ddp
+
+        if scheme == "DDP, PowerSGD hook":
+            parallel = DistributedDataParallel(model, bucket_cap_mb=ONE_BUCKET)
+            state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2)
+            parallel.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+            return parallel, optimizer, unknown
+        parallel = DistributedDataParallel(model)
+        if spec is not None:
+            compression = ddp.register(parallel, spec)
+            return parallel, optimizer, lambda: float(compression.compression_stats()["bytes_sent"])
+        if scheme == "DDP, fp16 hook":
+            parallel.register_comm_hook(None, default_hooks.fp16_compress_hook)
+        return parallel, optimizer, unknown
+
+    def agree(self, number: int) -> int:
+        """See `Stack`."""
+        told = [number]
+        self.dist.broadcast_object_list(told, 0)
+        return int(told[0])
+
+    def end(self) -> None:
+        """See `Stack`."""
+        os._exit(0)  # process groups that are not used any more need not be taken down
+
+
+@functools.cache
+def loaded(name: str, data: str) -> tuple[Task, nn.Module, Tensor]:
+    """Return a task, its network before any training, and the numbers of its examples."""
+    torch.manual_seed(0)
+    task, recipe = TIMED[name].load(data, "test"), TIMED[name]
+    return task, task.model, task.order(recipe.batch, torch.Generator().manual_seed(0))
+
+
+def measure(stack: Stack, cell: Cell, data: str) -> dict[str, Any]:
+    """Return the median seconds of a step, with their quartiles, and the bytes that a step sends, if known."""
+    task, network, order = loaded(cell.model, data)
+    recipe, scheme = TIMED[cell.model], cell.scheme
+    model = copy.deepcopy(network)
+    parameters = sum(p.numel() for p in model.parameters())
+    method = METHODS.get(scheme)
+    optimizer, sent = optimizer_of(recipe, method or METHODS["none"], list(model.parameters())), unknown
+    if scheme != ALONE:
+        spec = method and method.spec(recipe.optimizer)
+        model, optimizer, sent = stack.wrapped(scheme, spec, model, optimizer)
+    task.model = model
+    share, random = recipe.batch // stack.size, torch.Generator().manual_seed(stack.rank)
+    batches = len(order) // recipe.batch
+
+    def step(number: int) -> None:
+        first = number % batches * recipe.batch + stack.rank * share
+        task.loss(order[first : first + share], random).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    marks = []
+    for number in range(WARM_UP):
+        marks.append(time.perf_counter())
+        step(number)
+    slowest = time.perf_counter() - marks[-1]
+    steps = stack.agree(max(LEAST, min(MOST, round(SECONDS / slowest))))
+    before, marks = sent(), [time.perf_counter()]
+    for number in range(steps):
+        step(WARM_UP + number)
+        marks.append(time.perf_counter())
+    low, middle, high = statistics.quantiles((b - a for a, b in itertools.pairwise(marks)), n=4)
+    told = sent() - before
+    stack.agree(0)
+    return {
+        "seconds": round(middle, 5),
+        "low": round(low, 5),
+        "high": round(high, 5),
+        "mean": round((marks[-1] - marks[0]) / steps, 5),
+        "steps": steps,
+        "bytes": None if told != told else round(told / steps),
+        "parameters": parameters,
+    }
+
+
+def main() -> None:
+    """Measure all cells of the command line."""
+    settings = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    cells = [Cell(**cell) for cell in settings["cells"]]
+    stack: Stack = Horovod(settings["address"]) if cells[0].stack == "horovod" else DDP(settings["address"])
+    for cell in cells:
+        result = measure(stack, cell, settings["data"])
+        if stack.rank == 0:
+            print(json.dumps(result), flush=True)
+    stack.agree(0)
+    stack.end()
+
+
+if __name__ == "__main__":
+    main()
