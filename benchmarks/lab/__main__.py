@@ -3,7 +3,7 @@
     python -m benchmarks.lab --data DIR
 
 Each training and each measurement adds a line to a file of results and is not repeated, so the command can be stopped
-with Ctrl-C and started again.
+with Ctrl-C and started again. Seconds are to be measured with nothing else on the machine.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import os
 import sys
 from pathlib import Path
 
+from benchmarks.common.hosts import Unavailable
 from benchmarks.common.results import ResultsFile
 from benchmarks.common.study import run_missing
-from benchmarks.lab import accuracy
+from benchmarks.lab import accuracy, steps, whole
 
 FOLDER = Path("docs", "results")
+PARTS = ("accuracy", "steps", "whole")
 
 
 def arguments() -> argparse.Namespace:
@@ -31,18 +33,34 @@ def arguments() -> argparse.Namespace:
         "--data", metavar="DIR", required=True, help="folder with the folders mnist, cifar10, multi30k and rt-polarity"
     )
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the files of results")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="trainings with simulated workers; seconds a step, and whole trainings, on hosts behind links",
+    )
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--processes", type=int, default=cores, help="trainings at a time, each with one thread")
+    parser.add_argument("--processes", type=int, default=cores, help="simulated trainings at a time, one thread each")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Do what is missing; 130 stands for Ctrl-C."""
+    """Do what is missing; 2 stands for a machine without hosts, 130 for Ctrl-C."""
     args = arguments()
-    file = ResultsFile(args.results / "lab-accuracy.jsonl", accuracy.Training)
+    trainings = ResultsFile(args.results / "lab-accuracy.jsonl", accuracy.Training)
     try:
-        run_missing(accuracy.tuning(), accuracy.train, file, args.data, args.processes)
-        run_missing(accuracy.final(file.read()), accuracy.train, file, args.data, args.processes)
+        if "accuracy" in args.only:
+            run_missing(accuracy.tuning(), accuracy.train, trainings, args.data, args.processes)
+            run_missing(accuracy.final(trainings.read()), accuracy.train, trainings, args.data, args.processes)
+        if "steps" in args.only:
+            steps.measure_missing(steps.cells(), ResultsFile(args.results / "lab-steps.jsonl", steps.Cell), args.data)
+        if "whole" in args.only:
+            file = ResultsFile(args.results / "lab-whole.jsonl", whole.Whole)
+            whole.train_missing(whole.chosen(trainings.read()), file, args.data)
+    except Unavailable as error:
+        print(f"benchmarks.lab: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

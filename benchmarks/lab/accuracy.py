@@ -110,7 +110,7 @@ def train(training: Training, folder: str) -> dict[str, Any]:
     """Train; return the curve, pairs of steps done and the score, and the bytes of all steps."""
     torch.set_num_threads(1)
     torch.manual_seed(training.seed)
-    recipe = TASKS[training.task]
+    recipe, method = TASKS[training.task], METHODS[training.method]
     task = recipe.load(folder, training.part)
     parameters = dict(task.model.named_parameters())
     workers = Workers(parameters, parse(training.spec), training.workers, seed=training.seed)
@@ -123,8 +123,8 @@ def train(training: Training, folder: str) -> dict[str, Any]:
     for done in train_steps(
         task,
         workers,
-        optimizer_of(recipe, METHODS[training.method], list(parameters.values())),
-        warmed_then_linear(largest_rate(training), WARMUP),
+        optimizer_of(recipe, method, list(parameters.values())),
+        warmed_then_linear(largest_rate(recipe, method, training.factor), WARMUP),
         batch=recipe.batch,
         epochs=epochs,
         seed=training.seed,
@@ -147,10 +147,9 @@ def train(training: Training, folder: str) -> dict[str, Any]:
     }
 
 
-def largest_rate(training: Training) -> float:
+def largest_rate(recipe: Recipe, method: Method, factor: float) -> float:
     """Return the learning rate that a training warms up to."""
-    recipe = TASKS[training.task]
-    return recipe.lr * training.factor * (METHODS[training.method].rate if recipe.optimizer == "sgd" else 1.0)
+    return recipe.lr * factor * (method.rate if recipe.optimizer == "sgd" else 1.0)
 
 
 def optimizer_of(recipe: Recipe, method: Method, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:

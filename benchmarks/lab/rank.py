@@ -10,18 +10,24 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.lab.accuracy import optimizer_of
+from benchmarks.lab.accuracy import SCORES, WARMUP, largest_rate, optimizer_of
 from benchmarks.lab.methods import METHODS
-from benchmarks.lab.steps import ALONE, Cell
-from benchmarks.lab.tasks import TIMED
-from benchmarks.simulated.training import Task
+from benchmarks.lab.steps import ALONE, COLLECTIVES, Cell
+from benchmarks.lab.tasks import TASKS, TIMED
+from benchmarks.lab.time import curve_of
+from benchmarks.lab.whole import Whole
+from benchmarks.simulated.training import Task, train_steps, warmed_then_linear
+from hvd_compress.advice.network import measure as measure_collectives
+from hvd_compress.ops.torch import TorchOps
+from hvd_compress.transports import Transport
 
 WARM_UP = 5  # steps: buckets are rebuilt, and PyTorch's PowerSGD begins after two
 LEAST, MOST, SECONDS = 8, 60, 3.0  # timed steps, and how long they take together
@@ -52,6 +58,9 @@ class Stack(Protocol):
             model: this worker's.
             optimizer: of the model's parameters.
         """
+
+    def transport(self) -> Transport:
+        """Return what carries our collectives."""
 
     def agree(self, number: int) -> int:
         """Return rank 0's number, once all have come here."""
@@ -86,6 +95,12 @@ class Horovod:
             return model, ours, lambda: float(ours.compression_stats()["bytes_sent"])
         compression = self.hvd.Compression.fp16 if "fp16" in scheme else self.hvd.Compression.none
         return model, self.hvd.DistributedOptimizer(optimizer, named, compression=compression), unknown
+
+    def transport(self) -> Transport:
+        """See `Stack`."""
+        from hvd_compress.transports.horovod_torch import HorovodTransport
+
+        return HorovodTransport()
 
     def agree(self, number: int) -> int:
         """See `Stack`."""
@@ -131,6 +146,12 @@ class DDP:
         if scheme == "DDP, fp16 hook":
             parallel.register_comm_hook(None, default_hooks.fp16_compress_hook)
         return parallel, optimizer, unknown
+
+    def transport(self) -> Transport:
+        """See `Stack`."""
+        from hvd_compress.transports.torch_distributed import ProcessGroupTransport
+
+        return ProcessGroupTransport()
 
     def agree(self, number: int) -> int:
         """See `Stack`."""
@@ -196,16 +217,66 @@ def measure(stack: Stack, cell: Cell, data: str) -> dict[str, Any]:
     }
 
 
+def measure_network(stack: Stack) -> dict[str, Any]:
+    """Return what collectives of some sizes take: pairs of bytes and seconds, by kind."""
+    return {"points": measure_collectives(stack.transport(), TorchOps(), "lab").points}
+
+
+@dataclass
+class OneOfAll:
+    """The worker of this rank, whose gradients the optimizer or the model exchanges; see `Team`."""
+
+    number: int
+    own: Sequence[int]
+
+    def collect(self) -> None:
+        """Do nothing."""
+
+    def reduce(self) -> None:
+        """Do nothing."""
+
+
+def train(stack: Stack, whole: Whole, data: str) -> dict[str, Any]:
+    """Train from start to end; return the curve, with seconds in which scoring is not counted."""
+    recipe, method = TASKS[whole.task], METHODS.get(whole.scheme)
+    torch.manual_seed(whole.seed)
+    task = recipe.load(data, "test")
+    settings = METHODS[curve_of(whole.scheme)]
+    optimizer = optimizer_of(recipe, settings, list(task.model.parameters()))
+    spec = method and method.spec(recipe.optimizer)
+    task.model, optimizer, _ = stack.wrapped(whole.scheme, spec, task.model, optimizer)
+    steps = len(task.order(recipe.batch, torch.Generator())) // recipe.batch * recipe.epochs
+    rate = warmed_then_linear(largest_rate(recipe, settings, whole.factor), WARMUP)
+    pause = -(-steps // SCORES)
+    team = OneOfAll(stack.size, [stack.rank])
+    curve: list[tuple[int, float, float]] = []
+    stack.agree(0)
+    spent, began = 0.0, time.perf_counter()
+    for done in train_steps(
+        task, team, optimizer, rate, batch=recipe.batch, epochs=recipe.epochs, seed=whole.seed, pause=pause
+    ):
+        spent += time.perf_counter() - began
+        if stack.rank == 0:
+            curve.append((done, round(spent, 3), round(task.score(), 5)))
+        stack.agree(0)
+        began = time.perf_counter()
+    return {"curve": curve, "steps": steps}
+
+
 def main() -> None:
-    """Measure all cells of the command line."""
+    """Measure what the command line asks for."""
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    cells = [Cell(**cell) for cell in settings["cells"]]
-    stack: Stack = Horovod(settings["address"]) if cells[0].stack == "horovod" else DDP(settings["address"])
-    for cell in cells:
-        result = measure(stack, cell, settings["data"])
+    stack: Stack = (Horovod if settings["stack"] == "horovod" else DDP)(settings["address"])
+
+    def tell(result: dict[str, Any]) -> None:
         if stack.rank == 0:
             print(json.dumps(result), flush=True)
+
+    for cell in (Cell(**cell) for cell in settings.get("cells", ())):
+        tell(measure_network(stack) if cell.scheme == COLLECTIVES else measure(stack, cell, settings["data"]))
+    for whole in (Whole(**whole) for whole in settings.get("whole", ())):
+        tell(train(stack, whole, settings["data"]))
     stack.agree(0)
     stack.end()
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.simulated.workers import Workers
+
+class Team(Protocol):
+    """The workers of a training: all of them in this process, or one of those on real ranks.
+
+    Attributes:
+        number: of all workers.
+        own: the ranks of those that are computed in this process.
+    """
+
+    number: int
+    own: Sequence[int]
+
+    def collect(self) -> None:
+        """Take one worker's gradients from the parameters."""
+
+    def reduce(self) -> None:
+        """Set the parameters' gradients to the mean of all workers'."""
 
 
 class Task(Protocol):
@@ -46,7 +62,7 @@ def warmed_then_linear(largest: float, warmup: float) -> Callable[[int, int], fl
 
 def train_steps(
     task: Task,
-    workers: Workers,
+    workers: Team,
     optimizer: torch.optim.Optimizer,
     rate: Callable[[int, int], float],
     *,
@@ -59,7 +75,7 @@ def train_steps(
 
     Args:
         task: the model with its data.
-        workers: exchange the gradients.
+        workers: exchange the gradients, and compute those of their own.
         optimizer: of the model's parameters.
         rate: the learning rate of a step, given the steps done and all steps.
         batch: examples a step, of all workers together.
@@ -76,7 +92,7 @@ def train_steps(
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate(done, epochs * steps)
-            for worker in range(workers.number):
+            for worker in workers.own:
                 first = step * batch + worker * share
                 task.loss(order[first : first + share], random).backward()
                 workers.collect()

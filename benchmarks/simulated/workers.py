@@ -38,7 +38,7 @@ class Workers:
         dense_below: int = DENSE_BELOW,
     ) -> None:
         gradients = [Gradient(name, tuple(p.shape), "float32") for name, p in parameters.items()]
-        self.parameters, self.number = parameters, workers
+        self.parameters, self.number, self.own = parameters, workers, range(workers)
         self.buckets = make_plan(gradients, compressor, rules, bucket_bytes=bucket_bytes, dense_below=dense_below)
         self.simulations = [
             Simulation(bucket.compressor, bucket.layout, workers, ops=TorchOps(), seed=seed) for bucket in self.buckets

@@ -1,0 +1,125 @@
+"""Time to accuracy: the steps to a target, from the trainings, times the seconds of a step behind a link."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from benchmarks.common.results import Results
+from benchmarks.lab.accuracy import SEEDS, WORKERS, Training, tuned
+from benchmarks.lab.methods import METHODS, PLAIN
+from benchmarks.lab.steps import ALONE, BASELINES, Cell
+from benchmarks.lab.tasks import TASKS
+
+BEHIND, WORSE = 0.01, 1.05  # the target: so much less accuracy than the baseline, or so many times its perplexity
+CURVE_OF = {  # whose accuracy a baseline has
+    "Horovod, fp32": PLAIN,
+    "DDP, fp32": PLAIN,
+    "Horovod, fp16": "fp16",
+    "DDP, fp16 hook": "fp16",
+    "DDP, PowerSGD hook": "powersgd(rank=2)",
+}
+Curve = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its 95 % interval, of as many values as there are seeds.
+
+    Attributes:
+        value: the mean.
+        half: half of the interval's width; NaN of a single value.
+        count: of the values.
+    """
+
+    value: float
+    half: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Mean:
+        """Return the mean of some values, with Student's interval."""
+        given = list(values)
+        half = math.nan
+        if len(given) > 1:
+            factor = float(stats.t.ppf(0.975, len(given) - 1))
+            half = factor * statistics.stdev(given) / math.sqrt(len(given))
+        return cls(statistics.mean(given), half, len(given))
+
+    def text(self, digits: int, factor: float = 1.0) -> str:
+        """Return the mean for a table, times a factor."""
+        value = f"{factor * self.value:,.{digits}f}"
+        return value if self.count < 2 else f"{value} ± {factor * self.half:,.{digits}f}"
+
+
+def reported(found: Results[Training], task: str, method: str, workers: int = WORKERS, longer: int = 1) -> list[Any]:
+    """Return the results of a method's trainings with the chosen learning rate, one a seed."""
+    factor = tuned(found).get((task, method))
+    if factor is None:
+        return []
+    runs = [Training(task, method, factor, workers, seed, longer) for seed in range(SEEDS)]
+    return [found[run] for run in runs if run in found]
+
+
+def target(found: Results[Training], task: str) -> float | None:
+    """Return the score that counts as reached: a little worse than what the baseline ends with."""
+    finals = [result["curve"][-1][1] for result in reported(found, task, PLAIN)]
+    if not finals:
+        return None
+    mean = statistics.mean(finals)
+    return mean - BEHIND if TASKS[task].larger_is_better else mean * WORSE
+
+
+def steps_to(curve: Curve, score: float, larger_is_better: bool) -> float | None:
+    """Return the steps until a score is reached, on a straight line between scorings; None if it is not."""
+    sign = 1 if larger_is_better else -1
+    before: tuple[int, float] | None = None
+    for steps, reached in curve:
+        if sign * reached >= sign * score:
+            if before is None or reached == before[1]:
+                return float(steps)
+            share = (score - before[1]) / (reached - before[1])
+            return before[0] + share * (steps - before[0])
+        before = (steps, reached)
+    return None
+
+
+def steps_to_target(found: Results[Training], task: str, method: str, workers: int = WORKERS) -> Mean | None:
+    """Return the steps to the target; None unless all seeds reach it."""
+    score, results = target(found, task), reported(found, task, method, workers)
+    if score is None or not results:
+        return None
+    steps = [steps_to(result["curve"], score, TASKS[task].larger_is_better) for result in results]
+    return Mean.of([each for each in steps if each is not None]) if None not in steps else None
+
+
+def seconds_a_step(measured: Results[Cell]) -> Mapping[tuple[int, int, str, str, str], float]:
+    """Return by hosts, Mbit/s, stack, model and scheme the median over the rounds."""
+    groups: dict[tuple[int, int, str, str, str], list[float]] = {}
+    for cell, result in measured.items():
+        key = (cell.hosts, cell.mbits, cell.stack, cell.model, cell.scheme)
+        groups.setdefault(key, []).append(result["seconds"])
+    return {key: statistics.median(values) for key, values in groups.items()}
+
+
+def schemes_of(stack: str) -> list[str]:
+    """Return the schemes that are compared on a stack."""
+    return [*BASELINES[stack], *(name for name in METHODS if name != PLAIN), PLAIN]
+
+
+def curve_of(scheme: str) -> str:
+    """Return the method whose trainings a scheme's accuracy is taken from."""
+    return CURVE_OF.get(scheme, scheme)
+
+
+def is_baseline(scheme: str) -> bool:
+    """Tell whether a scheme is one of the plain ones, or of PyTorch's."""
+    return scheme in CURVE_OF
+
+
+__all__ = ["ALONE", "Mean", "curve_of", "is_baseline", "reported", "seconds_a_step", "steps_to_target", "target"]
