@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.common.hosts import Unavailable
 from benchmarks.common.results import ResultsFile
 from benchmarks.common.study import run_missing
-from benchmarks.lab import accuracy, steps, whole
+from benchmarks.lab import accuracy, document, steps, whole
 
 FOLDER = Path("docs", "results")
 PARTS = ("accuracy", "steps", "whole")
@@ -40,6 +40,8 @@ def arguments() -> argparse.Namespace:
         default=PARTS,
         help="trainings with simulated workers; seconds a step, and whole trainings, on hosts behind links",
     )
+    parser.add_argument("--output", type=Path, default=FOLDER / "training-time.md", help="the document")
+    parser.add_argument("--draw", action="store_true", help="run nothing: write the document from the results so far")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--processes", type=int, default=cores, help="simulated trainings at a time, one thread each")
     return parser.parse_args()
@@ -49,21 +51,25 @@ def main() -> int:
     """Do what is missing; 2 stands for a machine without hosts, 130 for Ctrl-C."""
     args = arguments()
     trainings = ResultsFile(args.results / "lab-accuracy.jsonl", accuracy.Training)
+    cells = ResultsFile(args.results / "lab-steps.jsonl", steps.Cell)
+    wholes = ResultsFile(args.results / "lab-whole.jsonl", whole.Whole)
+    parts = () if args.draw else args.only
     try:
-        if "accuracy" in args.only:
+        if "accuracy" in parts:
             run_missing(accuracy.tuning(), accuracy.train, trainings, args.data, args.processes)
             run_missing(accuracy.final(trainings.read()), accuracy.train, trainings, args.data, args.processes)
-        if "steps" in args.only:
-            steps.measure_missing(steps.cells(), ResultsFile(args.results / "lab-steps.jsonl", steps.Cell), args.data)
-        if "whole" in args.only:
-            file = ResultsFile(args.results / "lab-whole.jsonl", whole.Whole)
-            whole.train_missing(whole.chosen(trainings.read()), file, args.data)
+        if "steps" in parts:
+            steps.measure_missing(steps.cells(), cells, args.data)
+        if "whole" in parts:
+            whole.train_missing(whole.chosen(trainings.read()), wholes, args.data)
     except Unavailable as error:
         print(f"benchmarks.lab: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    document.write(args.output, trainings.read(), cells.read(), wholes.read())
+    print(f"written: {args.output}")
     return 0
 
 

@@ -12,8 +12,8 @@ from scipy import stats
 
 from benchmarks.common.results import Results
 from benchmarks.lab.accuracy import SEEDS, WORKERS, Training, tuned
-from benchmarks.lab.methods import METHODS, PLAIN
-from benchmarks.lab.steps import ALONE, BASELINES, Cell
+from benchmarks.lab.methods import PLAIN
+from benchmarks.lab.steps import STACKS, Cell
 from benchmarks.lab.tasks import TASKS
 
 BEHIND, WORSE = 0.01, 1.05  # the target: so much less accuracy than the baseline, or so many times its perplexity
@@ -107,19 +107,55 @@ def seconds_a_step(measured: Results[Cell]) -> Mapping[tuple[int, int, str, str,
     return {key: statistics.median(values) for key, values in groups.items()}
 
 
-def schemes_of(stack: str) -> list[str]:
-    """Return the schemes that are compared on a stack."""
-    return [*BASELINES[stack], *(name for name in METHODS if name != PLAIN), PLAIN]
-
-
 def curve_of(scheme: str) -> str:
     """Return the method whose trainings a scheme's accuracy is taken from."""
     return CURVE_OF.get(scheme, scheme)
 
 
-def is_baseline(scheme: str) -> bool:
-    """Tell whether a scheme is one of the plain ones, or of PyTorch's."""
-    return scheme in CURVE_OF
+@dataclass(frozen=True)
+class Timed:
+    """A method's time to the target behind a link, over the stack on which its steps are the shortest.
+
+    Attributes:
+        scheme, stack: whose.
+        step: seconds of a step.
+        seconds: to the target; None if not all seeds reach it.
+    """
+
+    scheme: str
+    stack: str
+    step: float
+    seconds: Mean | None
 
 
-__all__ = ["ALONE", "Mean", "curve_of", "is_baseline", "reported", "seconds_a_step", "steps_to_target", "target"]
+class Times:
+    """The results of the study: steps to a target, seconds a step, and their product.
+
+    Args:
+        trainings: of the simulated workers.
+        cells: seconds a step.
+    """
+
+    def __init__(self, trainings: Results[Training], cells: Results[Cell]) -> None:
+        self.trainings = trainings
+        self.seconds = seconds_a_step(cells)
+
+    def step(self, hosts: int, mbits: int, model: str, scheme: str) -> tuple[str, float] | None:
+        """Return the stack on which a scheme's step is the shortest, and its seconds; None if it is not measured."""
+        found = {stack: self.seconds.get((hosts, mbits, stack, model, scheme)) for stack in STACKS}
+        measured = {stack: seconds for stack, seconds in found.items() if seconds is not None}
+        return min(measured.items(), key=lambda item: item[1]) if measured else None
+
+    def fastest(self, hosts: int, mbits: int, model: str, schemes: Iterable[str]) -> tuple[str, float] | None:
+        """Return that one of some schemes whose step is the shortest, and its seconds."""
+        found = {scheme: step[1] for scheme in schemes if (step := self.step(hosts, mbits, model, scheme))}
+        return min(found.items(), key=lambda item: item[1]) if found else None
+
+    def to_target(self, mbits: int, task: str, scheme: str) -> Timed | None:
+        """Return a scheme's time to the target on as many hosts as the trainings have workers."""
+        step = self.step(WORKERS, mbits, task, scheme)
+        if step is None or not reported(self.trainings, task, curve_of(scheme)):
+            return None
+        steps = steps_to_target(self.trainings, task, curve_of(scheme))
+        seconds = steps and Mean(steps.value * step[1], steps.half * step[1], steps.count)
+        return Timed(scheme, step[0], step[1], seconds)

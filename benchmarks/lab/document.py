@@ -1,0 +1,254 @@
+"""The document: what the results come to. Each section is written from what is there, and left out where nothing is."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from benchmarks.common.markdown import paragraph, table
+from benchmarks.common.pictures import picture
+from benchmarks.common.results import Results
+from benchmarks.lab import text
+from benchmarks.lab.accuracy import OTHER_WORKERS, WORKERS, Training, tuned
+from benchmarks.lab.methods import COMPARED, LONGER, PLAIN, SCALED, WITHOUT_MOMENTUM
+from benchmarks.lab.steps import ALONE, BASELINES, HOSTS, LINKS, STACKS, Cell
+from benchmarks.lab.tasks import TASKS, TIMED
+from benchmarks.lab.time import Mean, Timed, Times, curve_of, reported, target
+from benchmarks.lab.whole import Whole
+
+PLAIN_SCHEMES = [scheme for stack in STACKS for scheme in BASELINES[stack]]
+SCHEMES = [*PLAIN_SCHEMES, *COMPARED]
+
+
+def write(output: Path, trainings: Results[Training], cells: Results[Cell], wholes: Results[Whole]) -> None:
+    """Write the document and its pictures, which lie beside it."""
+    times = Times(trainings, cells)
+    sections: list[Callable[[], str]] = [
+        lambda: show_time_to_accuracy(times, output.parent),
+        lambda: show_winners(times),
+        lambda: show_steps(times),
+        lambda: show_accuracy(times),
+        lambda: show_workers(times),
+        lambda: show_momentum(times),
+        lambda: show_longer(times),
+        lambda: show_whole(times, wholes),
+    ]
+    parts = [text.HEAD, *(section() for section in sections)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("\n".join(part for part in parts if part))
+
+
+def link(mbits: int) -> str:
+    """Return what a link is called."""
+    return f"{mbits:,} Mbit/s" if mbits else "no limit"
+
+
+def score_text(task: str, mean: Mean) -> str:
+    """Return a score for a table: accuracy in percent, or perplexity."""
+    return mean.text(1, 100.0) + " %" if TASKS[task].larger_is_better else mean.text(2)
+
+
+def section(title: str, *parts: str) -> str:
+    """Return a section."""
+    return "\n\n".join([f"## {title}", *parts]) + "\n"
+
+
+def show_time_to_accuracy(times: Times, folder: Path) -> str:
+    """Return the section on time to accuracy behind each link, and draw the curves."""
+    parts = []
+    for mbits in LINKS:
+        rows = []
+        found = {task: {s: t for s in SCHEMES if (t := times.to_target(mbits, task, s))} for task in TASKS}
+        best = {task: _shortest([t for s, t in of.items() if s in PLAIN_SCHEMES]) for task, of in found.items()}
+        for scheme in SCHEMES:
+            cells = [_time_cell(found[task].get(scheme), best[task]) for task in TASKS]
+            if any(cells):
+                rows.append([_name(scheme), *cells])
+        if rows:
+            head = " | ".join(["scheme", *(TASKS[task].title for task in TASKS)])
+            parts += [f"### {WORKERS} hosts, {link(mbits)}", table(head, rows)]
+    if not parts:
+        return ""
+    drawn = _draw_curves(times, folder)
+    return section("Total training time", paragraph(text.TIME), *parts, *drawn)
+
+
+def _shortest(timed: Sequence[Timed]) -> Timed | None:
+    reached = [each for each in timed if each.seconds is not None]
+    return min(reached, key=lambda each: each.seconds.value if each.seconds else 0.0) if reached else None
+
+
+def _time_cell(timed: Timed | None, best: Timed | None) -> str:
+    if timed is None:
+        return ""
+    if timed.seconds is None:
+        return "not reached"
+    shorter = ""
+    if best is not None and best.seconds is not None:
+        shorter = ", the baseline" if timed == best else f", {best.seconds.value / timed.seconds.value:.2f}"
+    return f"{timed.seconds.text(1)} s{shorter}"
+
+
+def _name(scheme: str) -> str:
+    return scheme if scheme in PLAIN_SCHEMES else f"`{scheme}`"
+
+
+def _draw_curves(times: Times, folder: Path) -> list[str]:
+    """Draw the score over seconds at 100 Mbit/s, of the best baseline and of the methods that are the quickest."""
+    mbits, drawn = 100, []
+    for task, recipe in TASKS.items():
+        timed = [t for scheme in SCHEMES if (t := times.to_target(mbits, task, scheme))]
+        best = _shortest([t for t in timed if t.scheme in PLAIN_SCHEMES])
+        reached = [t for t in timed if t.scheme not in PLAIN_SCHEMES and t.seconds is not None]
+        ours = sorted(reached, key=lambda each: each.seconds.value if each.seconds else 0.0)[:4]
+        if best is None or not ours:
+            continue
+        path = folder / f"training-time-{task}.png"
+        with picture(path, 1) as (axes,):
+            for each in (best, *ours):
+                _draw_curve(axes, times, task, each)
+            measure = "accuracy, %" if recipe.larger_is_better else "perplexity"
+            axes.set(xlabel="seconds", ylabel=measure, xscale="log")
+            if not recipe.larger_is_better:
+                axes.set(yscale="log")
+            axes.set_title(f"{recipe.title}, {WORKERS} hosts, {link(mbits)}", fontsize=10)
+        drawn.append(f"![{recipe.title}: score over seconds]({path.name})")
+    return drawn
+
+
+def _draw_curve(axes: Axes, times: Times, task: str, timed: Timed) -> None:
+    factor = 100 if TASKS[task].larger_is_better else 1
+    curves = [result["curve"] for result in reported(times.trainings, task, curve_of(timed.scheme))]
+    seconds = [timed.step * done for done, _ in curves[0]]
+    scores = [[factor * curve[at][1] for curve in curves] for at in range(len(seconds))]
+    axes.plot(seconds, [statistics.mean(each) for each in scores], label=timed.scheme)
+    axes.fill_between(seconds, [min(each) for each in scores], [max(each) for each in scores], alpha=0.2)
+
+
+def show_winners(times: Times) -> str:
+    """Return the map of the methods whose steps are the shortest, by link and model."""
+    parts = []
+    for hosts in HOSTS:
+        rows = []
+        for mbits in LINKS:
+            cells = []
+            for model in TIMED:
+                plain = times.fastest(hosts, mbits, model, PLAIN_SCHEMES)
+                ours = times.fastest(hosts, mbits, model, COMPARED)
+                cells.append("" if not plain or not ours else f"{_name(ours[0])}, {plain[1] / ours[1]:.2f}")
+            if any(cells):
+                rows.append([link(mbits), *cells])
+        if rows:
+            head = " | ".join([f"{hosts} hosts", *(TIMED[model].title for model in TIMED)])
+            parts.append(table(head, rows))
+    return section("Which method wins where", paragraph(text.WINNERS), *parts) if parts else ""
+
+
+def show_steps(times: Times) -> str:
+    """Return the section on the milliseconds of a step."""
+    parts = []
+    for hosts in HOSTS:
+        for mbits in LINKS:
+            rows = []
+            for stack in STACKS:
+                for scheme in (ALONE, *BASELINES[stack], *COMPARED):
+                    found = [times.seconds.get((hosts, mbits, stack, model, scheme)) for model in TIMED]
+                    if any(found):
+                        cells = ["" if each is None else f"{1000 * each:,.0f}" for each in found]
+                        rows.append(["DDP" if stack == "ddp" else "Horovod", _name(scheme), *cells])
+            if rows:
+                head = " | ".join(["over", "scheme", *(TIMED[model].title for model in TIMED)])
+                parts += [f"### A step, {hosts} hosts, {link(mbits)}, ms", table(head, rows)]
+    return section("Milliseconds a step", paragraph(text.STEPS), *parts) if parts else ""
+
+
+def show_accuracy(times: Times) -> str:
+    """Return the section on what the trainings end with, with error bars."""
+    rows = []
+    for method in COMPARED:
+        cells = [_final(times, task, method) for task in TASKS]
+        if any(cells):
+            rows.append([f"`{method}`", *cells])
+    if not rows:
+        return ""
+    targets = [target(times.trainings, task) for task in TASKS]
+    goals = ["" if t is None else score_text(task, Mean(t, 0, 1)) for task, t in zip(TASKS, targets, strict=True)]
+    head = " | ".join(["method", *(recipe.title for recipe in TASKS.values())])
+    rows.append(["the target", *goals])
+    return section("Accuracy after the same number of steps", paragraph(text.ACCURACY), table(head, rows))
+
+
+def _final(times: Times, task: str, method: str, workers: int = WORKERS, longer: int = 1) -> str:
+    results = reported(times.trainings, task, method, workers, longer)
+    if not results:
+        return ""
+    diverged = sum(result["diverged"] for result in results)
+    if diverged:
+        return f"{diverged} of {len(results)} diverged"
+    cell = score_text(task, Mean.of(result["curve"][-1][1] for result in results))
+    if all("bleu" in result for result in results):
+        cell += f"; BLEU {Mean.of(result['bleu'] for result in results).text(1)}"
+    factor = tuned(times.trainings)[task, method]
+    return f"{cell} ({factor:g})"
+
+
+def show_workers(times: Times) -> str:
+    """Return the section on other numbers of workers."""
+    rows = []
+    for method in SCALED:
+        for workers in sorted((*OTHER_WORKERS, WORKERS)):
+            cells = [_final(times, task, method, workers) for task in TASKS]
+            if any(cells):
+                rows.append([f"`{method}`", str(workers), *cells])
+    if not rows:
+        return ""
+    head = " | ".join(["method", "workers", *(recipe.title for recipe in TASKS.values())])
+    return section("Scaling with the number of workers", paragraph(text.WORKERS), table(head, rows))
+
+
+def show_momentum(times: Times) -> str:
+    """Return the section on the baseline's momentum."""
+    tasks = [task for task, recipe in TASKS.items() if recipe.optimizer == "sgd"]
+    rows = [
+        [name, *cells]
+        for method, name in ((PLAIN, "momentum 0.9"), (WITHOUT_MOMENTUM, "none"))
+        if any(cells := [_final(times, task, method) for task in tasks])
+    ]
+    if not rows:
+        return ""
+    head = " | ".join(["momentum of the baseline", *(TASKS[task].title for task in tasks)])
+    return section("Does the baseline have momentum", paragraph(text.MOMENTUM), table(head, rows))
+
+
+def show_longer(times: Times) -> str:
+    """Return the section on trainings that are twice as long."""
+    rows = []
+    for method in LONGER:
+        for longer in (1, 2):
+            cells = [_final(times, task, method, longer=longer) for task in TASKS]
+            if any(cells):
+                rows.append([f"`{method}`", str(longer), *cells])
+    if not rows:
+        return ""
+    head = " | ".join(["method", "times as long", *(recipe.title for recipe in TASKS.values())])
+    return section("Does longer training make up for it", paragraph(text.LONGER), table(head, rows))
+
+
+def show_whole(times: Times, wholes: Results[Whole]) -> str:
+    """Return the section on the whole trainings."""
+    rows = []
+    for whole, result in wholes.items():
+        step = times.seconds.get((WORKERS, whole.mbits, whole.stack, whole.task, whole.scheme))
+        if step is None:
+            continue
+        took = result["curve"][-1][1]
+        product = step * result["steps"]
+        names = [TASKS[whole.task].title, whole.stack, _name(whole.scheme), link(whole.mbits)]
+        rows.append([*names, f"{product:.1f}", f"{took:.1f}", f"{100 * (took / product - 1):+.0f} %"])
+    if not rows:
+        return ""
+    head = "task | over | scheme | link | steps times seconds a step | measured, s | difference"
+    return section("Whole trainings", paragraph(text.WHOLE), table(head, rows))
