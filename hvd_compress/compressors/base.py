@@ -131,7 +131,6 @@ class Compressor:
         overwrites: whether `reduce` may overwrite the vector.
         coupled: names of arrays of the state of which those of all workers belong together: if one worker has lost its
             own, all forget theirs.
-        has_momentum: whether it applies momentum itself; the optimizer's own must then be 0.
         remedy: advice to the user if the residual grows without bound.
         whole_gradient: whether it needs the gradient of the whole model in one vector.
         keeps_dtype: whether it takes any floating dtype and sends it unchanged; other methods are given float32.
@@ -158,7 +157,6 @@ class Compressor:
     varying: ClassVar[bool] = False
     overwrites: ClassVar[bool] = False
     coupled: ClassVar[tuple[str, ...]] = ()
-    has_momentum: ClassVar[bool] = False
     remedy: ClassVar[str] = "Send more in each step, or lower the learning rate or the momentum."
     keeps_dtype: ClassVar[bool] = False
     small_too: ClassVar[bool] = False
@@ -191,6 +189,11 @@ class Compressor:
     def any_bucket(self) -> bool:
         """Whether gradients may be divided into buckets in any way, and anew at any time, with the same means."""
         return self.elementwise and not self.stateful
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether it applies momentum itself, by a setting of that name; the optimizer's own must then be 0."""
+        return getattr(self, "momentum", 0.0) != 0.0
 
     @property
     def bare(self) -> Compressor:

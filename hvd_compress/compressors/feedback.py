@@ -138,7 +138,6 @@ class MomentumCorrection(WithResidual):
     """
 
     name: ClassVar[str] = "momentum"
-    has_momentum: ClassVar[bool] = True
 
     momentum: float = setting(0.9, low=0, high=0.9999)
     nesterov: bool = setting(False)
@@ -190,7 +189,6 @@ class AdamMomentum(Feedback):
     """
 
     name: ClassVar[str] = "adam"
-    has_momentum: ClassVar[bool] = True
 
     start: int = setting(low=1)
     momentum: float = setting(0.9, low=0, high=0.9999)
@@ -230,7 +228,6 @@ class AdamMomentumOfMean(NoCompression):
 
     name: ClassVar[str] = "adam_momentum_of_mean"
     stateful: ClassVar[bool] = True
-    has_momentum: ClassVar[bool] = True
 
     start: int = setting(low=1)
     momentum: float = setting(0.9, low=0, high=0.9999)
@@ -254,7 +251,6 @@ class MomentumOfMean(NoCompression):
 
     name: ClassVar[str] = "momentum_of_mean"
     stateful: ClassVar[bool] = True
-    has_momentum: ClassVar[bool] = True
 
     momentum: float = setting(0.9, low=0, high=0.9999)
     nesterov: bool = setting(False)

@@ -133,7 +133,6 @@ class Signum(SignSGD):
 
     name: ClassVar[str] = "signum"
     formula: ClassVar[str] = "sign(m); m <- momentum m + (1 - momentum) v"
-    has_momentum: ClassVar[bool] = True
     overwrites: ClassVar[bool] = True
 
     momentum: float = setting(0.9, low=0, high=0.9999)

@@ -282,7 +282,6 @@ class FetchSGD(Sketched):
     wire: ClassVar[str] = "count sketch (fp32)"
     collectives: ClassVar[tuple[str, ...]] = ("allreduce",)
     contraction: ClassVar[bool] = False
-    has_momentum: ClassVar[bool] = True
 
     momentum: float = setting(0.9, low=0, high=0.9999)
     masking: bool = setting(True)

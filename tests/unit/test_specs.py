@@ -108,3 +108,21 @@ def test_names_of_methods_are_those_of_their_classes():
     for name, cls in methods().items():
         assert cls.name == name
         assert make(name) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "keeps"),
+    [
+        ("fetchsgd", True),
+        ("fetchsgd(momentum=0.0)", False),
+        ("signum", True),
+        ("topk(feedback=momentum)", True),
+        ("topk(feedback=momentum(momentum=0.0))", False),
+        ("topk(feedback=ef)", False),
+        ("sketched_sgd(momentum=0.9)", True),
+        ("onebit(feedback=adam(start=3))", True),
+    ],
+)
+def test_a_method_keeps_the_momentum_unless_it_is_zero(text, keeps):
+    """With a momentum of 0 the optimizer may have one, or be Adam."""
+    assert parse(text).has_momentum == keeps
