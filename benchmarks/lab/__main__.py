@@ -16,10 +16,10 @@ from pathlib import Path
 from benchmarks.common.hosts import Unavailable
 from benchmarks.common.results import ResultsFile
 from benchmarks.common.study import run_missing
-from benchmarks.lab import accuracy, document, steps, whole
+from benchmarks.lab import accuracy, document, quick, steps, virtual, whole
 
 FOLDER = Path("docs", "results")
-PARTS = ("accuracy", "steps", "whole")
+PARTS = ("accuracy", "steps", "whole", "costs")
 
 
 def arguments() -> argparse.Namespace:
@@ -38,9 +38,13 @@ def arguments() -> argparse.Namespace:
         nargs="+",
         choices=PARTS,
         default=PARTS,
-        help="trainings with simulated workers; seconds a step, and whole trainings, on hosts behind links",
+        help="trainings with simulated workers; seconds a step, and whole trainings, on hosts behind links; what the "
+        "methods cost, for the virtual clock",
     )
     parser.add_argument("--output", type=Path, default=FOLDER / "training-time.md", help="the document")
+    parser.add_argument(
+        "--quick", action="store_true", help="do only one row, with one seed, and print it: some minutes"
+    )
     parser.add_argument("--draw", action="store_true", help="run nothing: write the document from the results so far")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--processes", type=int, default=cores, help="simulated trainings at a time, one thread each")
@@ -53,8 +57,12 @@ def main() -> int:
     trainings = ResultsFile(args.results / "lab-accuracy.jsonl", accuracy.Training)
     cells = ResultsFile(args.results / "lab-steps.jsonl", steps.Cell)
     wholes = ResultsFile(args.results / "lab-whole.jsonl", whole.Whole)
+    costs = ResultsFile(args.results / "lab-costs.jsonl", virtual.Cost)
     parts = () if args.draw else args.only
     try:
+        if args.quick:
+            quick.reproduce(trainings.read(), cells.read(), args.data, args.processes)
+            return 0
         if "accuracy" in parts:
             run_missing(accuracy.tuning(), accuracy.train, trainings, args.data, args.processes)
             run_missing(accuracy.final(trainings.read()), accuracy.train, trainings, args.data, args.processes)
@@ -62,13 +70,15 @@ def main() -> int:
             steps.measure_missing(steps.cells(), cells, args.data)
         if "whole" in parts:
             whole.train_missing(whole.chosen(trainings.read()), wholes, args.data)
+        if "costs" in parts:
+            run_missing(virtual.costs(), virtual.measure, costs, args.data, 1)
     except Unavailable as error:
         print(f"benchmarks.lab: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    document.write(args.output, trainings.read(), cells.read(), wholes.read())
+    document.write(args.output, trainings.read(), cells.read(), wholes.read(), costs.read())
     print(f"written: {args.output}")
     return 0
 

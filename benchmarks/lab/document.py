@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -17,13 +18,20 @@ from benchmarks.lab.methods import COMPARED, LONGER, PLAIN, SCALED, WITHOUT_MOME
 from benchmarks.lab.steps import ALONE, BASELINES, HOSTS, LINKS, STACKS, Cell
 from benchmarks.lab.tasks import TASKS, TIMED
 from benchmarks.lab.time import Mean, Timed, Times, curve_of, reported, target
+from benchmarks.lab.virtual import MANY_HOSTS, VIRTUAL_LINKS, Cost, many_hosts, predictions
 from benchmarks.lab.whole import Whole
 
 PLAIN_SCHEMES = [scheme for stack in STACKS for scheme in BASELINES[stack]]
 SCHEMES = [*PLAIN_SCHEMES, *COMPARED]
 
 
-def write(output: Path, trainings: Results[Training], cells: Results[Cell], wholes: Results[Whole]) -> None:
+def write(
+    output: Path,
+    trainings: Results[Training],
+    cells: Results[Cell],
+    wholes: Results[Whole],
+    costs: Results[Cost],
+) -> None:
     """Write the document and its pictures, which lie beside it."""
     times = Times(trainings, cells)
     sections: list[Callable[[], str]] = [
@@ -34,7 +42,9 @@ def write(output: Path, trainings: Results[Training], cells: Results[Cell], whol
         lambda: show_workers(times),
         lambda: show_momentum(times),
         lambda: show_longer(times),
+        lambda: show_many_hosts(costs, output.parent),
         lambda: show_whole(times, wholes),
+        lambda: show_predictions(times, costs, cells),
     ]
     parts = [text.HEAD, *(section() for section in sections)]
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -252,3 +262,46 @@ def show_whole(times: Times, wholes: Results[Whole]) -> str:
         return ""
     head = "task | over | scheme | link | steps times seconds a step | measured, s | difference"
     return section("Whole trainings", paragraph(text.WHOLE), table(head, rows))
+
+
+def show_many_hosts(costs: Results[Cost], folder: Path) -> str:
+    """Return the section on more hosts than there are, on the virtual clock, and draw it."""
+    parts = []
+    for mbits in VIRTUAL_LINKS:
+        rows = []
+        for model in TASKS:
+            times = many_hosts(costs, model, mbits, [PLAIN, "fp16", *SCALED[1:]])
+            for method in dict.fromkeys(method for method, _ in times):
+                cells = [f"{1000 * times[method, n]:,.1f}" if (method, n) in times else "" for n in MANY_HOSTS]
+                rows.append([TASKS[model].title, f"`{method}`", *cells])
+        if rows:
+            head = " | ".join(["model", "method", *(f"{hosts} hosts" for hosts in MANY_HOSTS)])
+            parts += [f"### On the virtual clock, {link(mbits)}, ms a step", table(head, rows)]
+    return section("More hosts, on a virtual clock", paragraph(text.MANY_HOSTS), *parts) if parts else ""
+
+
+def show_predictions(times: Times, costs: Results[Cost], cells: Results[Cell]) -> str:
+    """Return the section on how good predictions of a step are."""
+    pairs = predictions(costs, cells)
+    if not pairs:
+        return ""
+    rows = []
+    for stack in STACKS:
+        for mbits in LINKS:
+            ratios = [p / m for cell, (p, m) in pairs.items() if (cell.stack, cell.mbits) == (stack, mbits)]
+            if ratios:
+                near = sum(1 / 1.15 <= ratio <= 1.15 for ratio in ratios) / len(ratios)
+                rows.append(
+                    [stack, link(mbits), str(len(ratios)), f"{statistics.median(ratios):.2f}", f"{100 * near:.0f} %"]
+                )
+    head = "over | link | cells | predicted / measured, median | within 15 %"
+    return section("How good predictions are", paragraph(text.PREDICTIONS), table(head, rows), _recommended(pairs))
+
+
+def _recommended(pairs: dict[Cell, tuple[float, float]]) -> str:
+    """Say how often the method with the shortest predicted step is near the one with the shortest measured step."""
+    groups: dict[Cell, list[tuple[float, float]]] = {}
+    for cell, pair in pairs.items():
+        groups.setdefault(replace(cell, scheme=""), []).append(pair)
+    good = sum(min(group)[1] <= 1.1 * min(measured for _, measured in group) for group in groups.values())
+    return paragraph(text.RECOMMENDED.format(good=good, groups=len(groups), share=f"{100 * good / len(groups):.0f} %"))

@@ -5,7 +5,7 @@ HEAD = """# Does training get shorter?
     python -m benchmarks.lab --data DIR
 
 trains and measures what this document shows, and writes it; the results are in `lab-accuracy.jsonl`,
-`lab-steps.jsonl` and `lab-whole.jsonl` beside it. What is not finished yet is left out.
+`lab-steps.jsonl`, `lab-whole.jsonl` and `lab-costs.jsonl` beside it. What is not finished yet is left out.
 """
 
 TIME = """Seconds to the target, the mean of all seeds with its 95 % interval, and how many times shorter that is than
@@ -35,3 +35,12 @@ the baseline, which gains from longer training as well."""
 
 WHOLE = """Ten trainings were done from start to end on real ranks behind links, without the time of scoring. If the
 product of the steps and the seconds of a step is right, both columns agree."""
+
+MANY_HOSTS = """What a step would take on so many hosts, each with a core of its own: what computing, encoding and
+decoding take is measured here, the link is simulated, with the ring algorithms, from the bytes that are counted."""
+
+PREDICTIONS = """For each measured cell, the step on the virtual clock, from the time of the collectives, of computing
+alone, and of encoding and decoding, the latter in one process, multiplied by the ranks that share a core."""
+
+RECOMMENDED = """The scheme that is predicted to be the fastest is within 10 % of the one that was measured as the
+fastest in {good} of {groups} groups of cells of a model, link and stack ({share})."""

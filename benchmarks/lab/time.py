@@ -24,7 +24,7 @@ CURVE_OF = {  # whose accuracy a baseline has
     "DDP, fp16 hook": "fp16",
     "DDP, PowerSGD hook": "powersgd(rank=2)",
 }
-Curve = Sequence[tuple[int, float]]
+Curve = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def target(found: Results[Training], task: str) -> float | None:
 def steps_to(curve: Curve, score: float, larger_is_better: bool) -> float | None:
     """Return the steps until a score is reached, on a straight line between scorings; None if it is not."""
     sign = 1 if larger_is_better else -1
-    before: tuple[int, float] | None = None
+    before: tuple[float, float] | None = None
     for steps, reached in curve:
         if sign * reached >= sign * score:
             if before is None or reached == before[1]:

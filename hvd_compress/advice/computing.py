@@ -47,11 +47,17 @@ def gradients_of(model: Any) -> list[Gradient]:
     return [Gradient(name, tuple(p.shape), str(p.dtype).removeprefix("torch."), str(p.device)) for name, p in named]
 
 
-def computing_of(model: Any, loss: Callable[[], Any]) -> Computing:
-    """Return the medians of some steps; the optimizer is SGD with momentum."""
+def computing_of(model: Any, loss: Callable[[], Any], optimizer: Any = None) -> Computing:
+    """Return the medians of some steps, which leave the model as it is unless there is an optimizer.
+
+    Args:
+        model: a PyTorch model.
+        loss: computes the loss of a batch.
+        optimizer: of the model's parameters; None stands for SGD with momentum and a learning rate of 0.
+    """
     import torch
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     settle = torch.cuda.synchronize if next(model.parameters()).is_cuda else lambda: None
     parts: list[tuple[float, ...]] = []
     began = time.perf_counter()

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +130,27 @@ def test_cells_and_trainings_are_read_back(tmp_path):
         file.add(item, {"seconds": 1.0})
         assert json.loads(file.path.read_text())["seconds"] == 1.0
         assert list(file.read()) == [item]
+
+
+def write_reviews(folder):
+    """Sentences like those of rt-polarity: words of their own for each kind, among others."""
+    folder.mkdir()
+    for kind, words in (("neg", "bad dull"), ("pos", "good fine")):
+        lines = [f"film {number % 50} {words} {number % 7}" for number in range(400)]
+        (folder / f"rt-polarity.{kind}").write_text("\n".join(lines), encoding="latin-1")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="hosts need root and iproute2")
+def test_one_row_is_reproduced(tmp_path):
+    """The whole way: trainings, steps on hosts behind links, and a training from start to end."""
+    write_reviews(tmp_path / "rt-polarity")
+    command = [sys.executable, "-m", "benchmarks.lab", "--data", str(tmp_path), "--results", str(tmp_path), "--quick"]
+    env = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, env=env, timeout=280)
+    rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["DDP, fp32", "DDP, fp16 hook", TOPK]
+    for row in rows:
+        steps, milliseconds, seconds = int(row[1]), int(row[2]), float(row[4])
+        assert seconds == pytest.approx(steps * milliseconds / 1000, rel=0.2, abs=0.2)
+    assert float(rows[-1][5]) > 0
