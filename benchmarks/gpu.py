@@ -150,7 +150,9 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="coordinates (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="SPEC", help="the compressors (default: all)")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="SPEC", help="the compressors (default: all)"
+    )
     parser.add_argument("--repetitions", type=int, default=9, help="of each operation (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="write docs/results/gpu.md and gpu.json")
     args = parser.parse_args()

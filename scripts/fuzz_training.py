@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=2000, help="random scripts, all jobs together")
     parser.add_argument("--seed", type=int, default=1, help="of the random scripts")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="run this sequence alone, and tell its actions")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help=MEANT)
+    parser.add_argument("--kinds", nargs="+", action="extend", choices=KINDS, help=f"{MEANT} (if none: all)")
     parser.add_argument(
         "--ranks", type=int, nargs="+", default=[2, 3], help="numbers of ranks, a job each for every kind"
     )
@@ -129,7 +129,7 @@ def main() -> None:
     if "OMPI_COMM_WORLD_RANK" in os.environ:
         on_a_rank(args)
         return
-    jobs = [(kind, ranks) for kind in args.kinds for ranks in args.ranks]
+    jobs = [(kind, ranks) for kind in args.kinds or KINDS for ranks in args.ranks]
     each = args.sequences = 1 if args.only is not None else -(-args.sequences // len(jobs))
     with tqdm(total=each * len(jobs), unit="sequence", disable=args.only is not None) as progress:
         for kind, ranks in jobs:

@@ -88,13 +88,17 @@ def _arguments(study: Study[Any]) -> argparse.Namespace:
         "--results", type=Path, default=folder / f"{study.document}.jsonl", help="file with a line for each run"
     )
     parser.add_argument("--output", type=Path, default=folder / f"{study.document}.md", help="the document")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="the experiments to run")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", choices=names, help="the experiments to run (if none: all)"
+    )
     parser.add_argument("--draw", action="store_true", help="run nothing: write the document from the results so far")
     parser.set_defaults(processes=1)
     if study.parallel:
         cores = len(os.sched_getaffinity(0))
         parser.add_argument("--processes", type=int, default=cores, help="runs at a time, each with one thread")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.only = args.only or names
+    return args
 
 
 def _write(study: Study[Setting], found: Results[Setting], output: Path) -> None:

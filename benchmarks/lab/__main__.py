@@ -36,10 +36,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
+        action="extend",
         choices=PARTS,
-        default=PARTS,
-        help="trainings with simulated workers; seconds a step, and whole trainings, on hosts behind links; what the "
-        "methods cost, for the virtual clock",
+        help="what to do (if none: all): trainings with simulated workers; seconds a step, and whole trainings, on "
+        "hosts behind links; what the methods cost, for the virtual clock",
     )
     parser.add_argument("--output", type=Path, default=FOLDER / "training-time.md", help="the document")
     parser.add_argument(
@@ -48,7 +48,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--draw", action="store_true", help="run nothing: write the document from the results so far")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--processes", type=int, default=cores, help="simulated trainings at a time, one thread each")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.only = args.only or PARTS
+    return args
 
 
 def main() -> int:

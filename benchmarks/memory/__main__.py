@@ -30,7 +30,7 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--size", type=int, default=25_000_000, help="coordinates of the gradient")
-    parser.add_argument("--only", nargs="+", metavar="SPEC", help="the compressors (if none: all)")
+    parser.add_argument("--only", nargs="+", action="extend", metavar="SPEC", help="the compressors (if none: all)")
     args = parser.parse_args()
     table = Table(box=box.MARKDOWN, title=f"{args.size} coordinates: peak beyond gradient, state and mean")
     for column in ("compressor", "MB", "of it payload", "beyond the payload, of the gradient"):

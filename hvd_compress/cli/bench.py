@@ -16,7 +16,7 @@ def register(commands: Any) -> None:
     """Add the command."""
     parser = add_command(commands, "bench", "time the compressors, in multiples of copying the gradient once")
     parser.add_argument("--size", type=int, help=f"coordinates of the gradient (if none: {SIZE}; see --servers)")
-    parser.add_argument("--only", nargs="+", metavar="SPEC", help="the compressors (if none: all)")
+    parser.add_argument("--only", nargs="+", action="extend", metavar="SPEC", help="the compressors (if none: all)")
     parser.add_argument("--threads", type=int, help="threads to use (if none: one for each core)")
     parser.add_argument("--repetitions", type=int, default=9, help="repetitions; their least and median are shown")
     frameworks = ("numpy", "tensorflow", "torch")

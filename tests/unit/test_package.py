@@ -119,7 +119,9 @@ def test_bench_times_writes_and_draws(tmp_path):
     specs += ["topk(feedback=ef21)", "none", "sketched_sgd(k=400, rows=5, columns=800, p1=0, p2=1)"]
     command = ["hvd-compress", "bench", "--size", "40000", "--repetitions", "2", "--json", str(report)]
     for more in (["--plot", str(picture)], ["--framework", "tensorflow"], ["--framework", "numpy", "--threads", "1"]):
-        done = subprocess.run([*command, "--only", *specs, *more], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [*command, "--only", specs[0], "--only", *specs[1:], *more], capture_output=True, text=True, check=True
+        )
         assert all(f"| {name} " in done.stdout for name in specs)
         found = json.loads(report.read_text())
         assert found["size"] == 40000
