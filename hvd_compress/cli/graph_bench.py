@@ -48,14 +48,15 @@ class GraphBench(CompressorBench):
 
         The list is given the times at which the calls of a step ended.
         """
-        from hvd_compress.tensorflow.exchange import CollectiveTimer, GraphExchange
+        from hvd_compress.reduction.phases import Phases
+        from hvd_compress.tensorflow.exchange import GraphExchange
         from hvd_compress.transports.horovod_tensorflow import HorovodTransport
 
         ends: list[float] = []
 
-        class Timer(CollectiveTimer):
-            def leave(self, takes: int) -> None:
-                super().leave(takes)
+        class Ends(Phases):
+            def started(self, exchange: str) -> None:
+                super().started(exchange)
                 ends.append(time.perf_counter())
 
         exchange = GraphExchange(
@@ -66,7 +67,7 @@ class GraphBench(CompressorBench):
             device="CPU:0",
             name="bench",
             seed=0,
-            timer=Timer(),
+            phases=Ends(),
         )
         exchange.state = state
 

@@ -14,6 +14,7 @@ from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops, dtype_name
 from hvd_compress.ops.layout import Layout
 from hvd_compress.reduction.agreement import agree, describe
+from hvd_compress.reduction.phases import DECODE, ENCODE, OTHER, START, WIRE, Phases
 from hvd_compress.reduction.rows import Rows
 from hvd_compress.reduction.step import Step
 from hvd_compress.transports import Peers, Transport
@@ -33,11 +34,19 @@ class VectorSteps:
         pending: the collective that the step under way waits for, or None.
         mean: the result, a vector of the layout's size or `Rows`, once `finished`.
         state: the compressor's state for this vector.
-        compression_seconds: time spent in the compressor since construction.
+        phases: where the time goes.
     """
 
     def __init__(
-        self, compressor: Compressor, layout: Layout, ops: Ops, peers: Peers, *, name: str, seed: int = 0
+        self,
+        compressor: Compressor,
+        layout: Layout,
+        ops: Ops,
+        peers: Peers,
+        *,
+        name: str,
+        seed: int = 0,
+        phases: Phases | None = None,
     ) -> None:
         if layout.size >= 1 << 31:
             raise ValueError(f"{name}: {layout.size} coordinates in one vector; fewer than 2^31 are allowed")
@@ -46,7 +55,7 @@ class VectorSteps:
         self.state = State(layout, rank=peers.rank, workers=peers.workers, seed=seed)
         self.pending: Collective | None = None
         self.mean: Any = None
-        self.compression_seconds = 0.0
+        self.phases = phases or Phases()
         self._poisoned: Any = False  # or an array of no axes on a device, not to wait for it
         self._step: Step | None = None
         self._known_finite = False
@@ -93,37 +102,33 @@ class VectorSteps:
         if not self.layout.size:
             self.mean = vector
             return
-        began = time.perf_counter()
-        if self.compressor.stateful and not self.compressor.spreads:
-            if isinstance(vector, Rows):
-                vector, self._poisoned = vector.poisoned(self.ops)
-            else:
-                vector, self._poisoned = self.ops.poison(vector, overwrite)
-        if self.compressor.overwrites and not overwrite:
-            vector = self.ops.copy(vector)
-        try:
-            step = Step(self.compressor, self.ops, vector, self.state)
-            if self.compressor.spreads and isinstance(step.pending, AllReduce):
-                self._poisoned = self.ops.nonfinite(step.pending.array)
-        except Exception:
-            self.state.rollback()
-            raise
-        finally:
-            self.compression_seconds += time.perf_counter() - began
+        with self.phases.of(ENCODE):
+            if self.compressor.stateful and not self.compressor.spreads:
+                if isinstance(vector, Rows):
+                    vector, self._poisoned = vector.poisoned(self.ops)
+                else:
+                    vector, self._poisoned = self.ops.poison(vector, overwrite)
+            if self.compressor.overwrites and not overwrite:
+                vector = self.ops.copy(vector)
+            try:
+                step = Step(self.compressor, self.ops, vector, self.state)
+                if self.compressor.spreads and isinstance(step.pending, AllReduce):
+                    self._poisoned = self.ops.nonfinite(step.pending.array)
+            except Exception:
+                self.state.rollback()
+                raise
         self._keep(step)
 
     def feed(self, combined: Any) -> None:
         """Resume the compressor with what came of the pending collective."""
         step, self._step, self.pending = self._step, None, None
         assert step is not None, f"{self.name}: no collective is pending"
-        began = time.perf_counter()
-        try:
-            step.feed(combined)
-        except Exception:  # a residual may be written before the payloads turn out to be broken
-            self.state.rollback()
-            raise
-        finally:
-            self.compression_seconds += time.perf_counter() - began
+        with self.phases.of(DECODE):
+            try:
+                step.feed(combined)
+            except Exception:  # a residual may be written before the payloads turn out to be broken
+                self.state.rollback()
+                raise
         self._keep(step)
 
     def _keep(self, step: Step) -> None:
@@ -155,6 +160,7 @@ class VectorSteps:
         self.state.rollback()
         self._step = self.pending = self.mean = None
         self._round = 0
+        self.phases.dropped(self.name)
 
     def _take(self) -> Any:
         assert self.mean is not None, f"{self.name}: the step is not finished"
@@ -188,9 +194,9 @@ class Exchange(VectorSteps):
         transport: who carries the collectives.
         name: of the collectives; the same on all workers, and of no other exchange over this transport.
         seed: of the compressor's random numbers, the same on all workers.
+        phases: where the time goes; None for one of its own.
 
     Attributes:
-        waiting_seconds: time spent in waiting for collectives since construction.
         spare: whether a vector that may be overwritten may become the mean as well.
     """
 
@@ -205,10 +211,10 @@ class Exchange(VectorSteps):
         *,
         name: str = "exchange",
         seed: int = 0,
+        phases: Phases | None = None,
     ) -> None:
-        super().__init__(compressor, layout, ops, transport, name=name, seed=seed)
+        super().__init__(compressor, layout, ops, transport, name=name, seed=seed, phases=phases)
         self.transport, self.seed = transport, seed
-        self.waiting_seconds = 0.0
         self._agreed = False
         self._handle: Any = None
 
@@ -222,10 +228,10 @@ class Exchange(VectorSteps):
 
     def advance(self) -> None:
         """Wait for the collective under way, resume the compressor, and start the next collective."""
-        began = time.perf_counter()
-        combined = self.transport.wait(self._handle)
+        with self.phases.of(WIRE):
+            combined = self.transport.wait(self._handle)
         self._handle = None
-        self.waiting_seconds += time.perf_counter() - began
+        self.phases.arrived(self.name)
         self.feed(combined)
 
     def _keep(self, step: Step) -> None:
@@ -236,7 +242,9 @@ class Exchange(VectorSteps):
             pending: Any = self.pending
             if self.spare and isinstance(pending, AllReduce) and not self.compressor.stateful:
                 pending = replace(pending, spare=True)
-            self._handle = self.transport.start(pending, f"{self.name}.{self._round}")
+            with self.phases.of(START):
+                self._handle = self.transport.start(pending, f"{self.name}.{self._round}")
+            self.phases.started(self.name)
             self._round += 1
 
     def reduce(self, vector: Array) -> Array:
@@ -255,7 +263,9 @@ class Exchange(VectorSteps):
             check_vector(self.name, vector, self.layout)
             if not self._agreed:
                 described = {"compression": spec(self.compressor), "seed": self.seed}
-                agree(self.transport, {**describe(self.layout), **described}, f"{self.name}.agreement")
+                with self.phases.of(OTHER):
+                    described |= describe(self.layout)
+                    agree(self.transport, described, f"{self.name}.agreement")
                 self._agreed = True
             given = self.ops.cast(vector, taken_dtype(self.compressor, vector))
             self.launch(given, overwrite=given is not vector)
@@ -270,16 +280,14 @@ class Exchange(VectorSteps):
 
 def advance_until(
     finished: Callable[[], bool], exchanges: Sequence[Exchange], check: Callable[[], None] = lambda: None
-) -> float:
-    """Advance exchanges until a condition holds; return the seconds spent in waiting for whichever is ready next.
-
-    `check` is called while it waits, and may raise.
+) -> None:
+    """Advance exchanges until a condition holds. `check` is called while it waits, and may raise.
 
     Where collectives are matched by name, whichever exchange is ready goes on, and none is waited for alone: another
     worker may wait for another exchange's second round first. Where they are matched by order, the exchanges take
     turns, round after round, on every worker alike.
     """
-    waited = pause = 0.0
+    pause = 0.0
     turns: list[Exchange] = []  # those whose turn is still to come in this round
     while not finished():
         under_way = [exchange for exchange in exchanges if exchange.pending is not None]
@@ -292,15 +300,12 @@ def advance_until(
             turns = turns[1:]
             pause = 0.0
             continue
-        began = time.perf_counter()
         pause = min(max(POLL_SECONDS, pause * POLL_GROWTH), POLL_MOST)
         if under_way:
             (turns or under_way)[0].rest(pause)
         else:
             time.sleep(pause)
         check()
-        waited += time.perf_counter() - began
-    return waited
 
 
 def check_vector(name: str, vector: Array, layout: Layout) -> None:

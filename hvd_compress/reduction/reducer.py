@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -20,6 +20,7 @@ from hvd_compress.reduction.carry import Carried, add_carried, cut, left_over, n
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange, warn_of_another_rank
 from hvd_compress.reduction.exchange import VectorSteps
 from hvd_compress.reduction.nonfinite import report
+from hvd_compress.reduction.phases import OTHER, Phases
 from hvd_compress.reduction.rows import Rows, SparseRows, sparse_rows
 from hvd_compress.reduction.settings import Settings
 from hvd_compress.reduction.shared import packed, same, source_of, summary, unpacked
@@ -60,11 +61,13 @@ class Reducer(Generic[E]):
         ends_alone: whether a step ends with the next one's beginning, or where one worker alone asks for its state:
             then the others cannot be asked.
         goes_on: tells whether the step under way may still be so, as of `Progress`.
+        phases: where the time goes.
     """
 
     ops: Ops
     ends_alone = False
     goes_on: Callable[[], bool] = staticmethod(lambda: True)
+    new_phases: Callable[[], Phases] = Phases
 
     def __init__(self, settings: Settings, transport: Any, channel: str) -> None:
         self.settings, self.transport, self.channel = settings, transport, channel
@@ -81,7 +84,7 @@ class Reducer(Generic[E]):
         self._whole = True  # whether the state has all that is this worker's own
         self.progress = Progress(transport.rank, self.goes_on)
         self._told: list[Any] = []  # the summaries of the workers' states, until they have been compared
-        self._seconds_before = 0.0  # in compressors that were replaced
+        self.phases = self.new_phases()
 
     @property
     def peers(self) -> Peers:
@@ -155,11 +158,6 @@ class Reducer(Generic[E]):
         """The number of coordinates of all gradients of a step."""
         return sum(map(math.prod, self.shapes.values()))
 
-    @property
-    def communication_seconds(self) -> float:
-        """The time spent in waiting for collectives since construction."""
-        raise NotImplementedError
-
     # --- before the first exchange
 
     def agree(
@@ -187,7 +185,8 @@ class Reducer(Generic[E]):
         address = watch(self.progress)
         self.progress.wait(self.steps)
         try:
-            return self._agree_at(address, gradients, described, told, error)
+            with self.phases.of(OTHER):
+                return self._agree_at(address, gradients, described, told, error)
         finally:
             self.progress.pause()
 
@@ -311,7 +310,6 @@ class Reducer(Generic[E]):
         """
         before = {exchange.layout: exchange for exchange in self.exchanges}
         self.exchanges = [before.pop(b.layout, None) or self._bucket_exchange(b, "") for b in buckets]
-        self.count_seconds(before.values())
 
     def _follow_plan(self) -> None:
         self.planned = True
@@ -418,12 +416,7 @@ class Reducer(Generic[E]):
         self.settings = settings
         self._waiting = None
 
-    def count_seconds(self, exchanges: Iterable[E]) -> None:
-        """Keep in mind how long exchanges took that are given up."""
-        self._seconds_before += sum(exchange.compression_seconds for exchange in exchanges)
-
     def _give_up_plan(self) -> None:
-        self.count_seconds(self.all)
         self.exchanges, self.rows = [], {}
         self.planned = self.agreed = False
 
@@ -546,14 +539,18 @@ class Reducer(Generic[E]):
             exchange.state.load_state_dict(_each_array(state, partial(self.imported, exchange=exchange)))
         return left
 
-    def stats(self) -> Stats:
-        """Return what was sent and how long it took, since construction (see `hvd_compress.reduction.stats.Stats`)."""
+    def stats(self, phases: bool = False) -> Stats:
+        """Return what was sent and how long it took, since construction (see `hvd_compress.reduction.stats.Stats`).
+
+        Args:
+            phases: whether to tell also where the time goes.
+        """
         return stats_of(
             self.peers.traffic,
             steps=self.steps,
             coordinates=self.coordinates,
-            compression=self._seconds_before + sum(exchange.compression_seconds for exchange in self.all),
-            communication=self.communication_seconds,
+            seconds=self.phases,
+            phases=phases,
             residual=norm(self.ops, self.carried | self._residuals()),
             nonfinite_steps=self.nonfinite_steps,
             workers_lost=self.workers_lost,

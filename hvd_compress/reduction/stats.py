@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hvd_compress.reduction.phases import Phases
 from hvd_compress.transports import Traffic
 
 Stats = dict[str, Any]
@@ -13,7 +14,21 @@ Stats = dict[str, Any]
 (in compressors); ``communication_seconds`` (in waiting for collectives); ``residual_norm`` (Euclidean, of all
 residuals); ``nonfinite_steps`` (whose means were not finite); ``workers_lost`` (those who left an elastic job while
 this one was in it: what they had not sent is lost); ``collectives`` (calls and bytes of each kind: "agreement" is the
-comparison of settings and states, "roll_call" what workers tell each other of their step)."""
+comparison of settings and states, "roll_call" what workers tell each other of their step).
+
+With ``phases=True`` also ``phases``: where the ``seconds`` go from the first gradient to the end of the last step. Each
+moment is in one phase, so that they add up: ``seconds`` is the sum of ``computing`` (forward and backward pass, and
+all else that the script does, less what follows), ``optimizer`` (in the ``step`` of PyTorch's optimizers; None where
+that is not seen, and then it is in ``computing``), and the ``exposed`` seconds of these:
+
+``copy``: gradients into the buckets, and means back. ``encode``: the compressor, until its first collective. ``start``:
+handing collectives to the transport; MPI's, in this time, lets the workers agree on lengths. ``wire``: waiting for
+collectives under way and, of a single worker's, for those who come late. ``decode``: the compressor, after a
+collective: in a method of several rounds that encodes the next one as well. ``other``: agreements, plans, and ends of
+steps.
+
+``in_backward`` is the part of ``exposed`` before the step's last gradient was there: in a hook, which the backward pass
+waits for. ``wire["hidden"]`` are seconds in addition: collectives were under way and this worker did not wait."""
 
 
 def stats_of(
@@ -21,11 +36,11 @@ def stats_of(
     *,
     steps: int,
     coordinates: int,
-    compression: float,
-    communication: float,
+    seconds: Phases,
     residual: float,
     nonfinite_steps: int,
     workers_lost: int,
+    phases: bool = False,
 ) -> Stats:
     """Return the statistics of a worker.
 
@@ -33,11 +48,11 @@ def stats_of(
         traffic: what it has sent.
         steps: that were taken.
         coordinates: of all gradients of a step.
-        compression: seconds in compressors.
-        communication: seconds in waiting for collectives.
+        seconds: where they went.
         residual: norm of all that is left over.
         nonfinite_steps: in how many of them the means were not finite.
         workers_lost: how many have gone.
+        phases: whether to tell where the time goes in each phase.
     """
     dense, sent = 4 * coordinates * steps, traffic.sent
     return {
@@ -46,29 +61,42 @@ def stats_of(
         "bytes_received": traffic.received,
         "dense_bytes": dense,
         "ratio": dense / sent if sent else 1.0,
-        "compression_seconds": compression,
-        "communication_seconds": communication,
+        "compression_seconds": seconds.compression_seconds,
+        "communication_seconds": seconds.communication_seconds,
         "residual_norm": residual,
         "nonfinite_steps": nonfinite_steps,
         "workers_lost": workers_lost,
         "collectives": {kind: dict(entry) for kind, entry in traffic.collectives.items()},
+        **({"phases": seconds.report()} if phases else {}),
     }
 
 
-def nothing_sent() -> Stats:
+def nothing_sent(phases: bool = False) -> Stats:
     """Return the statistics of a worker that is alone, and sends nothing."""
-    zero = {"compression": 0.0, "communication": 0.0, "residual": 0.0}
-    return stats_of(Traffic(), steps=0, coordinates=0, nonfinite_steps=0, workers_lost=0, **zero)
+    return stats_of(
+        Traffic(),
+        steps=0,
+        coordinates=0,
+        seconds=Phases(),
+        residual=0.0,
+        nonfinite_steps=0,
+        workers_lost=0,
+        phases=phases,
+    )
 
 
 def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> Stats:
     """Return the statistics of two reducers of the same gradients, of which each reduces some of the steps."""
-    total = {name: value + other[name] for name, value in one.items() if name != "collectives"}
+    total: Stats = _sum(one, other)
     total["workers_lost"] = max(one["workers_lost"], other["workers_lost"])
     total["ratio"] = total["dense_bytes"] / total["bytes_sent"] if total["bytes_sent"] else 1.0
-    collectives: dict[str, dict[str, int]] = {}
-    for stats in (one, other):
-        for kind, entry in stats["collectives"].items():
-            before = collectives.get(kind, {})
-            collectives[kind] = {key: count + before.get(key, 0) for key, count in entry.items()}
-    return {**total, "collectives": collectives}
+    return total
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Return the sum of two numbers, or of what two mappings have under each key; None is nothing."""
+    if one is None or other is None:
+        return one if other is None else other
+    if isinstance(one, Mapping):
+        return {key: _sum(one.get(key), other.get(key)) for key in {**one, **other}}
+    return one + other

@@ -119,9 +119,11 @@ class _FrozenAdam:
         deviation = tf.where(v.value == 0, tf.cast(math.inf, dtype), tf.sqrt(v.value))  # no update where it is 0
         self.assign_sub(variable, rate * m.value / (deviation + self.epsilon))
 
-    def compression_stats(self) -> dict[str, Any]:
+    def compression_stats(self, phases: bool = False) -> dict[str, Any]:
         """Return what this worker sent since construction (see `hvd_compress.reduction.stats.Stats`)."""
-        return added(self._warmup_reducer.stats(), self._reducer.stats()) if hasattr(self, "_reducer") else {}
+        if not hasattr(self, "_reducer"):
+            return {}
+        return added(self._warmup_reducer.stats(phases), self._reducer.stats(phases))
 
 
 def CompressedAdam(

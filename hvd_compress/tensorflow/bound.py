@@ -117,13 +117,13 @@ class BoundCompression(GraphReducer):
         self._changes += 1
         self.plan(self.gradients)
 
-    def compression_stats(self) -> Stats:
+    def compression_stats(self, phases: bool = False) -> Stats:
         """Return what this worker sent (see `hvd_compress.reduction.stats.Stats`).
 
         Horovod's own time for what it carries is in ``communication_seconds``.
         """
         self._end_step()
-        return self.stats()
+        return self.stats(phases)
 
     def serialize(self) -> bytes:
         """As of any reducer, after the end of the last step."""

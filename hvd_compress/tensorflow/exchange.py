@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.tensorflow import Array, TensorFlowOps
 from hvd_compress.reduction.exchange import VectorSteps
+from hvd_compress.reduction.phases import OTHER, Phases
 from hvd_compress.reduction.rows import Rows
 from hvd_compress.reduction.step import Step, echo
 from hvd_compress.tensorflow.patches import leave_xla
@@ -28,29 +28,6 @@ from hvd_compress.transports.horovod_tensorflow import GraphTransport, Round
 Tensor = Any
 LATE = 1 << 40  # a step after the last that any method begins with
 FAILED = bytes.fromhex("f2b81c5e0d974a36a94e6f13c7d2805b")  # begins a payload that tells of an error; drawn at random
-
-
-class CollectiveTimer:
-    """The time in which collectives of a graph are under way and no call of Python is.
-
-    Attributes:
-        waiting_seconds: that time since construction; TensorFlow may have computed gradients meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self.waiting_seconds = 0.0
-        self._under_way, self._left = 0, 0.0
-
-    def enter(self, brings: int) -> None:
-        """Note that a call of Python begins, and how many collectives' results it brings."""
-        if self._under_way:
-            self.waiting_seconds += time.perf_counter() - self._left
-        self._under_way -= brings
-
-    def leave(self, takes: int) -> None:
-        """Note that a call of Python ends, and how many collectives it has asked for."""
-        self._under_way += takes
-        self._left = time.perf_counter()
 
 
 class GraphExchange(VectorSteps):
@@ -71,7 +48,7 @@ class GraphExchange(VectorSteps):
         device: where they lie.
         name: of the collectives.
         seed: of the compressor's random numbers.
-        timer: measures the time spent in waiting.
+        phases: where the time goes.
         prepare: what is done to each vector, which it may overwrite if it is told so, before it is compressed.
         raises: whether the last call raises an error of the step.
 
@@ -92,15 +69,15 @@ class GraphExchange(VectorSteps):
         device: str,
         name: str,
         seed: int,
-        timer: CollectiveTimer,
+        phases: Phases,
         prepare: Callable[[GraphExchange, Any, bool], tuple[Any, bool]] = lambda exchange, vector, own: (vector, own),
         raises: bool = False,
     ) -> None:
         self.on_cpu = "GPU" not in device.upper()
         ops = NumpyOps() if self.on_cpu else TensorFlowOps(device)
-        super().__init__(compressor, layout, ops, transport, name=name, seed=seed)
+        super().__init__(compressor, layout, ops, transport, name=name, seed=seed, phases=phases)
         self.transport, self.dtype, self.raises = transport, dtype, raises
-        self._timer, self._prepare = timer, prepare
+        self._prepare = prepare
         # PowerSGD's first steps need fewer than the others.
         self._first = max(self._rehearse(self.state.step), self._rehearse(LATE), key=len)
         self.rounds = [step.round for step in self._first]
@@ -173,11 +150,15 @@ class GraphExchange(VectorSteps):
         given = self._signature if last else [tf.TensorSpec([None], self.rounds[number].dtype)]
 
         def guarded(*arrays: Any) -> list[Any]:
-            self._timer.enter(brings=int(number > 0))
-            try:
-                return attempted(*arrays)
-            finally:
-                self._timer.leave(takes=int(not last))
+            if number > 0:
+                self.phases.arrived(self.name)
+            with self.phases.of(OTHER):
+                if number == 0:
+                    self.phases.vector_came()
+                outgoing = attempted(*arrays)
+            if not last:
+                self.phases.started(self.name)
+            return outgoing
 
         def attempted(*arrays: Any) -> list[Any]:
             if number == 0:

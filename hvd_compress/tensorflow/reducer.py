@@ -24,9 +24,10 @@ from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Bucket, Gradient, Rule
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange
+from hvd_compress.reduction.phases import OTHER
 from hvd_compress.reduction.reducer import Reducer
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
-from hvd_compress.tensorflow.exchange import CollectiveTimer, GraphExchange, RowsExchange
+from hvd_compress.tensorflow.exchange import GraphExchange, RowsExchange
 from hvd_compress.tensorflow.saved import read, written
 from hvd_compress.tensorflow.variables import Variable, named
 from hvd_compress.transports import WorkerFailed
@@ -66,7 +67,6 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
         super().__init__(settings, transport, channel)
         self.variables = variables
         self.positions = [str(number) for number in range(len(variables))]
-        self._timer = CollectiveTimer()
 
     def new_exchange(
         self, compressor: Compressor, layout: Layout, *, name: str, dtype: str, device: str, rows: bool
@@ -79,7 +79,7 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
             device=device,
             name=name,
             seed=self.settings.seed,
-            timer=self._timer,
+            phases=self.phases,
             prepare=self._prepared,
             raises=self.raises,
         )
@@ -115,10 +115,6 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
         """The variables' own dtypes, for the agreement."""
         return [f"{position} {v.dtype}" for position, v in zip(self.positions, self.variables, strict=True)]
 
-    @property
-    def communication_seconds(self) -> float:
-        return self._timer.waiting_seconds
-
     # --- agreement, and what begins a step
 
     def compare(
@@ -140,10 +136,16 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
 
         The nodes of several reducers in a graph come one after the other, in the same order on all workers.
         """
+
+        def begins() -> np.bool_:
+            with self.phases.of(OTHER):
+                self.phases.due = len(exchanges)
+                return self._begins(exchanges)
+
         graph = tf.compat.v1.get_default_graph()
         former = getattr(graph, "hvd_compress_begins", None)
         with tf.control_dependencies([] if former is None else [former]):
-            node = tf.numpy_function(partial(self._begins, exchanges), [], tf.bool)
+            node = tf.numpy_function(begins, [], tf.bool)
         if not tf.executing_eagerly():
             graph.hvd_compress_begins = node
         self.names_stay = True
@@ -427,7 +429,8 @@ class GradientReducer(GraphReducer):
                 exchange.abandon()
             self.progress.pause()
             raise min(errors, key=lambda error: isinstance(error, WorkerFailed))  # one's own first
-        self.finish(exchanges)
+        with self.phases.of(OTHER):
+            self.finish(exchanges)
         return np.bool_(True)
 
     # --- checkpoints
@@ -563,13 +566,17 @@ def _found(variables: Sequence[Any]) -> GradientReducer:
     return reducers[-1]
 
 
-def compression_stats(variables: Sequence[Any]) -> dict[str, Any]:
+def compression_stats(variables: Sequence[Any], phases: bool = False) -> dict[str, Any]:
     """Return what this worker sent of the gradients of these variables (see `hvd_compress.reduction.stats.Stats`).
+
+    Args:
+        variables: those whose gradients the tape takes, in this order.
+        phases: whether to tell also where the time goes.
 
     Raises:
         LookupError: if no step has been taken with them.
     """
-    return _found(variables).stats()
+    return _found(variables).stats(phases)
 
 
 def set_compression(

@@ -14,7 +14,8 @@ from hvd_compress.ops.torch import TorchOps
 from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Bucket, Gradient, Rule, one_bucket_each
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange
-from hvd_compress.reduction.exchange import VectorSteps, advance_until
+from hvd_compress.reduction.exchange import VectorSteps
+from hvd_compress.reduction.phases import COPY, Phases
 from hvd_compress.reduction.settings import Settings
 from hvd_compress.torch.compression import flat
 from hvd_compress.torch.exchange import TensorExchange
@@ -30,12 +31,12 @@ INSTEAD = "hvd_compress.torch.DistributedOptimizer"
 class SummedByHorovod(VectorSteps):
     """The steps of a vector whose one AllReduce Horovod's optimizer carries, under the parameter's name."""
 
-    waiting_seconds = 0.0  # Horovod's own is not known
-
-    def __init__(self, compressor: Compressor, layout: Layout, peers: Peers, *, seed: int, device: Any) -> None:
+    def __init__(
+        self, compressor: Compressor, layout: Layout, peers: Peers, *, seed: int, device: Any, phases: Phases
+    ) -> None:
         self.device = torch.device(device)
         name = layout.parameters[0].name
-        super().__init__(compressor, layout, TorchOps(self.device), peers, name=name, seed=seed)
+        super().__init__(compressor, layout, TorchOps(self.device), peers, name=name, seed=seed, phases=phases)
 
     @property
     def next_name(self) -> str:
@@ -72,7 +73,8 @@ class BoundCompression(TensorReducer):
         self, compressor: Compressor, layout: Layout, *, name: str, dtype: str, device: str, rows: bool
     ) -> Any:
         if compressor.collectives == ("allreduce",):
-            return SummedByHorovod(compressor, layout, self.transport, seed=self.settings.seed, device=device)
+            own: dict[str, Any] = {"seed": self.settings.seed, "phases": self.phases}
+            return SummedByHorovod(compressor, layout, self.transport, device=device, **own)
         return super().new_exchange(compressor, layout, name=name, dtype=dtype, device=device, rows=rows)
 
     def plan(self, gradients: Sequence[Gradient], apart: Collection[str] = ()) -> None:
@@ -109,6 +111,11 @@ class BoundCompression(TensorReducer):
             TypeError: if it is not of a real floating dtype.
             WorkersDisagree: in the first step, if the workers' compressors differ in version, settings or parameters.
         """
+        with self.phases.of(COPY):
+            self.phases.due = 1
+            return self._compress(tensor)
+
+    def _compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
         check_gradient(tensor)
         self.renew()
         if not self.agreed:
@@ -146,6 +153,11 @@ class BoundCompression(TensorReducer):
         """
         if ctx is None:  # a sparse gradient, which Horovod carries without asking to compress it
             return tensor
+        with self.phases.of(COPY):
+            self.phases.due = 0
+            return self._decompress(tensor, ctx)
+
+    def _decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
         name, gradient, version = ctx
         exchange = self._exchanges[name]
         try:
@@ -153,7 +165,7 @@ class BoundCompression(TensorReducer):
                 self.transport.traffic.count("allreduce", tensor.nbytes, tensor.nbytes)
                 exchange.feed(tensor / self._factor if self._factor != 1 else tensor)
             self.progress.wait(self.steps)
-            self.waiting_seconds += advance_until(lambda: exchange.finished, self._own, self.progress.check)
+            self._wait(lambda: exchange.finished, self._own)
             self.progress.pause()
             self._under_way.discard(name)
             if not self._unchanged(name, gradient, version):
@@ -233,13 +245,13 @@ class BoundCompression(TensorReducer):
             )
         )
 
-    def compression_stats(self) -> dict[str, Any]:
+    def compression_stats(self, phases: bool = False) -> dict[str, Any]:
         """Return what this worker sent, as ``DistributedOptimizer.compression_stats``.
 
-        Horovod's own time for what it carries is not in ``communication_seconds``.
+        Horovod's own time for what it carries is not in ``communication_seconds``, but in the phase "computing".
         """
         self._end_step()
-        return self.stats()
+        return self.stats(phases)
 
     def _end_step(self) -> None:
         """Keep the last step's state if all its means are finite, as the optimizer saw them."""

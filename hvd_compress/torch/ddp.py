@@ -165,9 +165,9 @@ class RegisteredCompression:
             self._reducer.change(settings)
         self._settings = settings
 
-    def compression_stats(self) -> dict[str, Any]:
+    def compression_stats(self, phases: bool = False) -> dict[str, Any]:
         """Return what this worker sent, as ``DistributedOptimizer.compression_stats``, beside what DDP itself sends."""
-        return self._reducer.stats() if self._reducer is not None else nothing_sent()
+        return self._reducer.stats(phases) if self._reducer is not None else nothing_sent(phases)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, of which residuals are this worker's own: tensors, numbers and names; empty if alone."""

@@ -14,6 +14,7 @@ from hvd_compress.compressors import Compressor
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.reduction.exchange import Exchange
+from hvd_compress.reduction.phases import Phases
 from hvd_compress.reduction.rows import Rows
 from hvd_compress.transports import Transport
 
@@ -40,9 +41,10 @@ class TensorExchange(Exchange):
         seed: int,
         dtype: str,
         device: Any,
+        phases: Phases,
     ) -> None:
         self.device = torch.device(device)
-        super().__init__(compressor, layout, TorchOps(self.device), transport, name=name, seed=seed)
+        super().__init__(compressor, layout, TorchOps(self.device), transport, name=name, seed=seed, phases=phases)
         self.vector: Tensor | None = None
         self.dtype = dtype
         self.missing = len(layout.parameters)

@@ -26,8 +26,10 @@ from hvd_compress.ops.torch import TorchOps
 from hvd_compress.reduction.buckets import PLAIN
 from hvd_compress.reduction.carry import left_over, norm
 from hvd_compress.reduction.exchange import Exchange
+from hvd_compress.reduction.phases import COPY
 from hvd_compress.reduction.stats import stats_of
 from hvd_compress.torch.compression import TorchCompression
+from hvd_compress.torch.phases import recorder
 from hvd_compress.transports.torch_distributed import ProcessGroupTransport
 
 __all__ = ["ReplicaCompression", "register"]
@@ -52,6 +54,8 @@ class ReplicaCompression:
         self.compressor, self.transport, self.seed = compressor, transport, seed
         self.exchanges: dict[str, Exchange] = {}
         self.nonfinite = 0  # means of modules
+        self.phases = recorder()
+        self.phases.due = 1  # FSDP hands a shard over, and waits, in the backward pass
         self._saved: dict[str, Any] = {}
 
     def average(self, name: str, shard: Tensor) -> None:
@@ -64,15 +68,17 @@ class ReplicaCompression:
         exchange = self.exchanges.get(name)
         if exchange is None:
             layout, ops = Layout.of([(name, (shard.numel(),))]), TorchOps(shard.device)
-            exchange = Exchange(self.compressor, layout, ops, self.transport, name=f"fsdp.{name}", seed=self.seed)
+            own: dict[str, Any] = {"name": f"fsdp.{name}", "seed": self.seed, "phases": self.phases}
+            exchange = Exchange(self.compressor, layout, ops, self.transport, **own)
             self.exchanges[name] = exchange
             if name in self._saved:
                 exchange.state.load_state_dict(self._saved.pop(name))
         steps = exchange.state.step
-        shard.copy_(exchange.reduce(shard.reshape(-1)).view(shard.shape))
+        with self.phases.of(COPY):
+            shard.copy_(exchange.reduce(shard.reshape(-1)).view(shard.shape))
         self.nonfinite += exchange.state.step == steps  # then the state stays as it was
 
-    def compression_stats(self) -> dict[str, Any]:
+    def compression_stats(self, phases: bool = False) -> dict[str, Any]:
         """Return what this rank sent to other replicas, as ``DistributedOptimizer.compression_stats``.
 
         ``nonfinite_steps`` counts the modules' means that were not finite, each by itself.
@@ -83,8 +89,8 @@ class ReplicaCompression:
             self.transport.traffic,
             steps=max((exchange.state.step for exchange in exchanges), default=0),
             coordinates=sum(exchange.layout.size for exchange in exchanges),
-            compression=sum(exchange.compression_seconds for exchange in exchanges),
-            communication=sum(exchange.waiting_seconds for exchange in exchanges),
+            seconds=self.phases,
+            phases=phases,
             residual=norm(TorchOps(), residuals),
             nonfinite_steps=self.nonfinite,
             workers_lost=0,

@@ -204,7 +204,7 @@ class _Methods:
         self._should_synchronize = True
         self._wrapped.load_state_dict(self, rest)
 
-    def compression_stats(self) -> dict[str, Any]:
+    def compression_stats(self, phases: bool = False) -> dict[str, Any]:
         """Return what this worker sent since construction, counted at the collectives.
 
         Keys: ``steps``; ``bytes_sent`` and ``bytes_received`` (the buffers handed to and got from the collectives);
@@ -214,8 +214,13 @@ class _Methods:
         ``workers_lost`` (those who left an elastic job, with what they had not sent); ``collectives`` (calls and bytes
         of each kind: "agreement" is the comparison of settings in the first step and after `set_compression`,
         "roll_call" what workers tell each other in each step). All zero with a single worker, who sends nothing.
+
+        Args:
+            phases: whether to tell, under "phases", where the seconds go: ``computing``, ``copy``, ``encode``,
+                ``start``, ``wire``, ``decode``, ``optimizer`` and ``other``, which add up; and how much of the wire is
+                hidden. `hvd_compress.reduction.stats.Stats` and ``docs/timeline.md`` say exactly what each is.
         """
-        return self._reducer.stats() if self._reducer is not None else nothing_sent()
+        return self._reducer.stats(phases) if self._reducer is not None else nothing_sent(phases)
 
 
 def DistributedOptimizer(

@@ -18,12 +18,14 @@ from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
 from hvd_compress.reduction.agreement import PlanGivenUp, WorkersDisagree
 from hvd_compress.reduction.buckets import Gradient
-from hvd_compress.reduction.exchange import advance_until
+from hvd_compress.reduction.exchange import Exchange, advance_until
+from hvd_compress.reduction.phases import COPY, OTHER, WIRE
 from hvd_compress.reduction.reducer import Reducer
 from hvd_compress.reduction.roll_call import RollCall
 from hvd_compress.reduction.rows import Rows
 from hvd_compress.reduction.settings import Settings
 from hvd_compress.torch.exchange import TensorExchange
+from hvd_compress.torch.phases import recorder
 from hvd_compress.torch.saved import read, written
 from hvd_compress.torch.sparse import as_rows, as_tensor
 from hvd_compress.transports import Transport, WorkerFailed
@@ -53,6 +55,7 @@ class TensorReducer(Reducer[TensorExchange]):
     """
 
     ops = TorchOps()
+    new_phases = staticmethod(recorder)
     copies_means = False  # so that exchanges may combine in place
 
     def __init__(
@@ -62,13 +65,12 @@ class TensorReducer(Reducer[TensorExchange]):
         reducers.add(self)
         self.parameters = dict(parameters)
         self.sparse_dims: dict[str, int] = {}
-        self.waiting_seconds = 0.0  # beside what the exchanges count
 
     def new_exchange(
         self, compressor: Compressor, layout: Layout, *, name: str, dtype: str, device: str, rows: bool
     ) -> TensorExchange:
-        seed = self.settings.seed
-        exchange = TensorExchange(compressor, layout, self.transport, name=name, seed=seed, dtype=dtype, device=device)
+        own: dict[str, Any] = {"seed": self.settings.seed, "phases": self.phases}
+        exchange = TensorExchange(compressor, layout, self.transport, name=name, dtype=dtype, device=device, **own)
         exchange.spare = self.copies_means
         return exchange
 
@@ -110,14 +112,10 @@ class TensorReducer(Reducer[TensorExchange]):
             return "any"
         return " and ".join(sorted({p.device.type for p in self.parameters.values()}))
 
-    def count_seconds(self, exchanges: Iterable[TensorExchange]) -> None:
-        exchanges = list(exchanges)
-        super().count_seconds(exchanges)
-        self.waiting_seconds += sum(exchange.waiting_seconds for exchange in exchanges)
-
-    @property
-    def communication_seconds(self) -> float:
-        return self.waiting_seconds + sum(exchange.waiting_seconds for exchange in self.all)
+    def _wait(self, finished: Callable[[], bool], exchanges: Sequence[Exchange]) -> None:
+        """Advance exchanges until a condition holds."""
+        with self.phases.of(WIRE):
+            advance_until(finished, exchanges, self.progress.check)
 
     def fail(self, error: Exception) -> None:
         """Tell the other workers that this one cannot go on, and drop the step under way."""
@@ -291,6 +289,11 @@ class GradientReducer(TensorReducer):
     def _gradient_ready(self, parameter: Tensor) -> None:
         if self.ignoring or self._retired:
             return
+        with self.phases.of(COPY):
+            self.phases.due = 1
+            self._take_gradient(parameter)
+
+    def _take_gradient(self, parameter: Tensor) -> None:
         try:
             if not self.busy:
                 self.renew()
@@ -389,6 +392,11 @@ class GradientReducer(TensorReducer):
             RuntimeError: if gradients were changed since they were computed.
             NonFiniteGradients: if one is not finite, and the user has asked for an error.
         """
+        with self.phases.of(OTHER):
+            self.phases.due = 0
+            self._synchronize()
+
+    def _synchronize(self) -> None:
         try:
             self._check_gradients()
             if not self.planned:
@@ -403,7 +411,8 @@ class GradientReducer(TensorReducer):
             means = self.finish(nobodys=nobodys, finite=finite)
         finally:
             self._reset()
-        self._give(dict(zip(self.all, means, strict=True)), nobodys)
+        with self.phases.of(COPY):
+            self._give(dict(zip(self.all, means, strict=True)), nobodys)
 
     def _exchange_all(self) -> tuple[list[str], bool]:
         """Finish all exchanges; return the names of the gradients that no worker has, and whether means are finite."""
@@ -413,16 +422,14 @@ class GradientReducer(TensorReducer):
             self._launch_all()
             if roll is None and not self.complete:
                 self._start_roll_call()
-            self.waiting_seconds += advance_until(
-                lambda: all(e.finished for e in self.all), self.all, self.progress.check
-            )
+            self._wait(lambda: all(e.finished for e in self.all), self.all)
             finite = all(exchange.finite for exchange in self.all)
             if self.complete and finite:
                 return [], True
             if roll is None:
                 if self.complete:
                     self._start_roll_call()
-                self.waiting_seconds += advance_until(self._roll_call.ready, (), self.progress.check)
+                self._wait(self._roll_call.ready, ())
                 roll = self._roll_call.finish()
             if not self.complete or all(roll.everywhere):
                 return [n for n, there in zip(self.parameters, roll.anywhere, strict=True) if not there], finite
@@ -439,9 +446,10 @@ class GradientReducer(TensorReducer):
     def _launch_all(self) -> None:
         for exchange in self.exchanges:
             if not exchange.launched:
-                for place in exchange.layout.parameters:
-                    if self.parameters[place.name] not in self._arrived:
-                        self._collect(exchange, self.parameters[place.name])
+                with self.phases.of(COPY):
+                    for place in exchange.layout.parameters:
+                        if self.parameters[place.name] not in self._arrived:
+                            self._collect(exchange, self.parameters[place.name])
                 self._launch(exchange)
         for name, exchange in self.rows.items():  # after all buckets, of which hooks have launched some
             exchange.launch(self.with_carried(exchange, self._rows(name)))
@@ -475,7 +483,7 @@ class GradientReducer(TensorReducer):
             if not self.transport.ordered and self.exchanges and all(exchange.launched for exchange in self.all):
                 # Nothing is left to refuse in this step: the others learn of it in the next one. Where order counts,
                 # they may have begun a roll call before the rounds that would be resumed here.
-                advance_until(lambda: all(e.finished for e in self.all), self.all, self.progress.check)
+                self._wait(lambda: all(e.finished for e in self.all), self.all)
             raise RuntimeError(gradient_was_changed(changed[0]))
 
     def _rows(self, name: str) -> Rows:
@@ -533,8 +541,9 @@ class GradientReducer(TensorReducer):
         """Return the mean of a closure's losses; what is no tensor is returned as it is."""
         if not isinstance(loss, Tensor):
             return loss
-        handle = self.transport.start(AllReduce(loss.detach()), f"{self.prefix}.loss")
-        mean: Tensor = self.transport.wait(handle)
+        with self.phases.of(WIRE):
+            handle = self.transport.start(AllReduce(loss.detach()), f"{self.prefix}.loss")
+            mean: Tensor = self.transport.wait(handle)
         return mean.view(loss.shape)
 
     def fail(self, error: Exception) -> None:

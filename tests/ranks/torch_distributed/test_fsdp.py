@@ -1,8 +1,11 @@
 """FSDP2 with compressed means between its replicas."""
 
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
+from timelines import total
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -61,6 +64,17 @@ def test_the_replicas_stay_together_and_send_less(spec):
     stats = compression.compression_stats()
     assert stats["steps"] == 5
     assert stats["ratio"] > 2
+
+
+def test_its_phases_add_up():
+    model, group = sharded()
+    compression = fsdp.register(model, "topk(ratio=0.1)", group)
+    began = time.perf_counter()
+    train(model, 6)
+    wall, phases = time.perf_counter() - began, compression.compression_stats(phases=True)["phases"]
+    assert 0 < total(phases) <= wall
+    assert phases["optimizer"] > 0
+    assert phases["wire"]["in_backward"] == phases["wire"]["exposed"] > 0
 
 
 def test_a_run_resumes_exactly():

@@ -1,0 +1,90 @@
+"""Where the time of a step goes on real ranks: phases that add up, and what overlaps."""
+
+import time
+
+import horovod.torch as hvd
+import pytest
+import torch
+from slow_training import NAP, Slow, SlowSGD, slow_model, step
+from timelines import since, total
+from torch import nn
+from torch_ranks import sgd, small_cnn, train
+
+import hvd_compress.torch as hvdc
+
+STEPS = 5
+SPECS = ["none", "topk(ratio=0.1)", "powersgd"]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_phases_add_up_and_what_overlaps_is_hidden(spec):
+    model = slow_model()
+    optimizer = hvdc.DistributedOptimizer(
+        SlowSGD(model.parameters(), lr=0.1), model.named_parameters(), spec, bucket_bytes=1
+    )
+    for number in range(2):  # the first of them plans
+        step(model, optimizer, number)
+    earlier, began = optimizer.compression_stats(phases=True), time.perf_counter()
+    for number in range(STEPS):
+        step(model, optimizer, number)
+    wall, stats = time.perf_counter() - began, optimizer.compression_stats(phases=True)
+    phases = since(stats["phases"], earlier["phases"])
+    assert total(phases) == pytest.approx(wall, rel=0.1)
+    assert phases["seconds"] == pytest.approx(total(phases))
+    assert phases["computing"] >= 2 * NAP * STEPS
+    assert phases["optimizer"] >= NAP * STEPS
+    assert phases["wire"]["hidden"] >= NAP * STEPS  # the last layers' buckets are under way during the backward pass
+    for part in ("copy", "encode", "start"):
+        assert 0 < phases[part]["in_backward"] <= phases[part]["exposed"]
+    seconds = stats["compression_seconds"] - earlier["compression_seconds"]
+    assert seconds == pytest.approx(phases["encode"]["exposed"] + phases["decode"]["exposed"])
+    assert stats["communication_seconds"] == stats["phases"]["wire"]["exposed"]
+
+
+def test_a_rank_that_comes_late_is_waited_for():
+    model = slow_model()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters())
+    for number in range(4):
+        if hvd.rank() == hvd.size() - 1:
+            time.sleep(10 * NAP)
+        step(model, optimizer, number)
+    phases = optimizer.compression_stats(phases=True)["phases"]
+    if hvd.rank() < hvd.size() - 1:
+        assert phases["wire"]["exposed"] >= 3 * NAP  # of the three after the agreement, a part overlaps
+    else:
+        assert phases["computing"] >= 30 * NAP
+
+
+def test_a_closure_s_passes_are_computing():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 8), Slow())
+    optimizer = hvdc.DistributedOptimizer(
+        torch.optim.LBFGS(model.parameters(), max_iter=3), model.named_parameters(), "none"
+    )
+    images = torch.randn(8, 64)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(images).square().mean()
+        loss.backward()
+        return loss
+
+    loss = optimizer.step(closure)
+    phases = optimizer.compression_stats(phases=True)["phases"]
+    assert loss > 0
+    assert phases["computing"] >= NAP
+    assert phases["optimizer"] > 0
+
+
+def test_horovod_s_own_optimizer_has_phases_as_well():
+    model = small_cnn()
+    bound = hvdc.Compression.topk(ratio=0.1).bind(model.named_parameters())
+    optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), compression=bound)
+    train(model, optimizer, 2)
+    earlier, began = bound.compression_stats(phases=True)["phases"], time.perf_counter()
+    train(model, optimizer, 3)
+    wall, report = time.perf_counter() - began, bound.compression_stats(phases=True)["phases"]
+    phases = since(report, earlier)
+    assert total(phases) == pytest.approx(wall, rel=0.1)
+    assert phases["optimizer"] > 0
+    assert "phases" not in bound.compression_stats()
