@@ -55,8 +55,8 @@ class GraphBench(CompressorBench):
         ends: list[float] = []
 
         class Ends(Phases):
-            def started(self, exchange: str) -> None:
-                super().started(exchange)
+            def started(self, exchange: str, number: int, kind: str) -> None:
+                super().started(exchange, number, kind)
                 ends.append(time.perf_counter())
 
         exchange = GraphExchange(

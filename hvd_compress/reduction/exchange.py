@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from textwrap import shorten
 from typing import Any
 
 from hvd_compress.compressors import Compressor, spec
@@ -52,6 +53,7 @@ class VectorSteps:
             raise ValueError(f"{name}: {layout.size} coordinates in one vector; fewer than 2^31 are allowed")
         self.compressor, self.layout, self.ops = compressor, layout, ops
         self.name = name
+        self._about = f"{spec(compressor)} of {shorten(', '.join(p.name for p in layout.parameters), 60)}"
         self.state = State(layout, rank=peers.rank, workers=peers.workers, seed=seed)
         self.pending: Collective | None = None
         self.mean: Any = None
@@ -66,6 +68,11 @@ class VectorSteps:
     def next_name(self) -> str:
         """The name under which the next collective starts, here or on the other workers."""
         return f"{self.name}.{self._round}"
+
+    @property
+    def line(self) -> str:
+        """What its line of a trace is called."""
+        return f"{self.name}: {self._about}"
 
     @property
     def finished(self) -> bool:
@@ -102,7 +109,7 @@ class VectorSteps:
         if not self.layout.size:
             self.mean = vector
             return
-        with self.phases.of(ENCODE):
+        with self.phases.of(ENCODE, self.line):
             if self.compressor.stateful and not self.compressor.spreads:
                 if isinstance(vector, Rows):
                     vector, self._poisoned = vector.poisoned(self.ops)
@@ -123,7 +130,7 @@ class VectorSteps:
         """Resume the compressor with what came of the pending collective."""
         step, self._step, self.pending = self._step, None, None
         assert step is not None, f"{self.name}: no collective is pending"
-        with self.phases.of(DECODE):
+        with self.phases.of(DECODE, self.line):
             try:
                 step.feed(combined)
             except Exception:  # a residual may be written before the payloads turn out to be broken
@@ -160,7 +167,7 @@ class VectorSteps:
         self.state.rollback()
         self._step = self.pending = self.mean = None
         self._round = 0
-        self.phases.dropped(self.name)
+        self.phases.dropped(self.line)
 
     def _take(self) -> Any:
         assert self.mean is not None, f"{self.name}: the step is not finished"
@@ -231,7 +238,7 @@ class Exchange(VectorSteps):
         with self.phases.of(WIRE):
             combined = self.transport.wait(self._handle)
         self._handle = None
-        self.phases.arrived(self.name)
+        self.phases.arrived(self.line)
         self.feed(combined)
 
     def _keep(self, step: Step) -> None:
@@ -242,9 +249,9 @@ class Exchange(VectorSteps):
             pending: Any = self.pending
             if self.spare and isinstance(pending, AllReduce) and not self.compressor.stateful:
                 pending = replace(pending, spare=True)
-            with self.phases.of(START):
+            with self.phases.of(START, self.line):
                 self._handle = self.transport.start(pending, f"{self.name}.{self._round}")
-            self.phases.started(self.name)
+            self.phases.started(self.line, self._round, pending.kind)
             self._round += 1
 
     def reduce(self, vector: Array) -> Array:
@@ -261,11 +268,13 @@ class Exchange(VectorSteps):
         """
         try:
             check_vector(self.name, vector, self.layout)
+            self.phases.step = self.state.step
             if not self._agreed:
                 described = {"compression": spec(self.compressor), "seed": self.seed}
                 with self.phases.of(OTHER):
+                    error = self.phases.open_trace(self.transport.world_rank)
                     described |= describe(self.layout)
-                    agree(self.transport, described, f"{self.name}.agreement")
+                    agree(self.transport, described, f"{self.name}.agreement", error=error)
                 self._agreed = True
             given = self.ops.cast(vector, taken_dtype(self.compressor, vector))
             self.launch(given, overwrite=given is not vector)
@@ -275,7 +284,9 @@ class Exchange(VectorSteps):
             self.transport.fail(error, [self.next_name])
             self.abandon()
             raise
-        return self.ops.cast(self.commit() if self.finite else self.rollback(), dtype_name(vector))
+        mean = self.ops.cast(self.commit() if self.finite else self.rollback(), dtype_name(vector))
+        self.phases.end_step(self.state.step)
+        return mean
 
 
 def advance_until(

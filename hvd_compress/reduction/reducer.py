@@ -186,6 +186,7 @@ class Reducer(Generic[E]):
         self.progress.wait(self.steps)
         try:
             with self.phases.of(OTHER):
+                error = error or self.phases.open_trace(self.peers.world_rank)
                 return self._agree_at(address, gradients, described, told, error)
         finally:
             self.progress.pause()
@@ -243,6 +244,7 @@ class Reducer(Generic[E]):
             number = max(answer["next"] for answer in answers)
         _next_number[self.channel] = max(_next_number[self.channel], number + 1)
         former, self.prefix, self._number = self.prefix, f"{self.channel}.{number}", number
+        self.phases.line = f"{self.prefix}: step"
         for exchange in self.all:
             if exchange.name.startswith(f"{former}."):
                 exchange.name = self.prefix + exchange.name.removeprefix(former)
@@ -388,6 +390,7 @@ class Reducer(Generic[E]):
                     self.carried[name] = self._moved(mean, exchange, self.exported)
         self.steps += 1
         self.progress.end(self.steps)
+        self.phases.end_step(self.steps)
         if not finite:
             self._report(bad)
         return means

@@ -151,13 +151,14 @@ class GraphExchange(VectorSteps):
 
         def guarded(*arrays: Any) -> list[Any]:
             if number > 0:
-                self.phases.arrived(self.name)
+                self.phases.arrived(self.line)
             with self.phases.of(OTHER):
                 if number == 0:
                     self.phases.vector_came()
                 outgoing = attempted(*arrays)
             if not last:
-                self.phases.started(self.name)
+                kind = "allgather" if self.rounds[number].op == "gather" else "allreduce"
+                self.phases.started(self.line, number, kind)
             return outgoing
 
         def attempted(*arrays: Any) -> list[Any]:

@@ -55,6 +55,7 @@ class ReplicaCompression:
         self.exchanges: dict[str, Exchange] = {}
         self.nonfinite = 0  # means of modules
         self.phases = recorder()
+        self.phases.line = "fsdp: step"
         self.phases.due = 1  # FSDP hands a shard over, and waits, in the backward pass
         self._saved: dict[str, Any] = {}
 

@@ -54,6 +54,7 @@ class Peers(Protocol):
     Attributes:
         rank: this worker's number, from 0.
         workers: their number.
+        world_rank: this process's number in the whole job, of which they may be a part.
         traffic: the bytes that this worker has sent and received.
         tells: whether `fail` and `all_have_left` reach workers who wait in collectives. Otherwise reducers tell them at
             their ports.
@@ -61,6 +62,7 @@ class Peers(Protocol):
 
     rank: int
     workers: int
+    world_rank: int
     traffic: Traffic
     tells: bool
 

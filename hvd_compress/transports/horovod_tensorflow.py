@@ -61,6 +61,7 @@ class HorovodTransport:
         included = self.process_set.included()
         self.rank = int(self.process_set.rank()) if included else 0
         self.workers = int(self.process_set.size()) if included else 1
+        self.world_rank = int(hvd.rank())
 
     def renew(self) -> bool:
         if self._initialized == initialized():

@@ -62,15 +62,18 @@ class HorovodTransport:
         self.explains = explains
         self.process_set = process_set
         self.name = name
-        self.rank, self.workers = process_set.rank(), process_set.size()
-        self._initialized = initialized()
         self.traffic = Traffic()
+        self._read()
+
+    def _read(self) -> None:
+        self._initialized = initialized()
+        self.rank, self.workers = self.process_set.rank(), self.process_set.size()
+        self.world_rank = hvd.rank()
 
     def renew(self) -> bool:
         if self._initialized == initialized():
             return False
-        self._initialized = initialized()
-        self.rank, self.workers = self.process_set.rank(), self.process_set.size()
+        self._read()
         return True
 
     @_failures()

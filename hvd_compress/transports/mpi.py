@@ -124,6 +124,7 @@ class MPITransport:
     def __init__(self, comm: MPI.Comm = MPI.COMM_WORLD, ops: Ops | None = None) -> None:
         self.comm = _duplicates_of(comm).take(comm, self)
         self.rank, self.workers = comm.Get_rank(), comm.Get_size()
+        self.world_rank = MPI.COMM_WORLD.Get_rank()
         self.ops: Ops = NumpyOps() if ops is None else ops
         self.traffic = Traffic()
 

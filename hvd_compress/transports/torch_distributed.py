@@ -60,6 +60,7 @@ class ProcessGroupTransport:
             raise RuntimeError("call torch.distributed.init_process_group() first, in a job that torchrun has started")
         self.group: Any = dist.group.WORLD if group is None else group
         self.rank, self.workers = dist.get_rank(self.group), dist.get_world_size(self.group)
+        self.world_rank = dist.get_rank()
         if self.rank < 0:
             raise ValueError("this process is not in the process group that was given")
         self.traffic = Traffic()

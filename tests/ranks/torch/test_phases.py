@@ -1,4 +1,4 @@
-"""Where the time of a step goes on real ranks: phases that add up, and what overlaps."""
+"""Where the time of a step goes on real ranks: phases that add up, what overlaps, and the trace of every rank."""
 
 import time
 
@@ -6,11 +6,12 @@ import horovod.torch as hvd
 import pytest
 import torch
 from slow_training import NAP, Slow, SlowSGD, slow_model, step
-from timelines import since, total
+from timelines import read, since, total
 from torch import nn
-from torch_ranks import sgd, small_cnn, train
+from torch_ranks import same_on_all_ranks, sgd, small_cnn, train
 
 import hvd_compress.torch as hvdc
+from hvd_compress.reduction.trace import trace_of
 
 STEPS = 5
 SPECS = ["none", "topk(ratio=0.1)", "powersgd"]
@@ -76,7 +77,60 @@ def test_a_closure_s_passes_are_computing():
     assert phases["optimizer"] > 0
 
 
-def test_horovod_s_own_optimizer_has_phases_as_well():
+@pytest.mark.parametrize("spec", SPECS)
+def test_each_rank_s_trace_has_all_buckets_and_rounds(spec, tmp_path, monkeypatch):
+    monkeypatch.setenv("HVD_COMPRESS_TIMELINE", str(tmp_path / "%r.json"))
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), spec, bucket_bytes=1, dense_below=1)
+    train(model, optimizer, 4)
+    trace_of(hvd.rank()).write()
+    lines = read(tmp_path / f"{hvd.rank()}.json")
+    for exchange in optimizer._reducer.exchanges:
+        assert exchange.line.split(": ")[0] == exchange.name
+        for number in range(2, 5):
+            names = [" ".join(map(str, event)) for event in lines[exchange.line][number]]
+            assert [name for name in names if name.startswith("wire")] == rounds_of(exchange)
+            assert names[:2] == ["encode", "start"]
+            assert names[-1] == "decode"
+    assert len(optimizer._reducer.exchanges) > 3
+    for number in range(2, 5):
+        names = [name for (name,) in lines[f"{optimizer._reducer.prefix}: step"][number]]
+        assert {"computing", "copy", "encode", "wire", "decode", "optimizer", "other"} <= set(names)
+        assert names[-1] == "optimizer"
+
+
+def rounds_of(exchange):
+    return [f"wire {number}" for number in range(len(exchange.compressor.collectives))]
+
+
+def test_nothing_is_traced_unless_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("HVD_COMPRESS_TIMELINE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters(), "topk(ratio=0.1)")
+    train(model, optimizer, 3)
+    assert optimizer._reducer.phases._trace is None
+    assert not list(tmp_path.iterdir())
+    assert "phases" not in optimizer.compression_stats()
+
+
+def test_a_file_that_one_rank_cannot_write_is_an_error_on_all(monkeypatch):
+    last = hvd.size() - 1
+    if hvd.rank() == last:
+        monkeypatch.setenv("HVD_COMPRESS_TIMELINE", "/no/such/folder/%r.json")
+    model = small_cnn()
+    optimizer = hvdc.DistributedOptimizer(sgd(model), model.named_parameters())
+    said = f"rank {last} failed with OSError: HVD_COMPRESS_TIMELINE: /no/such/folder/{last}.json cannot be written"
+    for _ in range(2):
+        with pytest.raises(hvdc.WorkerFailed, match=said):
+            train(model, optimizer, 1)
+        optimizer.zero_grad()
+    monkeypatch.delenv("HVD_COMPRESS_TIMELINE", raising=False)
+    assert same_on_all_ranks(train(model, optimizer, 3))
+
+
+def test_horovod_s_own_optimizer_has_phases_as_well(tmp_path, monkeypatch):
+    monkeypatch.setenv("HVD_COMPRESS_TIMELINE", str(tmp_path / "%r.json"))
     model = small_cnn()
     bound = hvdc.Compression.topk(ratio=0.1).bind(model.named_parameters())
     optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), compression=bound)
@@ -87,4 +141,6 @@ def test_horovod_s_own_optimizer_has_phases_as_well():
     phases = since(report, earlier)
     assert total(phases) == pytest.approx(wall, rel=0.1)
     assert phases["optimizer"] > 0
-    assert "phases" not in bound.compression_stats()
+    trace_of(hvd.rank()).write()
+    lines = read(tmp_path / f"{hvd.rank()}.json")
+    assert {exchange.line for exchange in bound.exchanges} <= set(lines)

@@ -5,12 +5,13 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from timelines import total
+from timelines import read, total
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch_training import RANK, RANKS
 
+from hvd_compress.reduction.trace import trace_of
 from hvd_compress.torch import fsdp
 
 REPLICAS = 2
@@ -66,7 +67,8 @@ def test_the_replicas_stay_together_and_send_less(spec):
     assert stats["ratio"] > 2
 
 
-def test_its_phases_add_up():
+def test_its_phases_add_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("HVD_COMPRESS_TIMELINE", str(tmp_path / "%r.json"))
     model, group = sharded()
     compression = fsdp.register(model, "topk(ratio=0.1)", group)
     began = time.perf_counter()
@@ -75,6 +77,10 @@ def test_its_phases_add_up():
     assert 0 < total(phases) <= wall
     assert phases["optimizer"] > 0
     assert phases["wire"]["in_backward"] == phases["wire"]["exposed"] > 0
+    trace_of(RANK).write()
+    lines = read(tmp_path / f"{RANK}.json")
+    assert {exchange.line for exchange in compression.exchanges.values()} | {"fsdp: step"} == set(lines)
+    assert all(set(lines[e.line]) == set(range(1, 7)) for e in compression.exchanges.values())
 
 
 def test_a_run_resumes_exactly():
