@@ -1,16 +1,14 @@
 """The GPU's kernels: the bytes of the CPU's. On a GPU if there is one, else under Triton's interpreter."""
 
-import contextlib
 import importlib
-import warnings
 
 import numpy as np
 import pytest
 import torch
 from gpu_kernels import compiled, recorded
+from gpu_work import CUDA, counted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hvd_compress import Layout, Simulation, make, methods, parse
 from hvd_compress.compressors import quantize
@@ -27,7 +25,6 @@ from hvd_compress.reduction.step import Step, echo
 kernels = pytest.importorskip("hvd_compress.native.gpu.kernels")
 selection = importlib.import_module("hvd_compress.native.gpu.selection")
 
-CUDA = torch.cuda.is_available()
 few = settings(max_examples=100 if CUDA else 12)  # the interpreter is slow
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 GPU, NUMPY = TorchOps(DEVICE, kernels=kernels.GpuKernels(DEVICE)), NumpyOps(kernels=False)
@@ -49,6 +46,13 @@ SPECS = [
     *("sketched_sgd(p1=0, ratio=0.05, rows=7, columns=60)", "fetchsgd(rows=3, columns=100, k=20)"),
 ]
 SPECS = [text.replace("threshold(1.5)", "threshold(threshold=1.5)") for text in SPECS]
+
+
+@pytest.fixture
+def small_samples(monkeypatch):
+    """Narrow down by a sample what the interpreter can search, as on a GPU the vectors of millions of coordinates."""
+    monkeypatch.setattr(selection, "SAMPLE", 4096)
+    monkeypatch.setattr(selection, "LARGE", 9000)
 
 
 def vectors(layout: Layout, *seed: int) -> np.ndarray:
@@ -147,8 +151,10 @@ def test_selection_of_each_of_several_tensors(parts, data):
 
 @pytest.mark.parametrize("kind", ["normal", "zeros", "one value", "sorted", "few values", "nan"])
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.999])
-def test_selection_from_a_large_vector(kind, share):
+def test_selection_from_a_large_vector(kind, share, request):
     """Which a sample narrows down; where it is wrong, or all are equal, the same comes out."""
+    if not CUDA:
+        request.getfixturevalue("small_samples")
     size = 4_200_000 if CUDA else 40_000
     vector = vectors(Layout.flat(size), 5)
     vector = {
@@ -159,11 +165,7 @@ def test_selection_from_a_large_vector(kind, share):
         "few values": np.round(vector),
         "nan": np.where(vector > 2, np.nan, vector),
     }[kind].astype(np.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        if not CUDA:
-            patch.setattr(selection, "SAMPLE", 4096)
-            patch.setattr(selection, "LARGE", 30_000)
-        assert same(GPU.top_k(on_gpu(vector), int(share * size)), NUMPY.top_k(vector, int(share * size)))
+    assert same(GPU.top_k(on_gpu(vector), int(share * size)), NUMPY.top_k(vector, int(share * size)))
 
 
 @few
@@ -263,63 +265,35 @@ def test_wangni_s_lambda(values, ratio):
     assert float(inclusion_scale(GPU, on_gpu(vector), ratio * vector.size, 4)) == pytest.approx(expected, rel=1e-9)
 
 
-class Waits(TorchDispatchMode):
-    """Counts what would make the host wait for a GPU, outside kernels."""
-
-    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "unique", "bincount", "equal", "is_nonzero")
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.inside = [], False
-
-    def __torch_dispatch__(self, func, types, arguments=(), given=None):
-        name = func.overloadpacket.__name__
-        masked = name == "index" and any(a is not None and a.dtype == torch.bool for a in arguments[1])
-        if not self.inside and (masked or any(name.startswith(each) for each in self.NAMES)):
-            self.found.append(name)
-        return func(*arguments, **given or {})
-
-
-@contextlib.contextmanager
-def waits():
-    if CUDA:  # PyTorch itself tells
-        found = []
-        torch.cuda.set_sync_debug_mode("warn")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield found
-        torch.cuda.set_sync_debug_mode("default")
-        found += [str(w.message) for w in caught if "synchronizing" in str(w.message)]
-        return
-    from triton.runtime.interpreter import InterpretedFunction
-
-    mode, original = Waits(), InterpretedFunction.run
-
-    def run(self, *arguments, **given):
-        mode.inside = True
-        try:
-            return original(self, *arguments, **given)
-        finally:
-            mode.inside = False
-
-    with pytest.MonkeyPatch.context() as patch, mode:
-        patch.setattr(InterpretedFunction, "run", run)
-        yield mode.found
-
-
 @pytest.mark.parametrize("text", SPECS)
 def test_the_host_waits_at_most_once_before_the_first_collective(text):
     """And only where the length of what is sent depends on the values."""
     compressor, state = parse(text), State(LAYOUT)
     for step in range(3):
         vector = GPU.from_numpy(vectors(LAYOUT, step))
-        with waits() as found:
+        with counted() as work:
             vector, _ = GPU.poison(vector, True)
             under_way = Step(compressor, GPU, vector, state)
-        assert len(found) <= compressor.varying, found
+        assert len(work.waits) <= compressor.varying, work.waits
         while under_way.pending is not None:
             under_way.feed(echo(under_way.pending))
         state.commit()
+
+
+FOR_EACH_TENSOR = ("topk", "dgc", "powersgd")  # start kernels for each large tensor, each tensor, each matrix
+
+
+@pytest.mark.parametrize("text", [text for text in DEFAULTS if parse(text).bare.name not in FOR_EACH_TENSOR])
+def test_kernels_are_started_for_all_tensors_at_once(text, small_samples):
+    """Else the host needs longer to start them than the GPU to run them."""
+    found = []
+    for sizes in ((15_000, 3000), (15_000, *[100] * 30)):
+        compressor, layout = parse(text), Layout.of([(str(i), (size,)) for i, size in enumerate(sizes)])
+        vector = GPU.from_numpy(vectors(layout))
+        with counted() as work:
+            Step(compressor, GPU, vector, State(layout))
+        found.append((work.kernels, work.operations))
+    assert found[0] == found[1]
 
 
 @pytest.mark.skipif(CUDA, reason="they ran")
