@@ -63,7 +63,7 @@ class Division:
 
     Attributes:
         count: groups.
-        starts: first elements of the groups and the vector's size, int64 of shape (count + 1,).
+        starts: first elements of the groups and the vector's size, int32 of shape (count + 1,).
         of_tiles: for each tile the group of its first element, then for each that of its last, int32.
     """
 
@@ -78,7 +78,7 @@ def _division(lengths: tuple[int, ...], device: torch.device) -> Division:
     firsts = np.arange(0, starts[-1], TILE)
     ends = np.stack([firsts, np.minimum(firsts + TILE, starts[-1]) - 1])
     of_tiles = (np.searchsorted(starts, ends.reshape(-1), side="right") - 1).astype(np.int32)
-    return Division(len(lengths), uploaded(starts, device), uploaded(of_tiles, device))
+    return Division(len(lengths), uploaded(starts.astype(np.int32), device), uploaded(of_tiles, device))
 
 
 def division(lengths: Sequence[int], array: Tensor) -> Division:

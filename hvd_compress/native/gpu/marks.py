@@ -53,27 +53,16 @@ def _count(words_ptr, counts_ptr, WORDS: tl.constexpr):
 
 
 @triton.jit
-def _write(
-    words_ptr,
-    number,
-    starts_ptr,
-    source_ptr,
-    out_ptr,
-    most,
-    COPIES: tl.constexpr,
-    WORDS: tl.constexpr,
-    SPAN: tl.constexpr,
-):
-    """Write the indices of marks, or the elements there: of each word in turn its lowest mark, then the next."""
+def _write(words_ptr, number, ends_ptr, out_ptr, most, WORDS: tl.constexpr, SPAN: tl.constexpr):
+    """Write the indices of marks: of each word in turn its lowest mark, then the next."""
     at = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
     word = tl.load(words_ptr + at, mask=at < number, other=0)
     ones = ones_of(word)
-    to = tl.load(starts_ptr + tl.program_id(0) * SPAN) + tl.cumsum(ones, 0) - ones
+    tile = tl.program_id(0) * SPAN
+    to = tl.load(ends_ptr + tile - 1, mask=tile > 0, other=0) + tl.cumsum(ones, 0) - ones
     for _ in range(tl.max(ones, 0)):
         there = (word != 0) & (to < most)
-        index = at * 32 + ones_of((word & -word) - 1)
-        item = tl.load(source_ptr + index, mask=there, other=0) if COPIES else index.to(tl.int64)
-        tl.store(out_ptr + to, item, mask=there)
+        tl.store(out_ptr + to, (at * 32 + ones_of((word & -word) - 1)).to(tl.int64), mask=there)
         word = word & (word - 1)
         to += 1
 
@@ -93,9 +82,9 @@ def set_marks(words: Tensor, indices: Tensor, low: int = 0, ranked: bool = False
     launch(_set_marks, (tiles(count),), words, indices, count, LOW=low, RANKED=ranked, TILE=TILE)
 
 
-def starts_of(counts: Tensor) -> Tensor:
-    """Return how many there are before each tile."""
-    return counts.cumsum(0) - counts
+def ends_of(counts: Tensor) -> Tensor:
+    """Return how many there are up to each tile, and in it."""
+    return counts.cumsum(0, dtype=torch.int32)
 
 
 def new_marks(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -105,18 +94,16 @@ def new_marks(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return words, torch.empty(count, dtype=torch.int32, device=device)
 
 
-def write_marked(words: Tensor, counts: Tensor, source: Tensor, out: Tensor, most: int, copies: bool) -> None:
-    """Write to `out` the indices of the first `most` marks, or with `copies` the elements of `source` there."""
-    launch(
-        _write, (tiles(counts.shape[0], SPAN),), words, words.shape[0], starts_of(counts), source, out, most,
-        COPIES=copies, WORDS=SPAN * (TILE // 32), SPAN=SPAN, warps=4,
-    )  # fmt: skip
-
-
-def indices_of(words: Tensor, counts: Tensor, count: int) -> Tensor:
-    """Return the indices of the first `count` marks, int64 ascending."""
+def indices_of(words: Tensor, counts: Tensor, count: int | None = None) -> Tensor:
+    """Return the indices of the first `count` marks, int64 ascending; if it is None, of all: the host waits for it."""
+    ends = ends_of(counts)
+    if count is None:
+        count = int(ends[-1]) if ends.shape[0] else 0
     out = torch.empty(count, dtype=torch.int64, device=words.device)
-    write_marked(words, counts, out, out, count, copies=False)
+    launch(
+        _write, (tiles(counts.shape[0], SPAN),), words, words.shape[0], ends, out, count,
+        WORDS=SPAN * (TILE // 32), SPAN=SPAN, warps=4,
+    )  # fmt: skip
     return out
 
 
@@ -137,10 +124,10 @@ def distinct(indices: Tensor, size: int) -> Tensor:
     words, counts = new_marks(size, indices.device)
     set_marks(words.zero_(), indices)
     launch(_count, (counts.shape[0],), words, counts, WORDS=TILE // 32, warps=1)
-    return indices_of(words, counts, int(counts.sum()))
+    return indices_of(words, counts)
 
 
 def set_bits(payload: Tensor, size: int) -> Tensor:
     """Return the positions of the bits set among the first `size`, ascending; the host waits for their number."""
     words, counts = marks_of(payload, size)
-    return indices_of(words, counts, int(counts.sum()))
+    return indices_of(words, counts)

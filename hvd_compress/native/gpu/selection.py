@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,17 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hvd_compress.native.gpu.groups import magnitude_bits
-from hvd_compress.native.gpu.launch import TILE, division, launch, persistent, signed, tiles
-from hvd_compress.native.gpu.marks import (
-    indices_of,
-    new_marks,
-    ones_of,
-    places,
-    starts_of,
-    store_marks,
-    store_words,
-    write_marked,
-)
+from hvd_compress.native.gpu.launch import TILE, Division, division, launch, persistent, signed, tiles
+from hvd_compress.native.gpu.marks import ends_of, indices_of, new_marks, ones_of, places, store_marks, store_words
 from hvd_compress.native.gpu.numbers import mix, uniform_at
 from hvd_compress.native.kernels import Words
 from hvd_compress.ops.torch import uploaded
@@ -33,6 +25,8 @@ LARGE = 1 << 22  # elements of a group from which on a sample is worth its kerne
 SAMPLE = 1 << 17  # magnitudes from which the last selected one's neighbourhood is estimated
 MARGIN = 6  # standard deviations of the estimate, to either side
 ROOM = 32  # one coordinate in so many may be in that neighbourhood
+COUNTED = 2048  # elements of which a program counts the digits at once
+COUNTERS = 2 + sum(1 << bits for _, bits in DIGITS)  # of a group: neighbours, those above them, and each digit's
 
 # --- by a limit
 
@@ -72,12 +66,112 @@ def above_each(vectors: Sequence[Tensor], thresholds: Sequence[float | Tensor]) 
 def draw(vector: Tensor, scale: float | Tensor, stream: Words) -> Tensor:
     """Return each index with probability min(1, scale * magnitude), ascending; NaN for certain."""
     words, counts = _marked(vector, scale, stream, True)
-    return indices_of(words, counts, int(counts.sum()))
+    return indices_of(words, counts)
 
 
-# --- by number, of each of several groups. The state of a group's search, int32: the digits found of the last magnitude
-# that is selected; how many are wanted of those that begin so; where to search (among the neighbours, in the vector, or
-# nowhere, for it is known); how many neighbours there are.
+# --- by number, of each of several groups: all groups together, with as many kernels as one takes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is searched for in a division, in tables on the device, int32.
+
+    Attributes:
+        rows: of each group how many are wanted (0: it is not searched), the places of the bounds among the ordered
+            samples (-1: there is none), where its neighbours are copied to, and how many may be (0: it is not sampled).
+        firsts: of each group the place of its first index among those of all.
+        samples: of each group that is sampled its start, and the elements for each of the sample.
+        workers: of each program that counts digits its group, its number among the group's, and how many these are.
+        room: for neighbours, of all groups.
+    """
+
+    rows: Tensor
+    firsts: Tensor
+    samples: Tensor
+    workers: Tensor
+    room: int
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(lengths: tuple[int, ...], counts: tuple[int, ...], programs: int, device: torch.device) -> Plan:
+    """Return the plan of a search for so many of each group, by about so many programs."""
+    rows: list[list[int]] = []
+    samples: list[tuple[int, int]] = []
+    work: list[int] = []  # elements of each group that are searched, as a rule at most
+    room = start = 0
+    for length, count in zip(lengths, counts, strict=True):
+        row = [count, -1, -1, room, 0]
+        if count and length >= LARGE:
+            share = count / length
+            rank, margin = SAMPLE * (1 - share), MARGIN * math.sqrt(SAMPLE * share * (1 - share)) + MARGIN
+            low, high, before = math.floor(rank - margin), math.ceil(rank + margin), len(samples) * SAMPLE
+            row[1:3] = before + low if low >= 0 else -1, before + high if high < SAMPLE else -1
+            row[4] = length // ROOM
+            samples.append((start, length // SAMPLE))
+        rows.append(row)
+        work.append(row[4] or length if count else 0)
+        room, start = room + row[4], start + length
+    each = [max(1, min(-(-own // COUNTED), programs * own // sum(work))) if own else 0 for own in work]
+    workers = [(group, number, of) for group, of in enumerate(each) for number in range(of)]
+    firsts = np.cumsum(counts) - counts
+    tables = [np.array(table, np.int32).reshape(-1) for table in (rows, firsts, samples, workers)]
+    parts = uploaded(np.concatenate(tables), device).split([table.size for table in tables])
+    return Plan(parts[0], parts[1], parts[2], parts[3], room)
+
+
+@triton.jit
+def _sample(x_ptr, samples_ptr, out_ptr, TILE: tl.constexpr):
+    """Store the magnitude of one element, drawn at random, of each part of a group that is sampled."""
+    start, each = tl.load(samples_ptr + tl.program_id(1) * 2), tl.load(samples_ptr + tl.program_id(1) * 2 + 1)
+    part = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    i = start + part * each + (mix(part.to(tl.uint32, bitcast=True)) % each.to(tl.uint32)).to(tl.int32)
+    tl.store(out_ptr + tl.program_id(1) * tl.num_programs(0) * TILE + part, magnitude_bits(tl.load(x_ptr + i)))
+
+
+@triton.jit
+def _bounds(rows_ptr, ordered_ptr, group):
+    """Return between which magnitudes a group's last selected one lies with near certainty."""
+    low, high = tl.load(rows_ptr + group * 5 + 1), tl.load(rows_ptr + group * 5 + 2)
+    least = tl.load(ordered_ptr + low, mask=low >= 0, other=0)
+    return least, tl.load(ordered_ptr + high, mask=high >= 0, other=0x7FFFFFFF)
+
+
+@triton.jit
+def _copy_near(
+    x_ptr,
+    size,
+    starts_ptr,
+    tiles_ptr,
+    rows_ptr,
+    ordered_ptr,
+    counts_ptr,
+    near_ptr,
+    groups,
+    TILE: tl.constexpr,
+):
+    """Copy the magnitudes within a group's bounds, in any order, and count them and the ones above."""
+    tile = tl.program_id(0)
+    first, last = tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile)
+    any_room = 0
+    for group in range(first, last + 1):
+        any_room = tl.maximum(any_room, tl.load(rows_ptr + group * 5 + 4))
+    if any_room > 0:
+        i = tile * TILE + tl.arange(0, TILE)
+        magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
+        for group in range(first, last + 1):
+            room = tl.load(rows_ptr + group * 5 + 4)
+            if room > 0:
+                low, high = _bounds(rows_ptr, ordered_ptr, group)
+                inside = (i >= tl.load(starts_ptr + group)) & (i < tl.load(starts_ptr + group + 1))
+                near = (inside & (magnitude >= low) & (magnitude <= high)).to(tl.int32)
+                number = tl.sum(near, 0)
+                above = tl.sum((inside & (magnitude > high)).to(tl.int32), 0)
+                tl.atomic_add(counts_ptr + groups + group, above, sem="relaxed")
+                to = tl.atomic_add(counts_ptr + group, number, sem="relaxed") + tl.cumsum(near, 0) - near
+                if low < high:  # else all are the same
+                    place = tl.load(rows_ptr + group * 5 + 3)
+                    tl.store(near_ptr + place + to, magnitude, mask=(near > 0) & (to < room))
+
 
 NEIGHBOURS: tl.constexpr = tl.constexpr(0)
 VECTOR: tl.constexpr = tl.constexpr(1)
@@ -85,88 +179,157 @@ NOWHERE: tl.constexpr = tl.constexpr(2)
 
 
 @triton.jit
-def _sample(x_ptr, out_ptr, stride, TILE: tl.constexpr):
-    """Store the magnitude of one element, drawn at random, of each part."""
-    part = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    i = part * stride + (mix(part.to(tl.uint32, bitcast=True)) % stride.to(tl.uint32)).to(tl.int32)
-    tl.store(out_ptr + part, magnitude_bits(tl.load(x_ptr + i)))
+def _where_to_search(rows_ptr, ordered_ptr, counts_ptr, groups, group):
+    """Return where a group's magnitude is searched, how many are wanted there, the neighbours, and the magnitude.
+
+    That is among the neighbours, or in the vector; or nowhere, where it is known, or not wanted.
+    """
+    wanted, room = tl.load(rows_ptr + group * 5), tl.load(rows_ptr + group * 5 + 4)
+    near, above = tl.load(counts_ptr + group), tl.load(counts_ptr + groups + group)
+    low, high = _bounds(rows_ptr, ordered_ptr, group)
+    sound = (room > 0) & (wanted > above) & (wanted - above <= near)
+    known = (wanted == 0) | (sound & (low == high))
+    among = sound & (near <= room)
+    place = tl.where(known, NOWHERE, tl.where(among, NEIGHBOURS, VECTOR))
+    return place, tl.where(sound & (known | among), wanted - above, wanted), near, tl.where(known, low, 0)
 
 
 @triton.jit
-def _mark_near(x_ptr, size, bounds_ptr, words_ptr, counts_ptr, above_ptr, TILE: tl.constexpr):
-    """Mark the magnitudes within the bounds, and count those and the ones above."""
-    i = places(tl.program_id(0) * TILE, TILE)
-    magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
-    low, high = tl.load(bounds_ptr), tl.load(bounds_ptr + 1)
-    store_marks(words_ptr, counts_ptr, (magnitude >= low) & (magnitude <= high) & (i < size), TILE)
-    above = ((magnitude > high) & (i < size)).to(tl.int32)
-    tl.store(above_ptr + tl.program_id(0), tl.sum(tl.sum(above, 1), 0))
+def _found(
+    rows_ptr,
+    ordered_ptr,
+    counts_ptr,
+    state_ptr,
+    groups,
+    group,
+    LEVEL: tl.constexpr,
+    BITS: tl.constexpr,
+    BEFORE: tl.constexpr,
+):
+    """Return where to search, neighbours, the digits found so far, and how many are wanted of what begins with them.
+
+    The last digit is found from its counts, of BITS bits behind the BEFORE counts of the digits before it.
+    """
+    place, wanted, near, digits = _where_to_search(rows_ptr, ordered_ptr, counts_ptr, groups, group)
+    if LEVEL > 1:
+        digits, wanted = tl.load(state_ptr + group * 2), tl.load(state_ptr + group * 2 + 1)
+    if LEVEL > 0:
+        digit = tl.arange(0, 1 << BITS)
+        counts = tl.load(counts_ptr + groups * (2 + BEFORE) + group * (1 << BITS) + digit)
+        above = tl.sum(counts, 0) - tl.cumsum(counts, 0)
+        here = (above < wanted) & (above + counts >= wanted)
+        further = (digits << BITS) | tl.sum(tl.where(here, digit, 0), 0)
+        digits = tl.where(place == NOWHERE, digits, further)
+        wanted = tl.where(place == NOWHERE, wanted, wanted - tl.sum(tl.where(here, above, 0), 0))
+    return place, near, digits, wanted
 
 
 @triton.jit
-def _where_to_search(state_ptr, bounds_ptr, near_ptr, above_ptr, room):
-    near, wanted = tl.load(near_ptr).to(tl.int32), tl.load(state_ptr + 1) - tl.load(above_ptr).to(tl.int32)
-    low, high = tl.load(bounds_ptr), tl.load(bounds_ptr + 1)
-    if (wanted > 0) & (wanted <= near):
-        if low == high:
-            tl.store(state_ptr, low)
-            tl.store(state_ptr + 1, wanted)
-            tl.store(state_ptr + 2, NOWHERE)
-        elif near <= room:
-            tl.store(state_ptr + 1, wanted)
-            tl.store(state_ptr + 2, NEIGHBOURS)
-            tl.store(state_ptr + 3, near)
-
-
-@triton.jit
-def _digits(x_ptr, size, prefix, counts, SHIFT: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr):
-    for tile in range(tl.program_id(0), tl.cdiv(size, TILE), tl.num_programs(0)):
+def _digits(x_ptr, size, number, of, digits, counts, SHIFT: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr):
+    for tile in range(number, tl.cdiv(size, TILE), of):
         i = tile * TILE + tl.arange(0, TILE)
-        magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
-        among = (i < size) & ((magnitude >> (SHIFT + BITS)) == prefix)
+        magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0))
+        among = (i < size) & ((magnitude >> (SHIFT + BITS)) == digits)
         counts += tl.histogram((magnitude >> SHIFT) & ((1 << BITS) - 1), 1 << BITS, mask=among)
     return counts
 
 
 @triton.jit
-def _histogram(
+def _count_digits(
     x_ptr,
     starts_ptr,
     near_ptr,
-    state_ptr,
+    workers_ptr,
+    rows_ptr,
+    ordered_ptr,
     counts_ptr,
+    before_ptr,
+    state_ptr,
+    groups,
+    LEVEL: tl.constexpr,
     SHIFT: tl.constexpr,
     BITS: tl.constexpr,
-    MOST: tl.constexpr,
+    BEFORE: tl.constexpr,
+    LAST_BITS: tl.constexpr,
+    LAST_BEFORE: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Count the next digit of a group's magnitudes that begin with the digits found so far."""
-    group = tl.program_id(1)
-    prefix, place = tl.load(state_ptr + group * 4), tl.load(state_ptr + group * 4 + 2)
+    worker = workers_ptr + tl.program_id(0) * 3
+    group, number, of = tl.load(worker), tl.load(worker + 1), tl.load(worker + 2)
+    place, near, digits, wanted = _found(
+        rows_ptr, ordered_ptr, counts_ptr, before_ptr, groups, group, LEVEL, LAST_BITS, LAST_BEFORE
+    )
+    if number == 0:
+        tl.store(state_ptr + group * 2, digits)
+        tl.store(state_ptr + group * 2 + 1, wanted)
     start, end = tl.load(starts_ptr + group), tl.load(starts_ptr + group + 1)
-    near = tl.where(place == NEIGHBOURS, tl.load(state_ptr + group * 4 + 3), 0)
-    size = tl.where(place == VECTOR, end - start, 0).to(tl.int32)
+    near = tl.where(place == NEIGHBOURS, near, 0)
+    size = tl.where(place == VECTOR, end - start, 0)
     counts = tl.zeros([1 << BITS], tl.int32)
-    counts = _digits(near_ptr, near, prefix, counts, SHIFT, BITS, TILE)
-    counts = _digits(x_ptr + start, size, prefix, counts, SHIFT, BITS, TILE)
+    counts = _digits(near_ptr + tl.load(rows_ptr + group * 5 + 3), near, number, of, digits, counts, SHIFT, BITS, TILE)
+    counts = _digits(x_ptr + start, size, number, of, digits, counts, SHIFT, BITS, TILE)
     if tl.sum(counts, 0) > 0:
-        tl.atomic_add(counts_ptr + group * MOST + tl.arange(0, 1 << BITS), counts, sem="relaxed")
+        to = counts_ptr + groups * (2 + BEFORE) + group * (1 << BITS) + tl.arange(0, 1 << BITS)
+        tl.atomic_add(to, counts, sem="relaxed")
 
 
 @triton.jit
-def _next_digit(state_ptr, counts_ptr, BITS: tl.constexpr, MOST: tl.constexpr):
-    """Find the digit of the last magnitude that is wanted, and how many of that digit are; empty the counts."""
-    state_ptr += tl.program_id(0) * 4
-    digit = tl.arange(0, 1 << BITS)
-    at = counts_ptr + tl.program_id(0) * MOST + digit
-    counts = tl.load(at)
-    prefix, wanted = tl.load(state_ptr), tl.load(state_ptr + 1)
-    above = tl.sum(counts, 0) - tl.cumsum(counts, 0)
-    here = (above < wanted) & (above + counts >= wanted)
-    if tl.load(state_ptr + 2) != NOWHERE:
-        tl.store(state_ptr, (prefix << BITS) | tl.sum(tl.where(here, digit, 0), 0))
-        tl.store(state_ptr + 1, wanted - tl.sum(tl.where(here, above, 0), 0))
-    tl.store(at, counts * 0)
+def _store_found(
+    rows_ptr,
+    ordered_ptr,
+    counts_ptr,
+    before_ptr,
+    found_ptr,
+    groups,
+    LEVEL: tl.constexpr,
+    BITS: tl.constexpr,
+    BEFORE: tl.constexpr,
+):
+    """Store a group's last magnitude, and how many of those equal to it are wanted."""
+    group = tl.program_id(0)
+    _, _, least, wanted = _found(rows_ptr, ordered_ptr, counts_ptr, before_ptr, groups, group, LEVEL, BITS, BEFORE)
+    if tl.load(rows_ptr + group * 5) > 0:
+        tl.store(found_ptr + group * 2, least)
+        tl.store(found_ptr + group * 2 + 1, wanted)
+
+
+def _search(vector: Tensor, groups: Division, plan: Plan, counts: Tensor, found: Tensor) -> None:
+    """Find the last magnitude that is selected of each group, and how many of those equal to it are.
+
+    Args:
+        vector: float32.
+        groups: its division.
+        plan: of the search.
+        counts: int32 zeros, of shape (at least groups * COUNTERS,).
+        found: of each group the magnitude's bits and the number, int32; of those that are not searched it stays.
+    """
+    number, device = groups.count, vector.device
+    ordered, near = plan.rows, vector
+    if plan.room:
+        sampled = plan.samples.shape[0] // 2
+        sample = torch.empty(sampled, SAMPLE, dtype=torch.int32, device=device)
+        launch(_sample, (SAMPLE // 1024, sampled), vector, plan.samples, sample, TILE=1024, warps=4)
+        ordered = sample.sort().values
+        near = torch.empty(plan.room, dtype=torch.int32, device=device)
+        launch(
+            _copy_near, (tiles(vector.shape[0]),), vector, vector.shape[0], groups.starts, groups.of_tiles, plan.rows,
+            ordered, counts, near, number, TILE=TILE,
+        )  # fmt: skip
+    states = torch.empty(len(DIGITS), 2 * number, dtype=torch.int32, device=device).unbind()
+    before, last, last_before = found, 0, 0  # of the digit before there is nothing
+    at = 0
+    for level, (shift, bits) in enumerate(DIGITS):
+        launch(
+            _count_digits, (plan.workers.shape[0] // 3,), vector, groups.starts, near, plan.workers, plan.rows, ordered,
+            counts, before, states[level], number, LEVEL=level, SHIFT=shift, BITS=bits, BEFORE=at, LAST_BITS=last,
+            LAST_BEFORE=last_before, TILE=COUNTED,
+        )  # fmt: skip
+        before, last, last_before, at = states[level], bits, at, at + (1 << bits)
+    launch(
+        _store_found, (number,), plan.rows, ordered, counts, before, found, number, LEVEL=len(DIGITS), BITS=last,
+        BEFORE=last_before, warps=4,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -175,27 +338,48 @@ def _mark_top(
     size,
     starts_ptr,
     tiles_ptr,
-    state_ptr,
+    rows_ptr,
+    found_ptr,
     above_ptr,
-    above_counts,
     equal_ptr,
-    parts_ptr,
+    counts_ptr,
+    parts,
+    AGAIN: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Mark what is above its group's last magnitude, and what is equal, and count the latter of each group."""
+    """Mark what is above its group's last magnitude, and what is equal, and count both of each group in each tile.
+
+    Of a group that was not searched all that is not below the magnitude counts as above, and none as equal. If this is
+    done AGAIN, tiles without a group that was searched stay as they are.
+    """
     tile = tl.program_id(0)
     first, last = tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile)
-    i = places(tile * TILE, TILE)
-    magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
-    least = magnitude * 0
-    for group in range(first, last + 1):
-        least = tl.where(i >= tl.load(starts_ptr + group), tl.load(state_ptr + group * 4), least)
-    equal = (magnitude == least) & (i < size)
-    store_marks(above_ptr, above_counts, (magnitude > least) & (i < size), TILE)
-    store_words(equal_ptr, equal, TILE)
-    for group in range(first, last + 1):
-        own = equal & (i >= tl.load(starts_ptr + group)) & (i < tl.load(starts_ptr + group + 1))
-        tl.store(parts_ptr + tile + group, tl.sum(tl.sum(own.to(tl.int32), 1), 0))
+    searched = 1
+    if AGAIN:
+        searched = 0
+        for group in range(first, last + 1):
+            searched = tl.maximum(searched, tl.load(rows_ptr + group * 5))
+    if searched > 0:
+        i = places(tile * TILE, TILE)
+        magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
+        most = magnitude * 0  # that is not above
+        least = magnitude * 0
+        for group in range(first, last + 1):
+            here = i >= tl.load(starts_ptr + group)
+            limit = tl.load(found_ptr + group * 2)
+            exact = tl.load(rows_ptr + group * 5) > 0
+            below = tl.where(limit > 0x7F800000, -1, limit - 1)  # nothing is below NaN
+            most = tl.where(here, tl.where(exact, limit, below), most)
+            least = tl.where(here, tl.where(exact, limit, -1), least)
+        above = (magnitude > most) & (i < size)
+        equal = (magnitude == least) & (i < size)
+        store_words(above_ptr, above, TILE)
+        store_words(equal_ptr, equal, TILE)
+        for group in range(first, last + 1):
+            inside = (i >= tl.load(starts_ptr + group)) & (i < tl.load(starts_ptr + group + 1))
+            to = counts_ptr + tile + group
+            tl.store(to, tl.sum(tl.sum((above & inside).to(tl.int32), 1), 0))
+            tl.store(to + parts, tl.sum(tl.sum((equal & inside).to(tl.int32), 1), 0))
 
 
 @triton.jit
@@ -206,99 +390,99 @@ def _low_bits(number):
 
 
 @triton.jit
-def _take_first(
-    words_ptr,
-    counts_ptr,
+def _before(ends_ptr, part, first):
+    """Return how many there are of a group before a part of it."""
+    return tl.load(ends_ptr + part - 1, mask=part > 0, other=0) - tl.load(ends_ptr + first - 1, mask=first > 0, other=0)
+
+
+@triton.jit
+def _write_top(
+    above_ptr,
     equal_ptr,
-    parts_ptr,
+    ends_ptr,
+    parts,
     starts_ptr,
     tiles_ptr,
-    state_ptr,
-    TILE: tl.constexpr,
+    found_ptr,
+    firsts_ptr,
+    out_ptr,
+    most,
     WORDS: tl.constexpr,
 ):
-    """Mark of a group's that are marked equal the first ones as well, as many as are wanted.
+    """Write the indices of each group's that are marked above, and of the first of those equal as many as are wanted.
 
-    The parts have the number of a group's before the tile, counted from any place before the group.
+    The ends have how many are above up to each part of a group, with all groups before, and then how many are equal.
     """
     tile = tl.program_id(0)
     at = tile * WORDS + tl.arange(0, WORDS)
-    words = tl.load(words_ptr + at)
-    number = tl.load(counts_ptr + tile)
     for group in range(tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile) + 1):
         start, end = tl.load(starts_ptr + group), tl.load(starts_ptr + group + 1)
+        part, first = tile + group, start // (WORDS * 32) + group
         inside = _low_bits(end - at * 32) & ~_low_bits(start - at * 32)
         equal = tl.load(equal_ptr + at) & inside
         ones = ones_of(equal)
-        before = tl.load(parts_ptr + tile + group) - tl.load(parts_ptr + start // TILE + group)
-        left = (tl.load(state_ptr + group * 4 + 1) - before).to(tl.int32) - (tl.cumsum(ones, 0) - ones)
-        left = tl.minimum(tl.maximum(left, 0), ones)
-        taken = tl.where(left == ones, equal, 0)
-        part = tl.where(left < ones, left, 0)
-        for _ in range(tl.max(part, 0)):
-            taken = taken | tl.where(part > 0, equal & -equal, 0)
+        wanted, before = tl.load(found_ptr + group * 2 + 1), _before(ends_ptr, parts + part, parts + first)
+        left = tl.minimum(tl.maximum(wanted - before - (tl.cumsum(ones, 0) - ones), 0), ones)
+        word = (tl.load(above_ptr + at) & inside) | tl.where(left == ones, equal, 0)
+        some = tl.where(left < ones, left, 0)
+        for _ in range(tl.max(some, 0)):
+            word = word | tl.where(some > 0, equal & -equal, 0)
             equal = equal & (equal - 1)
-            part -= 1
-        words = words | taken
-        number += tl.sum(left, 0)
-    tl.store(words_ptr + at, words)
-    tl.store(counts_ptr + tile, number)
+            some -= 1
+        ones = ones_of(word)
+        to = tl.load(firsts_ptr + group) + _before(ends_ptr, part, first) + tl.minimum(before, wanted)
+        to += tl.cumsum(ones, 0) - ones
+        for _ in range(tl.max(ones, 0)):
+            tl.store(out_ptr + to, (at * 32 + ones_of((word & -word) - 1)).to(tl.int64), mask=(word != 0) & (to < most))
+            word = word & (word - 1)
+            to += 1
 
 
-def _neighbours(vector: Tensor, count: int, state: Tensor) -> Tensor:
-    """Estimate from a sample where the last selected magnitude lies, and return the elements there."""
-    size, device = vector.shape[0], vector.device
-    room = size // ROOM
-    sample = torch.empty(SAMPLE, dtype=torch.int32, device=device)
-    launch(_sample, (SAMPLE // 1024,), vector, sample, size // SAMPLE, TILE=1024, warps=4)
-    ordered = sample.sort().values
-    share = count / size
-    rank, margin = SAMPLE * (1 - share), MARGIN * math.sqrt(SAMPLE * share * (1 - share)) + MARGIN
-    low, high = math.floor(rank - margin), math.ceil(rank + margin)
-    bounds = torch.full((2,), 0, dtype=torch.int32, device=device)
-    bounds[1].fill_(0x7FFFFFFF)
-    if low >= 0:
-        bounds[0].copy_(ordered[low])
-    if high < SAMPLE:
-        bounds[1].copy_(ordered[high])
-    words, counts = new_marks(size, device)
-    above = torch.empty_like(counts)
-    launch(_mark_near, (tiles(size),), vector, size, bounds, words, counts, above, TILE=TILE)
-    launch(_where_to_search, (1,), state, bounds, counts.sum(), above.sum(), room, warps=1)
-    near = torch.empty(room, device=device)
-    write_marked(words, counts, vector, near, room, copies=True)
-    return near
+class _Marks:
+    """The marks of what is above, and equal to, a magnitude of each group, and how many there are up to each part."""
+
+    def __init__(self, vector: Tensor, groups: Division, counts: Tensor) -> None:
+        """Make room; the counts are zeros for each part, of those above and then of those equal."""
+        self.vector, self.groups, self.counts = vector, groups, counts
+        self.above, self.equal = (new_marks(vector.shape[0], vector.device)[0] for _ in range(2))
+        self.ends = counts
+
+    def mark(self, plan: Plan, found: Tensor, again: bool = False) -> None:
+        """Mark all, or again those of which groups were searched since."""
+        launch(
+            _mark_top, (tiles(self.vector.shape[0]),), self.vector, self.vector.shape[0], self.groups.starts,
+            self.groups.of_tiles, plan.rows, found, self.above, self.equal, self.counts, self.counts.shape[0] // 2,
+            AGAIN=again, TILE=TILE,
+        )  # fmt: skip
+        self.ends = ends_of(self.counts)
+
+    def indices(self, found: Tensor, firsts: Tensor, count: int) -> Tensor:
+        """Return the indices of all groups, `count` in all, int64."""
+        out = torch.empty(count, dtype=torch.int64, device=self.vector.device)
+        launch(
+            _write_top, (tiles(self.vector.shape[0]),), self.above, self.equal, self.ends, self.counts.shape[0] // 2,
+            self.groups.starts, self.groups.of_tiles, found, firsts, out, count, WORDS=TILE // 32, warps=1,
+        )  # fmt: skip
+        return out
 
 
-@functools.lru_cache(maxsize=256)
-def _beginning(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the state of searches that have not begun, not to be changed."""
-    return uploaded(np.array([[0, count, VECTOR.value, 0] for count in counts], np.int32), device)
+def _counters(vector: Tensor, groups: Division) -> tuple[Tensor, Tensor]:
+    """Return zeros for a search, and for the marks of each part."""
+    parts = 2 * (tiles(vector.shape[0]) + groups.count)
+    both = torch.zeros(groups.count * COUNTERS + parts, dtype=torch.int32, device=vector.device)
+    return both[:-parts], both[-parts:]
 
 
 def _largest(vector: Tensor, lengths: Sequence[int], counts: Sequence[int]) -> Tensor:
-    """Return the indices of the largest magnitudes of each group of a vector, with as many kernels as for one."""
-    size, groups = vector.shape[0], division(lengths, vector)
-    state = _beginning(tuple(counts), vector.device).clone()
-    near = _neighbours(vector, counts[0], state) if size >= LARGE and groups.count == 1 else vector
-    most = 1 << DIGITS[0][1]
-    digits = torch.zeros(groups.count * most, dtype=torch.int32, device=vector.device)
-    programs = min(tiles(max(lengths), 2048), max(1, persistent(vector) // groups.count))
-    for shift, bits in DIGITS:
-        given = {"SHIFT": shift, "BITS": bits, "MOST": most, "TILE": 2048}
-        launch(_histogram, (programs, groups.count), vector, groups.starts, near, state, digits, **given)
-        launch(_next_digit, (groups.count,), state, digits, BITS=bits, MOST=most)
-    words, numbers = new_marks(size, vector.device)
-    equal = torch.empty_like(words)
-    parts = torch.empty(tiles(size) + groups.count, dtype=torch.int32, device=vector.device)
-    tables = groups.starts, groups.of_tiles
-    marks = words, numbers, equal, parts
-    launch(_mark_top, (tiles(size),), vector, size, *tables, state, *marks, TILE=TILE)
-    launch(
-        _take_first, (tiles(size),), words, numbers, equal, starts_of(parts), *tables, state,
-        TILE=TILE, WORDS=TILE // 32, warps=1,
-    )  # fmt: skip
-    return indices_of(words, numbers, sum(counts))
+    """Return the indices of the largest magnitudes of each group of a vector."""
+    groups = division(lengths, vector)
+    plan = _plan(tuple(lengths), tuple(counts), persistent(vector), vector.device)
+    searched, marked = _counters(vector, groups)
+    found = torch.empty(2 * groups.count, dtype=torch.int32, device=vector.device)
+    _search(vector, groups, plan, searched, found)
+    marks = _Marks(vector, groups, marked)
+    marks.mark(plan, found)
+    return marks.indices(found, plan.firsts, sum(counts))
 
 
 def top_k(vector: Tensor, count: int) -> Tensor:
@@ -309,25 +493,8 @@ def top_k(vector: Tensor, count: int) -> Tensor:
 
 
 def top_k_each(vector: Tensor, places: Sequence[slice], counts: Sequence[int]) -> Tensor:
-    """Return `top_k` of each place, all places behind each other, as indices in the vector.
-
-    Large places are searched one by one, all others between two of them together.
-    """
-    found: list[Tensor] = []
-    run: list[tuple[slice, int]] = []
-    for place, count in zip(places, counts, strict=True):
-        if run and (place.stop - place.start >= LARGE or run[-1][0].stop - run[-1][0].start >= LARGE):
-            found.append(_of_run(vector, run))
-            run = []
-        run.append((place, count))
-    found.append(_of_run(vector, run))
-    return torch.cat(found) if len(found) > 1 else found[0]
-
-
-def _of_run(vector: Tensor, run: Sequence[tuple[slice, int]]) -> Tensor:
-    start, end = run[0][0].start, run[-1][0].stop
-    indices = _largest(vector[start:end], [p.stop - p.start for p, _ in run], [count for _, count in run])
-    return indices + start if start else indices
+    """Return `top_k` of each place, all places behind each other, as indices in the vector, which they fill."""
+    return _largest(vector, [place.stop - place.start for place in places], counts)
 
 
 # --- Wangni's lambda
