@@ -216,6 +216,39 @@ SAMPLE_STRIDE = 100  # DGC samples every 100th coordinate
 LEAST_OF_K, MOST_OF_K = 0.8, 1.3  # range of DGC's count, relative to k, outside which it selects exactly
 
 
+@by_kernel(vector="float32")
+def about_largest(
+    ops: Ops,
+    vector: Array,
+    places: Sequence[slice],
+    counts: Sequence[int],
+    stride: int,
+    sampled: Sequence[int],
+    bounds: Sequence[tuple[float, float]],
+) -> Array:
+    """Return the indices of about so many of the largest magnitudes of each place, int64 ascending.
+
+    They are those not below a threshold: the least of the largest of a sample.
+
+    Args:
+        ops: the array operations.
+        vector: float32, of which the places are consecutive parts.
+        places: where to select, none empty.
+        counts: for each place how many to select exactly, if the threshold lets through too few or too many.
+        stride: the sample is every so many-th coordinate of a place, from its first on.
+        sampled: for each place how many of the sample are the largest.
+        bounds: for each place the least and the most coordinates that the threshold may let through.
+    """
+    parts = []
+    for place, count, largest, (least, most) in zip(places, counts, sampled, bounds, strict=True):
+        tensor = vector[place]
+        sample = ops.copy(tensor[::stride])  # side by side, as kernels want it
+        threshold = -ops.largest(-abs(ops.take(sample, ops.top_k(sample, largest))))
+        indices = ops.above(tensor, threshold)
+        parts.append((indices if least <= indices.shape[0] <= most else ops.top_k(tensor, count)) + place.start)
+    return ops.concat(parts)
+
+
 @dataclass(frozen=True)
 class DGC(LargestOfEach):
     """Send about the ``ratio * d`` largest coordinates, by a threshold from a sample (Lin et al. 2018, section 3).
@@ -247,18 +280,11 @@ class DGC(LargestOfEach):
         return "momentum"
 
     def largest(self, ops: Ops, vector: Array, places: Sequence[slice]) -> Array:
-        tensors, parts = [vector[place] for place in places], []
-        found = ops.above_each(tensors, [self._threshold(ops, tensor) for tensor in tensors])
-        for place, tensor, indices in zip(places, tensors, found, strict=True):
-            count = count_of(self.ratio, tensor.shape[0])
-            sound = LEAST_OF_K * count <= indices.shape[0] <= MOST_OF_K * count
-            parts.append((indices if sound else ops.top_k(tensor, count)) + place.start)
-        return ops.concat(parts)
-
-    def _threshold(self, ops: Ops, tensor: Array) -> Any:
-        sample = ops.copy(tensor[::SAMPLE_STRIDE])  # side by side, as kernels want it
-        largest = ops.take(sample, ops.top_k(sample, count_of(self.ratio, sample.shape[0])))
-        return -ops.largest(-abs(largest))
+        sizes = [place.stop - place.start for place in places]
+        counts = [count_of(self.ratio, size) for size in sizes]
+        sampled = [count_of(self.ratio, -(-size // SAMPLE_STRIDE)) for size in sizes]
+        bounds = [(LEAST_OF_K * count, MOST_OF_K * count) for count in counts]
+        return about_largest(ops, vector, places, counts, SAMPLE_STRIDE, sampled, bounds)
 
 
 ROUNDS = 4  # rounds of redistribution; the result is unbiased after any number

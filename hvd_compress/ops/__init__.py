@@ -195,8 +195,8 @@ class Ops(Protocol):
     def floor(self, array: Array) -> Array:
         """Round down, in the same dtype."""
 
-    def largest(self, array: Array) -> Any:
-        """Return the largest element as a number; on a GPU as an array of no axes, so that nobody waits for it."""
+    def largest(self, array: Array) -> float:
+        """Return the largest element as a number."""
 
     def norm(self, vector: Array) -> float:
         """Return the Euclidean norm as a Python float, computed in float64."""
@@ -255,16 +255,8 @@ class Ops(Protocol):
         return self.concat(found) if len(found) > 1 else found[0]
 
     @by_kernel(vector="float32")
-    def above(self, vector: Array, threshold: Any) -> Array:
-        """Return the indices of magnitudes that are not below a threshold (NaN never is), int64 ascending.
-
-        The threshold is a number, or an array of no axes.
-        """
-
-    @by_kernel()
-    def above_each(self, vectors: Sequence[Array], thresholds: Sequence[Any]) -> list[Array]:
-        """Return `above` of each vector with its threshold; for a GPU the host waits once."""
-        return [self.above(vector, threshold) for vector, threshold in zip(vectors, thresholds, strict=True)]
+    def above(self, vector: Array, threshold: float) -> Array:
+        """Return the indices of magnitudes that are not below a threshold (NaN never is), int64 ascending."""
 
     def nonzero(self, condition: Array) -> Array:
         """Return the indices at which a condition is true, int64 ascending."""

@@ -170,8 +170,8 @@ class TorchOps(Ops):
     def floor(self, array: Tensor) -> Tensor:
         return array.floor()
 
-    def largest(self, array: Tensor) -> Any:
-        return array.max() if self._by_device else array.max().item()
+    def largest(self, array: Tensor) -> float:
+        return array.max().item()
 
     def norm(self, vector: Tensor) -> float:
         return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

@@ -15,7 +15,7 @@ from hvd_compress.compressors import quantize
 from hvd_compress.compressors.indices import decode_indices, encode_indices, index_bytes
 from hvd_compress.compressors.sketches.count_sketch import CountSketch
 from hvd_compress.compressors.sketches.invertible import InvertibleSketch
-from hvd_compress.compressors.sparsify import inclusion_scale
+from hvd_compress.compressors.sparsify import about_largest, inclusion_scale
 from hvd_compress.compressors.state import State
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.random import Stream, distinct
@@ -149,6 +149,24 @@ def test_selection_of_each_of_several_tensors(parts, data):
         assert same(GPU.top_k_each(on_gpu(vector), places, counts), NUMPY.top_k_each(vector, places, counts))
 
 
+@few
+@given(st.lists(st.tuples(st.lists(floats, min_size=1, max_size=30), st.integers(1, 300)), min_size=1), st.data())
+def test_selection_of_about_so_many(parts, data):
+    """By a sample's threshold, or where that lets through too few or too many, exactly: all tensors at once."""
+    tensors = [np.tile(np.array(values, np.float32), copies) for values, copies in parts]
+    ends = np.cumsum([tensor.size for tensor in tensors]).tolist()
+    places = [slice(end - tensor.size, end) for end, tensor in zip(ends, tensors, strict=True)]
+    counts = [data.draw(st.integers(1, tensor.size)) for tensor in tensors]
+    sampled = [data.draw(st.integers(1, -(-tensor.size // 7))) for tensor in tensors]
+    bounds = [(count * data.draw(st.sampled_from([0, 0.8, 2])), 1.3 * count) for count in counts]
+    vector = np.concatenate(tensors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "LARGE", 5000)
+        patch.setattr(selection, "SAMPLE", 1024)
+        found = about_largest(GPU, on_gpu(vector), places, counts, 7, sampled, bounds)
+        assert same(found, about_largest(NUMPY, vector, places, counts, 7, sampled, bounds))
+
+
 @pytest.mark.parametrize("kind", ["normal", "zeros", "one value", "sorted", "few values", "nan"])
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.999])
 def test_selection_from_a_large_vector(kind, share, request):
@@ -280,7 +298,7 @@ def test_the_host_waits_at_most_once_before_the_first_collective(text):
         state.commit()
 
 
-FOR_EACH_TENSOR = ("dgc", "powersgd")  # start kernels for each tensor, each matrix
+FOR_EACH_TENSOR = ("powersgd",)  # starts kernels for each matrix
 
 
 @pytest.mark.parametrize("text", [text for text in DEFAULTS if parse(text).bare.name not in FOR_EACH_TENSOR])

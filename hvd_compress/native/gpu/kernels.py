@@ -23,10 +23,10 @@ from hvd_compress.native.kernels import Words
 class GpuKernels:
     """The kernels on tensors of a device, each with the bytes of the CPU's.
 
-    None waits for the device but those whose result is of a length that depends on the values (`above`, `draw`,
-    `set_bits`, `recover`), and `decode_indices`, which must know whether the payload is sound. `inclusion_scale`
-    returns a tensor of no axes, and `above` and `draw` take such numbers. Indices that this worker selected itself are
-    not checked.
+    None waits for the device but those whose result is of a length that depends on the values (`above`,
+    `about_largest`, `draw`, `set_bits`, `recover`), and `decode_indices`, which must know whether the payload is sound.
+    `inclusion_scale` returns a tensor of no axes, which `draw` takes. Indices that this worker selected itself are not
+    checked.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -48,7 +48,7 @@ class GpuKernels:
     top_k = staticmethod(selection.top_k)
     top_k_each = staticmethod(selection.top_k_each)
     above = staticmethod(selection.above)
-    above_each = staticmethod(selection.above_each)
+    about_largest = staticmethod(selection.about_largest)
     draw = staticmethod(selection.draw)
     inclusion_scale = staticmethod(selection.inclusion_scale)
     set_bits = staticmethod(marks.set_bits)

@@ -32,41 +32,33 @@ COUNTERS = 2 + sum(1 << bits for _, bits in DIGITS)  # of a group: neighbours, t
 
 
 @triton.jit(do_not_specialize=["first", "second"])
-def _mark_chosen(x_ptr, size, limit_ptr, words_ptr, counts_ptr, first, second, DRAW: tl.constexpr, TILE: tl.constexpr):
-    """Mark what is not below the limit; or what is drawn with a probability of the limit times the magnitude."""
+def _mark_chosen(x_ptr, size, limit, words_ptr, counts_ptr, first, second, DRAW: tl.constexpr, TILE: tl.constexpr):
+    """Mark what is not below the limit; or what is drawn with a probability of a factor times the magnitude."""
     i = places(tl.program_id(0) * TILE, TILE)
     magnitude = tl.abs(tl.load(x_ptr + i, mask=i < size, other=0.0))
-    limit = tl.load(limit_ptr)
-    left_out = uniform_at(i, first, second) >= magnitude * limit if DRAW else magnitude < limit
+    number = tl.load(limit).to(tl.float32) if DRAW else limit
+    left_out = uniform_at(i, first, second) >= magnitude * number if DRAW else magnitude < number
     store_marks(words_ptr, counts_ptr, (left_out == 0) & (i < size), TILE)
 
 
 def _marked(vector: Tensor, limit: float | Tensor, stream: Words, draw: bool) -> tuple[Tensor, Tensor]:
     """Return the marks of what is chosen, and their number in each tile."""
     size, device = vector.shape[0], vector.device
-    at = limit.float() if isinstance(limit, Tensor) else torch.full((1,), limit, device=device)
     words, counts = new_marks(size, device)
     first, second = map(signed, stream)
-    launch(_mark_chosen, (tiles(size),), vector, size, at, words, counts, first, second, DRAW=draw, TILE=TILE)
+    launch(_mark_chosen, (tiles(size),), vector, size, limit, words, counts, first, second, DRAW=draw, TILE=TILE)
     return words, counts
 
 
-def above(vector: Tensor, threshold: float | Tensor) -> Tensor:
+def above(vector: Tensor, threshold: float) -> Tensor:
     """Return the indices of the magnitudes that are not below `threshold`, ascending; NaN never is."""
-    return above_each([vector], [threshold])[0]
+    limit = float(np.float32(threshold))  # which the interpreter would not round
+    return indices_of(*_marked(vector, limit, (0, 0), False))
 
 
-def above_each(vectors: Sequence[Tensor], thresholds: Sequence[float | Tensor]) -> list[Tensor]:
-    """Return `above` of each vector with its threshold; the host waits, once, for all their numbers."""
-    marked = [_marked(vector, limit, (0, 0), False) for vector, limit in zip(vectors, thresholds, strict=True)]
-    numbers = torch.stack([counts.sum() for _, counts in marked]).tolist()
-    return [indices_of(words, counts, number) for (words, counts), number in zip(marked, numbers, strict=True)]
-
-
-def draw(vector: Tensor, scale: float | Tensor, stream: Words) -> Tensor:
+def draw(vector: Tensor, scale: Tensor, stream: Words) -> Tensor:
     """Return each index with probability min(1, scale * magnitude), ascending; NaN for certain."""
-    words, counts = _marked(vector, scale, stream, True)
-    return indices_of(words, counts)
+    return indices_of(*_marked(vector, scale, stream, True))
 
 
 # --- by number, of each of several groups: all groups together, with as many kernels as one takes
@@ -495,6 +487,66 @@ def top_k(vector: Tensor, count: int) -> Tensor:
 def top_k_each(vector: Tensor, places: Sequence[slice], counts: Sequence[int]) -> Tensor:
     """Return `top_k` of each place, all places behind each other, as indices in the vector, which they fill."""
     return _largest(vector, [place.stop - place.start for place in places], counts)
+
+
+# --- by about a number
+
+
+@triton.jit
+def _take_every(x_ptr, starts_ptr, size, own_starts_ptr, tiles_ptr, out_ptr, stride, TILE: tl.constexpr):
+    """Store the first element of every so many of each group."""
+    tile = tl.program_id(0)
+    to = tile * TILE + tl.arange(0, TILE)
+    start = to * 0  # of its group in the vector, minus that among the elements taken
+    own = to * 0
+    for group in range(tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile) + 1):
+        here = to >= tl.load(own_starts_ptr + group)
+        start = tl.where(here, tl.load(starts_ptr + group), start)
+        own = tl.where(here, tl.load(own_starts_ptr + group), own)
+    x = tl.load(x_ptr + start + (to - own) * stride, mask=to < size, other=0.0)
+    tl.store(out_ptr + to, x, mask=to < size)
+
+
+def about_largest(
+    vector: Tensor,
+    places: Sequence[slice],
+    counts: Sequence[int],
+    stride: int,
+    sampled: Sequence[int],
+    bounds: Sequence[tuple[float, float]],
+) -> Tensor:
+    """Do `hvd_compress.compressors.sparsify.about_largest`; the host waits once, for the numbers."""
+    device, lengths = vector.device, [place.stop - place.start for place in places]
+    groups, every = division(lengths, vector), [-(-length // stride) for length in lengths]
+    taken = division(every, vector)
+    sample = torch.empty(sum(every), device=device)
+    tables = taken.starts, taken.of_tiles
+    launch(_take_every, (tiles(sum(every)),), vector, groups.starts, sum(every), *tables, sample, stride, TILE=TILE)
+    found = torch.empty(2 * len(lengths), dtype=torch.int32, device=device)
+    plan = _plan(tuple(every), tuple(sampled), persistent(vector), device)
+    _search(sample, taken, plan, _counters(sample, taken)[0], found)
+    plan = _plan(tuple(lengths), (0,) * len(lengths), 0, device)
+    searched, marked = _counters(vector, groups)
+    marks = _Marks(vector, groups, marked)
+    marks.mark(plan, found)
+    ends = marks.ends[_last_parts(tuple(lengths), device)].tolist()
+    numbers = [end - before for end, before in zip(ends, [0, *ends], strict=False)]
+    wrong = [not least <= number <= most for number, (least, most) in zip(numbers, bounds, strict=True)]
+    if any(wrong):
+        numbers = [count if again else number for number, count, again in zip(numbers, counts, wrong, strict=True)]
+        exact = tuple(count if again else 0 for count, again in zip(counts, wrong, strict=True))
+        plan = _plan(tuple(lengths), exact, persistent(vector), device)
+        _search(vector, groups, plan, searched, found)
+        marks.mark(plan, found, again=True)
+    firsts = np.cumsum(numbers) - numbers
+    return marks.indices(found, uploaded(firsts.astype(np.int32), device), sum(numbers))
+
+
+@functools.lru_cache(maxsize=256)
+def _last_parts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the last part of each group."""
+    ends = np.cumsum(lengths)
+    return uploaded((ends - 1) // TILE + np.arange(len(lengths)), device)
 
 
 # --- Wangni's lambda
