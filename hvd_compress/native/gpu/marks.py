@@ -47,6 +47,20 @@ def ones_of(word):
 
 
 @triton.jit
+def _read(payload_ptr, bits, words_ptr, counts_ptr, WORDS: tl.constexpr):
+    """Store packed bits as marks, and count them; there are none beyond the number of bits."""
+    word = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
+    marks = word * 0
+    for byte in tl.static_range(4):
+        at = word * 4 + byte
+        left = bits - at * 8  # bits from there on
+        item = tl.load(payload_ptr + at, mask=left > 0, other=0).to(tl.int32)
+        marks = marks | ((item & ((1 << tl.minimum(tl.maximum(left, 0), 8)) - 1)) << 8 * byte)
+    tl.store(words_ptr + word, marks)
+    tl.store(counts_ptr + tl.program_id(0), tl.sum(ones_of(marks), 0))
+
+
+@triton.jit
 def _count(words_ptr, counts_ptr, WORDS: tl.constexpr):
     word = tl.load(words_ptr + tl.program_id(0) * WORDS + tl.arange(0, WORDS))
     tl.store(counts_ptr + tl.program_id(0), tl.sum(ones_of(word), 0))
@@ -68,18 +82,10 @@ def _write(words_ptr, number, ends_ptr, out_ptr, most, WORDS: tl.constexpr, SPAN
 
 
 @triton.jit
-def _set_marks(words_ptr, indices_ptr, count, LOW: tl.constexpr, RANKED: tl.constexpr, TILE: tl.constexpr):
+def _set_marks(words_ptr, indices_ptr, count, TILE: tl.constexpr):
     i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    bit = tl.load(indices_ptr + i, mask=i < count, other=0) >> LOW
-    if RANKED:
-        bit += i
+    bit = tl.load(indices_ptr + i, mask=i < count, other=0)
     tl.atomic_or(words_ptr + (bit >> 5), (1 << (bit & 31)).to(tl.int32), mask=i < count, sem="relaxed")
-
-
-def set_marks(words: Tensor, indices: Tensor, low: int = 0, ranked: bool = False) -> None:
-    """Set the marks of indices without their `low` lowest bits; plus each one's rank, if `ranked`."""
-    count = indices.shape[0]
-    launch(_set_marks, (tiles(count),), words, indices, count, LOW=low, RANKED=ranked, TILE=TILE)
 
 
 def ends_of(counts: Tensor) -> Tensor:
@@ -94,14 +100,13 @@ def new_marks(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return words, torch.empty(count, dtype=torch.int32, device=device)
 
 
-def indices_of(words: Tensor, counts: Tensor, count: int | None = None) -> Tensor:
+def indices_of(words: Tensor, ends: Tensor, count: int | None = None) -> Tensor:
     """Return the indices of the first `count` marks, int64 ascending; if it is None, of all: the host waits for it."""
-    ends = ends_of(counts)
     if count is None:
         count = int(ends[-1]) if ends.shape[0] else 0
     out = torch.empty(count, dtype=torch.int64, device=words.device)
     launch(
-        _write, (tiles(counts.shape[0], SPAN),), words, words.shape[0], ends, out, count,
+        _write, (tiles(ends.shape[0], SPAN),), words, words.shape[0], ends, out, count,
         WORDS=SPAN * (TILE // 32), SPAN=SPAN, warps=4,
     )  # fmt: skip
     return out
@@ -110,24 +115,19 @@ def indices_of(words: Tensor, counts: Tensor, count: int | None = None) -> Tenso
 def marks_of(payload: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return `size` packed bits as marks, and their number in each tile."""
     words, counts = new_marks(size, payload.device)
-    filled = words.view(torch.uint8)
-    filled[payload.shape[0] :].zero_()
-    filled[: payload.shape[0]].copy_(payload)
-    if size % 8:
-        filled[size // 8] &= (1 << size % 8) - 1
-    launch(_count, (counts.shape[0],), words, counts, WORDS=TILE // 32, warps=1)
+    launch(_read, (counts.shape[0],), payload, size, words, counts, WORDS=TILE // 32, warps=1)
     return words, counts
 
 
 def distinct(indices: Tensor, size: int) -> Tensor:
     """Return which indices below `size` there are, ascending; the host waits for their number."""
     words, counts = new_marks(size, indices.device)
-    set_marks(words.zero_(), indices)
+    launch(_set_marks, (tiles(indices.shape[0]),), words.zero_(), indices, indices.shape[0], TILE=TILE)
     launch(_count, (counts.shape[0],), words, counts, WORDS=TILE // 32, warps=1)
-    return indices_of(words, counts)
+    return indices_of(words, ends_of(counts))
 
 
 def set_bits(payload: Tensor, size: int) -> Tensor:
     """Return the positions of the bits set among the first `size`, ascending; the host waits for their number."""
     words, counts = marks_of(payload, size)
-    return indices_of(words, counts)
+    return indices_of(words, ends_of(counts))

@@ -53,12 +53,14 @@ def _marked(vector: Tensor, limit: float | Tensor, stream: Words, draw: bool) ->
 def above(vector: Tensor, threshold: float) -> Tensor:
     """Return the indices of the magnitudes that are not below `threshold`, ascending; NaN never is."""
     limit = float(np.float32(threshold))  # which the interpreter would not round
-    return indices_of(*_marked(vector, limit, (0, 0), False))
+    words, counts = _marked(vector, limit, (0, 0), False)
+    return indices_of(words, ends_of(counts))
 
 
 def draw(vector: Tensor, scale: Tensor, stream: Words) -> Tensor:
     """Return each index with probability min(1, scale * magnitude), ascending; NaN for certain."""
-    return indices_of(*_marked(vector, scale, stream, True))
+    words, counts = _marked(vector, scale, stream, True)
+    return indices_of(words, ends_of(counts))
 
 
 # --- by number, of each of several groups: all groups together, with as many kernels as one takes

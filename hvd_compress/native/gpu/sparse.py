@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hvd_compress.native.gpu.launch import TILE, launch, tiles
-from hvd_compress.native.gpu.marks import indices_of, marks_of, set_marks
-from hvd_compress.native.gpu.packing import load_packed, pack_into
+from hvd_compress.native.gpu.marks import ends_of, indices_of, marks_of
+from hvd_compress.native.gpu.packing import load_packed, places_of, store_packed, wide
 from hvd_compress.ops import packed_bytes
 from hvd_compress.ops.index_code import index_code
 
@@ -35,10 +35,43 @@ def _scatter_add(total_ptr, indices_ptr, values_ptr, count, factor, TILE: tl.con
 
 
 @triton.jit
-def _join(
-    high_ptr, low_ptr, out_ptr, unsound_ptr, count, size, LOW: tl.constexpr, RANKED: tl.constexpr, TILE: tl.constexpr
+def _encode(
+    indices_ptr,
+    low_ptr,
+    words_ptr,
+    count,
+    LOW: tl.constexpr,
+    WIDE: tl.constexpr,
+    RANKED: tl.constexpr,
+    TILE: tl.constexpr,
 ):
-    """Join high parts and low bits to indices, and tell whether these do not ascend below the size."""
+    """Pack the low bits, and set the bits of the rest; of each plus its rank, if RANKED."""
+    start = tl.program_id(0) * TILE
+    i = places_of(start, TILE)
+    index = tl.load(indices_ptr + i, mask=i < count, other=0)
+    if LOW > 0:
+        store_packed(low_ptr, index.to(tl.int32), i, start, count, LOW, WIDE, TILE)
+    bit = index >> LOW
+    if RANKED:
+        bit += i
+    tl.atomic_or(words_ptr + (bit >> 5), (1 << (bit & 31)).to(tl.int32), mask=i < count, sem="relaxed")
+
+
+@triton.jit
+def _join(
+    high_ptr,
+    low_ptr,
+    ends_ptr,
+    tiles,
+    out_ptr,
+    unsound_ptr,
+    count,
+    size,
+    LOW: tl.constexpr,
+    RANKED: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Join high parts and low bits to indices, and tell whether these are so many, ascending, and below the size."""
     i = tl.program_id(0) * TILE + tl.arange(0, TILE)
     index = tl.load(high_ptr + i, mask=i < count, other=0)
     before = tl.load(high_ptr + i - 1, mask=(i < count) & (i > 0), other=0)
@@ -47,7 +80,7 @@ def _join(
         before = ((before - (i - 1)) << LOW) | load_packed(low_ptr, tl.maximum(i - 1, 0), count, LOW)
     tl.store(out_ptr + i, index, mask=i < count)
     bad = (i < count) & ((index >= size) | ((i > 0) & (index <= before)))
-    if tl.max(bad.to(tl.int32), 0) > 0:
+    if (tl.max(bad.to(tl.int32), 0) > 0) | (tl.load(ends_ptr + tiles - 1) != count):
         tl.store(unsound_ptr, 1)
 
 
@@ -77,30 +110,28 @@ def scatter_zero(total: Tensor, indices: Tensor) -> None:
     total.index_fill_(0, indices, 0.0)
 
 
-def _marked(indices: Tensor, bits: int, low: int, ranked: bool) -> Tensor:
-    """Return `bits` bits, packed: those set of indices without their low bits, plus each one's rank if `ranked`."""
-    words = torch.zeros(-(-bits // 32), dtype=torch.int32, device=indices.device)
-    set_marks(words, indices, low, ranked)
-    return words.view(torch.uint8)[: packed_bytes(bits, 1)]
+def _encoded(indices: Tensor, low: int, cut: int, bits: int, ranked: bool) -> Tensor:
+    """Return `cut` bytes of the indices' low bits, and `bits` bits, those of the rest set; of each plus its rank."""
+    count = indices.shape[0]
+    begin = -cut % 4  # so that the words that are set are aligned, and share none with the low bits
+    words = torch.zeros((begin + cut) // 4 + -(-bits // 32), dtype=torch.int32, device=indices.device)
+    out = words.view(torch.uint8)[begin:]
+    launch(
+        _encode, (tiles(count),), indices, out, words[(begin + cut) // 4 :], count, LOW=low, WIDE=wide(out, count, low),
+        RANKED=ranked, TILE=TILE,
+    )  # fmt: skip
+    return out[: cut + packed_bytes(bits, 1)]
 
 
 def bitmap(indices: Tensor, size: int) -> Tensor:
     """Return `size` bits, those at the indices set."""
-    return _marked(indices, size, 0, False)
+    return _encoded(indices, 0, 0, size, False)
 
 
 def encode_indices(indices: Tensor, size: int) -> Tensor:
     """Return the bytes of `hvd_compress.compressors.indices.encode_indices`, for indices that are sound."""
-    count = indices.shape[0]
-    low, cut, bits = index_code(size, count)
-    if low is None:
-        return bitmap(indices, bits)
-    high = _marked(indices, bits, low, True)
-    out = torch.empty(cut + high.shape[0], dtype=torch.uint8, device=indices.device)
-    if low:
-        pack_into(out, indices, low)
-    out[cut:] = high
-    return out
+    low, cut, bits = index_code(size, indices.shape[0])
+    return _encoded(indices, low or 0, cut, bits, low is not None)
 
 
 def decode_indices(payload: Tensor, size: int, count: int) -> Tensor:
@@ -115,11 +146,11 @@ def decode_indices(payload: Tensor, size: int, count: int) -> Tensor:
     if payload.shape[0] != code.bytes:
         raise ValueError(UNSOUND)
     words, counts = marks_of(payload[cut:], bits)
-    high = indices_of(words, counts, count)
-    out = torch.empty_like(high)
-    unsound = (counts.sum() != count).to(torch.int32)
+    ends = ends_of(counts)
+    high = indices_of(words, ends, count)
+    out, unsound = torch.empty_like(high), torch.zeros((), dtype=torch.int32, device=high.device)
     given = {"LOW": low or 0, "RANKED": low is not None, "TILE": TILE}
-    launch(_join, (tiles(count),), high, payload, out, unsound, count, size, **given)
+    launch(_join, (tiles(count),), high, payload, ends, ends.shape[0], out, unsound, count, size, **given)
     if unsound.item():
         raise ValueError(UNSOUND)
     return out
