@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -85,9 +86,8 @@ class OneBit(SignsAndMeans):
     scales_each: ClassVar[int] = 2
 
     def means(self, ops: Ops, up: Array, down: Array, count: Array, sizes: Array) -> Array:
-        rest = sizes - count
-        means = (up / ops.where(count > 0, count, count + 1), down / ops.where(rest > 0, rest, rest + 1))
-        return ops.transpose(ops.stack([ops.cast(mean, "float32") for mean in means]))
+        means = ops.stack([up, down]) / ops.clip(ops.stack([count, sizes - count]), 1.0, math.inf)
+        return ops.transpose(ops.cast(means, "float32"))
 
     def values(self, ops: Ops, codes: Array, scales: Array) -> Array:
         return ops.where(codes > 0, scales[:, :1], scales[:, 1:])

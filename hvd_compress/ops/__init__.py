@@ -120,7 +120,7 @@ class Ops(Protocol):
         """Return float32 zeros of shape (size,)."""
 
     def doubles(self, values: Sequence[float]) -> Array:
-        """Return numbers as float64."""
+        """Return numbers as float64, in an array that may be kept, and is not to be changed."""
         return self.from_numpy(np.array(values, np.float64))
 
     def number(self, value: float) -> Array:

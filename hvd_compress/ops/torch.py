@@ -90,6 +90,9 @@ class TorchOps(Ops):
     def zeros(self, size: int) -> Tensor:
         return torch.zeros(size, device=self.device)
 
+    def doubles(self, values: Sequence[float]) -> Tensor:
+        return _doubles(tuple(values), self.device)
+
     def number(self, value: float) -> Tensor:
         return torch.full((1,), value)  # on the host
 
@@ -253,6 +256,11 @@ class TorchOps(Ops):
 
     def orthogonalize(self, matrix: Tensor) -> Tensor:
         return torch.linalg.qr(matrix)[0]
+
+
+@functools.lru_cache(maxsize=256)
+def _doubles(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return uploaded(np.array(values, np.float64), device)
 
 
 def uploaded(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:

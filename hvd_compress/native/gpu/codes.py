@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvd_compress.native.gpu.groups import group_max_abs, group_max_square, group_sides, magnitude_bits
+from hvd_compress.native.gpu.groups import group_max_abs, group_max_square, joined_sides, magnitude_bits, store_sides
 from hvd_compress.native.gpu.launch import TILE, division, launch, signed, tiles
 from hvd_compress.native.gpu.numbers import noise_at
 from hvd_compress.native.gpu.packing import load_rows, places_of, store_packed, wide
@@ -306,13 +306,26 @@ def _encode(
     )  # fmt: skip
 
 
+@triton.jit
+def _signs(x_ptr, size, starts_ptr, tiles_ptr, out_ptr, sums_ptr, parts, TILE: tl.constexpr):
+    """Pack the signs of a tile, and sum up either side of what each group has there."""
+    tile = tl.program_id(0)
+    i = places_of(tile * TILE, TILE)
+    x = tl.load(x_ptr + i, mask=i < size, other=0.0)
+    store_packed(out_ptr, ((x >= 0.0) & (i < size)).to(tl.int32), i, tile * TILE, size, 1, False, TILE)
+    for group in range(tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile) + 1):
+        inside = (i >= tl.load(starts_ptr + group)) & (i < tl.load(starts_ptr + group + 1))
+        store_sides(sums_ptr, parts, tile + group, x, inside)
+
+
 def signs(vector: Tensor, lengths: Sequence[int], header: int) -> tuple[Tensor, Tensor]:
     """Return `header` bytes of any content and the packed signs, and of each group what `group_sides` does."""
-    size = vector.shape[0]
+    size, groups = vector.shape[0], division(lengths, vector)
     payload = torch.empty(header + packed_bytes(size, 1), dtype=torch.uint8, device=vector.device)
-    code, at = ("sign", 1, 1.0, 0, 0, 0), _Grouping([size], vector, 0)
-    _encode(payload[header:], vector, None, False, code, at, vector, "given", TILE, (0, 0))
-    return payload, group_sides(vector, list(lengths), None)
+    sums = torch.empty(3, tiles(size) + groups.count, dtype=torch.float64, device=vector.device)
+    tables = groups.starts, groups.of_tiles
+    launch(_signs, (tiles(size),), vector, size, *tables, payload[header:], sums, sums.shape[1], TILE=TILE)
+    return payload, joined_sides(sums, groups)
 
 
 def dequantize(

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvd_compress.native.gpu.launch import TILE, division, launch, tiles
+from hvd_compress.native.gpu.launch import TILE, Division, division, launch, tiles
+from hvd_compress.native.gpu.packing import places_of
 from hvd_compress.native.kernels import Groups
 
 SMALL = 8192  # size of blocks up to which one program reduces one block or several
@@ -41,8 +42,18 @@ def _squares(x):
 def _sides(x, inside):
     """Return what is at least zero and all else, float64 with zeros elsewhere, and which is at least zero."""
     positive = inside & (x >= 0)
-    up, down = tl.where(positive, x, 0.0), tl.where(inside & (positive == 0), x, 0.0)  # NaN is in the latter
-    return up.to(tl.float64), down.to(tl.float64), positive.to(tl.int32)
+    wide = x.to(tl.float64)
+    up, down = tl.where(positive, wide, 0.0), tl.where(inside & (positive == 0), wide, 0.0)  # NaN is in the latter
+    return up, down, positive.to(tl.int32)
+
+
+@triton.jit
+def store_sides(sums_ptr, parts, to, x, inside):
+    """Store what is inside, of two axes, as part `to` of so many of a group: one number behind another's parts."""
+    up, down, positive = _sides(x, inside)
+    tl.store(sums_ptr + to, tl.sum(tl.sum(up, 1), 0))
+    tl.store(sums_ptr + parts + to, tl.sum(tl.sum(down, 1), 0))
+    tl.store(sums_ptr + 2 * parts + to, tl.sum(tl.sum(positive, 1), 0).to(tl.float64))
 
 
 @triton.jit
@@ -85,27 +96,25 @@ def _tiles(
     most_ptr,
     sums_ptr,
     size,
+    parts,
     MODE: tl.constexpr,
     PLUS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Reduce what each group has in a tile; a group's parts lie behind each other, at tile + group."""
     tile = tl.program_id(0)
-    i = tile * TILE + tl.arange(0, TILE)
+    i = places_of(tile * TILE, TILE)
     x = _loaded(x_ptr, plus_ptr, i, i < size, PLUS)
     for group in range(tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile) + 1):
         inside = (i >= tl.load(starts_ptr + group)) & (i < tl.load(starts_ptr + group + 1))
         to = tile + group
         if MODE == "sides":
-            up, down, positive = _sides(x, inside)
-            tl.store(sums_ptr + to * 3, tl.sum(up, 0))
-            tl.store(sums_ptr + to * 3 + 1, tl.sum(down, 0))
-            tl.store(sums_ptr + to * 3 + 2, tl.sum(positive, 0).to(tl.float64))
+            store_sides(sums_ptr, parts, to, x, inside)
         else:
             own = tl.where(inside, x, 0.0)
-            tl.store(most_ptr + to, tl.max(magnitude_bits(own), 0))
+            tl.store(most_ptr + to, tl.max(tl.max(magnitude_bits(own), 1), 0))
             if MODE == "squares":
-                tl.store(sums_ptr + to, tl.sum(_squares(own), 0))
+                tl.store(sums_ptr + to, tl.sum(tl.sum(_squares(own), 1), 0))
 
 
 @triton.jit
@@ -115,13 +124,14 @@ def _joined(
     starts_ptr,
     most_ptr,
     sums_ptr,
+    parts,
     MODE: tl.constexpr,
     EACH: tl.constexpr,
     TILE: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Join the parts of each group."""
-    group = tl.program_id(0)
+    """Join the parts of each group, and of its sums each."""
+    group, number = tl.program_id(0), tl.program_id(1)
     start, end = tl.load(starts_ptr + group), tl.load(starts_ptr + group + 1)
     first = start // TILE + group
     last = tl.where(end > start, (end - 1) // TILE + group + 1, first)
@@ -131,11 +141,11 @@ def _joined(
             i = part + tl.arange(0, PARTS)
             most = tl.maximum(most, tl.load(most_in + i, mask=i < last, other=0))
         tl.store(most_ptr + group, tl.max(most, 0))
-    for number in tl.static_range(EACH):
+    if EACH > 0:
         total = tl.zeros([PARTS], tl.float64)
         for part in range(first, last, PARTS):
             i = part + tl.arange(0, PARTS)
-            total += tl.load(sums_in + i * EACH + number, mask=i < last, other=0.0)
+            total += tl.load(sums_in + number * parts + i, mask=i < last, other=0.0)
         tl.store(sums_ptr + group * EACH + number, tl.sum(total, 0))
 
 
@@ -163,16 +173,28 @@ def _reduced(vector: Tensor, groups: Groups, plus: Tensor | None, mode: str) -> 
         return most, sums
     if isinstance(groups, int):
         groups = [min(groups, size - start) for start in range(0, size, groups)]
-    parts = division(groups, vector)
+    parts, count = division(groups, vector), tiles(size) + len(groups)
     most, sums = made(parts.count)
-    part_most, part_sums = made(tiles(size) + parts.count)
-    bits, part_bits, starts = most.view(torch.int32), part_most.view(torch.int32), parts.starts
-    given["TILE"] = TILE
-    launch(_tiles, (tiles(size),), vector, added, starts, parts.of_tiles, part_bits, part_sums, size, **given)
-    given |= {"EACH": each, "PARTS": 4096}
-    del given["PLUS"]
-    launch(_joined, (parts.count,), part_bits, part_sums, starts, bits, sums, **given)
+    part_most, part_sums = made(count)
+    part_bits, tables = part_most.view(torch.int32), (parts.starts, parts.of_tiles)
+    launch(_tiles, (tiles(size),), vector, added, *tables, part_bits, part_sums, size, count, TILE=TILE, **given)
+    _join(part_bits, part_sums, parts, most.view(torch.int32), sums, count, mode, each)
     return most, sums
+
+
+def _join(
+    part_bits: Tensor, part_sums: Tensor, parts: Division, bits: Tensor, sums: Tensor, count: int, mode: str, each: int
+) -> None:
+    """Write what `_joined` makes of so many parts."""
+    given: dict[str, Any] = {"MODE": mode, "EACH": each, "TILE": TILE, "PARTS": 4096}
+    launch(_joined, (parts.count, max(1, each)), part_bits, part_sums, parts.starts, bits, sums, count, **given)
+
+
+def joined_sides(part_sums: Tensor, groups: Division) -> Tensor:
+    """Return what `group_sides` does, of what `store_sides` stored, of shape (3, parts)."""
+    sums = torch.empty(3 * groups.count, dtype=torch.float64, device=part_sums.device)
+    _join(part_sums, part_sums, groups, sums, sums, part_sums.shape[1], "sides", 3)
+    return sums
 
 
 def group_max_abs(vector: Tensor, groups: Groups, plus: Tensor | None) -> Tensor:
