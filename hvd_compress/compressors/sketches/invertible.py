@@ -10,6 +10,7 @@ import numpy as np
 
 from hvd_compress.compressors.sketches.count_sketch import check_shape, column_of, rotated
 from hvd_compress.ops import Array, Ops, random
+from hvd_compress.ops.by_kernel import by_kernel
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.ops.random import Stream, make_key
 
@@ -51,9 +52,8 @@ class InvertibleSketch:
 
     def add(self, indices: Array) -> None:
         """Put in coordinates, distinct int64 indices below the size."""
-        block = indices // self.columns
-        codes = self.ops.take(self.ops.from_numpy(_codes(self.blocks)), block)
-        self.table = self._plus(self.table, block, indices - block * self.columns, codes)
+        shifts = self._shifts.reshape(self.rows, self.blocks)
+        self.table = add_names(self.ops, self.table, indices, shifts, _codes(self.blocks))
 
     def recover(self, most: int) -> tuple[Array, float]:
         """Return the coordinates that can be read, int64 ascending, and the part of the sums that is left unread.
@@ -89,7 +89,7 @@ class InvertibleSketch:
             if idle:
                 continue
             block, position, sums = (ops.take(array, places) for array in (block, position, sums))
-            table = self._plus(table, block, position, -sums)
+            table = _plus(ops, table, self._rotations, block, position, -sums)
             found.append(block * c + position)
         every = ops.arange(0)
         if found:
@@ -102,13 +102,34 @@ class InvertibleSketch:
         """The shifts of each row's blocks as the framework's array."""
         return self.ops.from_numpy(self._shifts.reshape(self.rows, -1))
 
-    def _plus(self, table: Array, block: Array, position: Array, sums: Array) -> Array:
-        """Return the table, overwritten, with something added to the sums of coordinates."""
-        ops, c = self.ops, self.columns
-        for r in range(self.rows):
-            column = column_of(ops, position, ops.take(self._rotations[r], block), c)
-            table = ops.add_repeated(table, r * c + column, sums)
-        return table
+
+@by_kernel(table="int32", indices="int64")
+def add_names(
+    ops: Ops, table: Array, indices: Array, shifts: np.ndarray[Any, Any], codes: np.ndarray[Any, Any]
+) -> Array:
+    """Return a table, overwritten, in which coordinates are named.
+
+    Args:
+        ops: the array operations.
+        table: int32, row after row.
+        indices: the coordinates, distinct int64.
+        shifts: of each row's blocks, shape (rows, blocks).
+        codes: of the blocks, int32.
+    """
+    columns = table.shape[0] // shifts.shape[0]
+    block = indices // columns
+    position, sums = indices - block * columns, ops.take(ops.from_numpy(codes), block)
+    return _plus(ops, table, ops.from_numpy(shifts), block, position, sums)
+
+
+def _plus(ops: Ops, table: Array, rotations: Array, block: Array, position: Array, sums: Array) -> Array:
+    """Return a table, overwritten, with something added to the sums of coordinates."""
+    rows = rotations.shape[0]
+    columns = table.shape[0] // rows
+    for r in range(rows):
+        column = column_of(ops, position, ops.take(rotations[r], block), columns)
+        table = ops.add_repeated(table, r * columns + column, sums)
+    return table
 
 
 def _codes(blocks: int) -> np.ndarray[Any, Any]:

@@ -65,6 +65,7 @@ class GpuKernels:
     sketch_sparse = staticmethod(sketching.sketch_sparse)
     estimate = staticmethod(sketching.estimate)
     heavy = staticmethod(sketching.heavy)
+    add_names = staticmethod(sketching.add_names)
     recover = staticmethod(sketching.recover)
     times = staticmethod(lowrank.times)
     times_transposed = staticmethod(lowrank.times_transposed)

@@ -81,13 +81,6 @@ def _write(words_ptr, number, ends_ptr, out_ptr, most, WORDS: tl.constexpr, SPAN
         to += 1
 
 
-@triton.jit
-def _set_marks(words_ptr, indices_ptr, count, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    bit = tl.load(indices_ptr + i, mask=i < count, other=0)
-    tl.atomic_or(words_ptr + (bit >> 5), (1 << (bit & 31)).to(tl.int32), mask=i < count, sem="relaxed")
-
-
 def ends_of(counts: Tensor) -> Tensor:
     """Return how many there are up to each tile, and in it."""
     return counts.cumsum(0, dtype=torch.int32)
@@ -119,12 +112,11 @@ def marks_of(payload: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return words, counts
 
 
-def distinct(indices: Tensor, size: int) -> Tensor:
-    """Return which indices below `size` there are, ascending; the host waits for their number."""
-    words, counts = new_marks(size, indices.device)
-    launch(_set_marks, (tiles(indices.shape[0]),), words.zero_(), indices, indices.shape[0], TILE=TILE)
+def counts_of(words: Tensor) -> Tensor:
+    """Return the number of marks in each tile."""
+    counts = torch.empty(words.shape[0] // (TILE // 32), dtype=torch.int32, device=words.device)
     launch(_count, (counts.shape[0],), words, counts, WORDS=TILE // 32, warps=1)
-    return indices_of(words, ends_of(counts))
+    return counts
 
 
 def set_bits(payload: Tensor, size: int) -> Tensor:

@@ -10,14 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvd_compress.native.gpu.launch import launch, tiles
-from hvd_compress.native.gpu.marks import distinct
+from hvd_compress.native.gpu.launch import TILE, launch, tiles
+from hvd_compress.native.gpu.marks import counts_of, ends_of, indices_of
 from hvd_compress.native.gpu.selection import top_k
 from hvd_compress.native.gpu.sparse import scatter
 from hvd_compress.native.kernels import Hashing
 from hvd_compress.ops.torch import uploaded
 
-PASSES_AT_ONCE = 8  # of peeling, after which the host asks whether there was anything left to read
+FIRST_PASSES, MORE_PASSES = 8, 2  # of peeling, after which the host asks whether anything was still read
 
 
 @triton.jit
@@ -137,15 +137,34 @@ def _estimate(
 
 
 @triton.jit
+def _add_codes(
+    table_ptr, shifts_ptr, codes_ptr, indices_ptr, count, columns, blocks, ROWS: tl.constexpr, TILE: tl.constexpr
+):
+    """Add the codes of coordinates' blocks to their sums in all rows."""
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    index = tl.load(indices_ptr + i, mask=i < count, other=0)
+    block = (index // columns).to(tl.int32)
+    position = (index - block.to(tl.int64) * columns).to(tl.int32)
+    _add_to_rows(table_ptr, shifts_ptr, block, position, tl.load(codes_ptr + block), i < count, columns, blocks, ROWS)
+
+
+@triton.jit
+def _add_to_rows(table_ptr, shifts_ptr, block, position, sum, mask, columns, blocks, ROWS: tl.constexpr):
+    for row in tl.static_range(ROWS):
+        to = position + tl.load(shifts_ptr + row * blocks + block)
+        to -= tl.where(to >= columns, columns, 0)
+        tl.atomic_add(table_ptr + row * columns + to, sum, mask=mask, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["turn"])
 def _peel(
     table_ptr,
-    row,
+    turn,
     shifts_ptr,
     multiples_ptr,
     owners_ptr,
-    found_ptr,
-    number_ptr,
-    most,
+    words_ptr,
+    numbers_ptr,
     size,
     columns,
     blocks,
@@ -154,31 +173,36 @@ def _peel(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Read the sums of a row to which one coordinate was added, and subtract these in all rows."""
-    column = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    inside = column < columns
-    sum = tl.load(table_ptr + row * columns + column, mask=inside, other=0)
-    at = tl.zeros([TILE], tl.int32)  # of the multiples not above the sum, the number
-    for step in tl.static_range(STEPS):
-        further = at + (1 << (STEPS - 1 - step))
-        there = further <= multiples
-        below = tl.load(multiples_ptr + further - 1, mask=there, other=0) <= sum
-        at = tl.where(there & below, further, at)
-    at = tl.maximum(at - 1, 0)
-    block = tl.load(owners_ptr + at).to(tl.int32)
-    position = column - tl.load(shifts_ptr + row * blocks + block)
-    position += tl.where(position < 0, columns, 0)
-    index = block.to(tl.int64) * columns + position
-    alone = inside & (tl.load(multiples_ptr + at) == sum) & (index < size)
-    number = tl.sum(alone.to(tl.int32), 0)
-    if number > 0:
-        start = tl.atomic_add(number_ptr, number, sem="relaxed")
-        rank = tl.cumsum(alone.to(tl.int32), 0) - 1
-        tl.store(found_ptr + start + rank, index, mask=alone & (start + rank < most))
-        for other in tl.static_range(ROWS):
-            to = position + tl.load(shifts_ptr + other * blocks + block)
-            to -= tl.where(to >= columns, columns, 0)
-            tl.atomic_add(table_ptr + other * columns + to, -sum, mask=alone, sem="relaxed")
+    """Read the sums of a row to which one coordinate was added, mark these, and subtract them in all rows.
+
+    The number read in each turn is counted. After as many turns in vain as there are rows nothing is left to read.
+    """
+    recent = turn < ROWS
+    for back in tl.static_range(ROWS):
+        recent = recent | (tl.load(numbers_ptr + tl.maximum(turn - 1 - back, 0)) > 0)
+    if recent:
+        row = turn % ROWS
+        column = tl.program_id(0) * TILE + tl.arange(0, TILE)
+        inside = column < columns
+        sum = tl.load(table_ptr + row * columns + column, mask=inside, other=0)
+        at = tl.zeros([TILE], tl.int32)  # of the multiples not above the sum, the number
+        for step in tl.static_range(STEPS):
+            further = at + (1 << (STEPS - 1 - step))
+            there = further <= multiples
+            below = tl.load(multiples_ptr + further - 1, mask=there, other=0) <= sum
+            at = tl.where(there & below, further, at)
+        at = tl.maximum(at - 1, 0)
+        block = tl.load(owners_ptr + at)
+        position = column - tl.load(shifts_ptr + row * blocks + block)
+        position += tl.where(position < 0, columns, 0)
+        index = block.to(tl.int64) * columns + position
+        alone = inside & (tl.load(multiples_ptr + at) == sum) & (index < size)
+        number = tl.sum(alone.to(tl.int32), 0)
+        if number > 0:
+            tl.atomic_add(numbers_ptr + turn, number, sem="relaxed")
+            bit = (1 << (index & 31)).to(tl.int32)
+            tl.atomic_or(words_ptr + (index >> 5), bit, mask=alone, sem="relaxed")
+            _add_to_rows(table_ptr, shifts_ptr, block, position, -sum, alone, columns, blocks, ROWS)
 
 
 def sketch(table: Tensor, size: int, rows: int, hashing: Hashing, vector: Tensor, offset: int) -> None:
@@ -213,6 +237,17 @@ def heavy(table: Tensor, size: int, rows: int, hashing: Hashing, count: int) -> 
     return top_k(estimate(table, size, rows, hashing, None), count)
 
 
+def add_names(table: Tensor, indices: Tensor, shifts: np.ndarray[Any, Any], codes: np.ndarray[Any, Any]) -> Tensor:
+    """Do `hvd_compress.compressors.sketches.invertible.add_names`."""
+    (rows, blocks), count = shifts.shape, indices.shape[0]
+    columns = table.shape[0] // rows
+    given = _uploaded([shifts, codes], table.device)
+    launch(
+        _add_codes, (tiles(count, 1024),), table, *given, indices, count, columns, blocks, ROWS=rows, TILE=1024, warps=4
+    )
+    return table
+
+
 def recover(
     table: Tensor,
     size: int,
@@ -225,18 +260,26 @@ def recover(
     """Return what `InvertibleSketch.recover` reads, and how many sums are left; the host waits every few passes."""
     device, columns = table.device, table.shape[0] // rows
     left = table.clone()
-    found = torch.empty(2 * table.shape[0], dtype=torch.int64, device=device)
-    number = torch.zeros(1, dtype=torch.int32, device=device)
-    given = uploaded(shifts.astype(np.int32), device), uploaded(multiples, device), uploaded(owners, device)
-    before = 0
-    for begin in range(0, passes, PASSES_AT_ONCE):
-        for turn in range(begin * rows, min(passes, begin + PASSES_AT_ONCE) * rows):
+    room = tiles(size) * (TILE // 32)
+    zeros = torch.zeros(room + passes * rows, dtype=torch.int32, device=device)
+    words, numbers = zeros[:room], zeros[room:]
+    given = _uploaded([shifts, multiples, owners], device)
+    turn = 0
+    while turn < passes * rows:
+        until = min(passes, turn // rows + (MORE_PASSES if turn else FIRST_PASSES)) * rows
+        for number in range(turn, until):
             launch(
-                _peel, (tiles(columns, 1024),), left, turn % rows, *given, found, number, found.shape[0], size, columns,
+                _peel, (tiles(columns, 1024),), left, number, *given, words, numbers, size, columns,
                 shifts.shape[0] // rows, multiples.shape[0], STEPS=int(multiples.shape[0]).bit_length(), ROWS=rows,
                 TILE=1024, warps=4,
             )  # fmt: skip
-        if (now := int(number)) == before:
+        turn = until
+        if not any(numbers[turn - rows : turn].tolist()):
             break
-        before = now
-    return distinct(found[: min(before, found.shape[0])], size), int((left != 0).sum())
+    return indices_of(words, ends_of(counts_of(words))), int(left.count_nonzero())
+
+
+def _uploaded(arrays: list[np.ndarray[Any, Any]], device: torch.device) -> tuple[Tensor, ...]:
+    """Return arrays on a device as int32 of one axis each, sent in one piece."""
+    flat = [array.reshape(-1).astype(np.int32) for array in arrays]
+    return uploaded(np.concatenate(flat), device).split([array.size for array in flat])
