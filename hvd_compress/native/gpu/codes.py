@@ -324,7 +324,7 @@ def signs(vector: Tensor, lengths: Sequence[int], header: int) -> tuple[Tensor, 
     payload = torch.empty(header + packed_bytes(size, 1), dtype=torch.uint8, device=vector.device)
     sums = torch.empty(3, tiles(size) + groups.count, dtype=torch.float64, device=vector.device)
     tables = groups.starts, groups.of_tiles
-    launch(_signs, (tiles(size),), vector, size, *tables, payload[header:], sums, sums.shape[1], TILE=TILE)
+    launch(_signs, (tiles(size),), vector, size, *tables, payload[header:], sums, sums.shape[1], TILE=TILE, warps=16)
     return payload, joined_sides(sums, groups)
 
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvd_compress.native.gpu.launch import TILE, Division, division, launch, tiles
+from hvd_compress.native.gpu.launch import TILE, WARPS, Division, division, launch, tiles
 from hvd_compress.native.gpu.packing import places_of
 from hvd_compress.native.kernels import Groups
 
@@ -51,9 +51,9 @@ def _sides(x, inside):
 def store_sides(sums_ptr, parts, to, x, inside):
     """Store what is inside, of two axes, as part `to` of so many of a group: one number behind another's parts."""
     up, down, positive = _sides(x, inside)
-    tl.store(sums_ptr + to, tl.sum(tl.sum(up, 1), 0))
-    tl.store(sums_ptr + parts + to, tl.sum(tl.sum(down, 1), 0))
-    tl.store(sums_ptr + 2 * parts + to, tl.sum(tl.sum(positive, 1), 0).to(tl.float64))
+    tl.store(sums_ptr + to, tl.sum(up))
+    tl.store(sums_ptr + parts + to, tl.sum(down))
+    tl.store(sums_ptr + 2 * parts + to, tl.sum(positive).to(tl.float64))
 
 
 @triton.jit
@@ -112,9 +112,9 @@ def _tiles(
             store_sides(sums_ptr, parts, to, x, inside)
         else:
             own = tl.where(inside, x, 0.0)
-            tl.store(most_ptr + to, tl.max(tl.max(magnitude_bits(own), 1), 0))
+            tl.store(most_ptr + to, tl.max(magnitude_bits(own)))
             if MODE == "squares":
-                tl.store(sums_ptr + to, tl.sum(tl.sum(_squares(own), 1), 0))
+                tl.store(sums_ptr + to, tl.sum(_squares(own)))
 
 
 @triton.jit
@@ -159,7 +159,7 @@ def _reduced(vector: Tensor, groups: Groups, plus: Tensor | None, mode: str) -> 
             torch.empty(count * each, dtype=torch.float64, device=vector.device),
         )
 
-    given: dict[str, Any] = {"MODE": mode, "PLUS": plus is not None}
+    given: dict[str, Any] = {"MODE": mode, "PLUS": plus is not None, "warps": 16 if mode == "sides" else WARPS}
     added = vector if plus is None else plus
     size = vector.shape[0]
     if isinstance(groups, int) and groups <= SMALL:

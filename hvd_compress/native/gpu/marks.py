@@ -22,18 +22,23 @@ def places(start, TILE: tl.constexpr):
 
 
 @triton.jit
-def store_words(words_ptr, marks, TILE: tl.constexpr):
-    """Store the marks of this program's tile."""
-    word = tl.program_id(0) * (TILE // 32) + tl.arange(0, TILE // 32)
-    tl.store(words_ptr + word, tl.sum(marks.to(tl.int32) << tl.arange(0, 32)[None, :], 1))
+def words_of(marks):
+    """Return marks in rows of 32 as words."""
+    return tl.sum(marks.to(tl.int32) << tl.arange(0, 32)[None, :], 1)
+
+
+@triton.jit
+def words_at(start, TILE: tl.constexpr):
+    """Return the places of the words of a tile that begins at `start`."""
+    return start // 32 + tl.arange(0, TILE // 32)
 
 
 @triton.jit
 def store_marks(words_ptr, counts_ptr, marks, TILE: tl.constexpr):
     """Store the marks of this program's tile, and their number."""
-    marks = marks.to(tl.int32)
-    store_words(words_ptr, marks, TILE)
-    tl.store(counts_ptr + tl.program_id(0), tl.sum(tl.sum(marks, 1), 0))
+    words = words_of(marks)
+    tl.store(words_ptr + words_at(tl.program_id(0) * TILE, TILE), words)
+    tl.store(counts_ptr + tl.program_id(0), tl.sum(ones_of(words), 0))
 
 
 @triton.jit

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from hvd_compress.native.gpu.groups import magnitude_bits
 from hvd_compress.native.gpu.launch import TILE, Division, division, launch, persistent, signed, tiles
-from hvd_compress.native.gpu.marks import ends_of, indices_of, new_marks, ones_of, places, store_marks, store_words
+from hvd_compress.native.gpu.marks import (
+    ends_of,
+    indices_of,
+    new_marks,
+    ones_of,
+    places,
+    store_marks,
+    words_at,
+    words_of,
+)
 from hvd_compress.native.gpu.numbers import mix, uniform_at
 from hvd_compress.native.kernels import Words
 from hvd_compress.ops.torch import uploaded
@@ -131,6 +140,20 @@ def _bounds(rows_ptr, ordered_ptr, group):
 
 
 @triton.jit
+def _low_bits(number):
+    """Return words of which so many of the lowest bits are set, at least 0 and at most 32."""
+    number = tl.minimum(tl.maximum(number, 0), 32)
+    return ((tl.full([1], 1, tl.int64) << number.to(tl.int64)) - 1).to(tl.int32)
+
+
+@triton.jit
+def _inside(at, starts_ptr, group):
+    """Return the words at these places of which the bits of a group's elements are set."""
+    start, end = tl.load(starts_ptr + group), tl.load(starts_ptr + group + 1)
+    return _low_bits(end - at * 32) & ~_low_bits(start - at * 32)
+
+
+@triton.jit
 def _copy_near(
     x_ptr,
     size,
@@ -150,21 +173,27 @@ def _copy_near(
     for group in range(first, last + 1):
         any_room = tl.maximum(any_room, tl.load(rows_ptr + group * 5 + 4))
     if any_room > 0:
-        i = tile * TILE + tl.arange(0, TILE)
+        i = places(tile * TILE, TILE)
+        at = words_at(tile * TILE, TILE)
         magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
         for group in range(first, last + 1):
             room = tl.load(rows_ptr + group * 5 + 4)
             if room > 0:
                 low, high = _bounds(rows_ptr, ordered_ptr, group)
-                inside = (i >= tl.load(starts_ptr + group)) & (i < tl.load(starts_ptr + group + 1))
-                near = (inside & (magnitude >= low) & (magnitude <= high)).to(tl.int32)
-                number = tl.sum(near, 0)
-                above = tl.sum((inside & (magnitude > high)).to(tl.int32), 0)
+                inside = _inside(at, starts_ptr, group)
+                above = tl.sum(ones_of(words_of(magnitude > high) & inside), 0)
+                word = words_of((magnitude >= low) & (magnitude <= high)) & inside
+                ones = ones_of(word)
                 tl.atomic_add(counts_ptr + groups + group, above, sem="relaxed")
-                to = tl.atomic_add(counts_ptr + group, number, sem="relaxed") + tl.cumsum(near, 0) - near
+                to = tl.atomic_add(counts_ptr + group, tl.sum(ones, 0), sem="relaxed") + tl.cumsum(ones, 0) - ones
                 if low < high:  # else all are the same
-                    place = tl.load(rows_ptr + group * 5 + 3)
-                    tl.store(near_ptr + place + to, magnitude, mask=(near > 0) & (to < room))
+                    near = near_ptr + tl.load(rows_ptr + group * 5 + 3)
+                    for _ in range(tl.max(ones, 0)):
+                        there = (word != 0) & (to < room)
+                        x = tl.load(x_ptr + at * 32 + ones_of((word & -word) - 1), mask=there, other=0.0)
+                        tl.store(near + to, magnitude_bits(x), mask=there)
+                        word = word & (word - 1)
+                        to += 1
 
 
 NEIGHBOURS: tl.constexpr = tl.constexpr(0)
@@ -356,31 +385,19 @@ def _mark_top(
     if searched > 0:
         i = places(tile * TILE, TILE)
         magnitude = magnitude_bits(tl.load(x_ptr + i, mask=i < size, other=0.0))
-        most = magnitude * 0  # that is not above
-        least = magnitude * 0
+        at = words_at(tile * TILE, TILE)
+        above, equal = at * 0, at * 0
         for group in range(first, last + 1):
-            here = i >= tl.load(starts_ptr + group)
-            limit = tl.load(found_ptr + group * 2)
+            limit, inside = tl.load(found_ptr + group * 2), _inside(at, starts_ptr, group)
             exact = tl.load(rows_ptr + group * 5) > 0
             below = tl.where(limit > 0x7F800000, -1, limit - 1)  # nothing is below NaN
-            most = tl.where(here, tl.where(exact, limit, below), most)
-            least = tl.where(here, tl.where(exact, limit, -1), least)
-        above = (magnitude > most) & (i < size)
-        equal = (magnitude == least) & (i < size)
-        store_words(above_ptr, above, TILE)
-        store_words(equal_ptr, equal, TILE)
-        for group in range(first, last + 1):
-            inside = (i >= tl.load(starts_ptr + group)) & (i < tl.load(starts_ptr + group + 1))
-            to = counts_ptr + tile + group
-            tl.store(to, tl.sum(tl.sum((above & inside).to(tl.int32), 1), 0))
-            tl.store(to + parts, tl.sum(tl.sum((equal & inside).to(tl.int32), 1), 0))
-
-
-@triton.jit
-def _low_bits(number):
-    """Return words of which so many of the lowest bits are set, at least 0 and at most 32."""
-    number = tl.minimum(tl.maximum(number, 0), 32)
-    return ((tl.full([1], 1, tl.int64) << number.to(tl.int64)) - 1).to(tl.int32)
+            own_above = words_of(magnitude > tl.where(exact, limit, below)) & inside
+            own_equal = words_of(magnitude == tl.where(exact, limit, -1)) & inside
+            tl.store(counts_ptr + tile + group, tl.sum(ones_of(own_above), 0))
+            tl.store(counts_ptr + parts + tile + group, tl.sum(ones_of(own_equal), 0))
+            above, equal = above | own_above, equal | own_equal
+        tl.store(above_ptr + at, above)
+        tl.store(equal_ptr + at, equal)
 
 
 @triton.jit
@@ -410,9 +427,8 @@ def _write_top(
     tile = tl.program_id(0)
     at = tile * WORDS + tl.arange(0, WORDS)
     for group in range(tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile) + 1):
-        start, end = tl.load(starts_ptr + group), tl.load(starts_ptr + group + 1)
-        part, first = tile + group, start // (WORDS * 32) + group
-        inside = _low_bits(end - at * 32) & ~_low_bits(start - at * 32)
+        part, first = tile + group, tl.load(starts_ptr + group) // (WORDS * 32) + group
+        inside = _inside(at, starts_ptr, group)
         equal = tl.load(equal_ptr + at) & inside
         ones = ones_of(equal)
         wanted, before = tl.load(found_ptr + group * 2 + 1), _before(ends_ptr, parts + part, parts + first)
