@@ -29,9 +29,26 @@ def _reciprocal(scale, numerator):
 
 
 @triton.jit
-def _code(x, noise, up, numerator, offset, top, KIND: tl.constexpr):
+def _unit(up, numerator, KIND: tl.constexpr):
+    """Return what a coordinate is multiplied with for its code."""
+    unit = up
     if KIND == "levels":
-        units = x * _reciprocal(up, 65536.0 * numerator) + offset
+        unit = _reciprocal(up, 65536.0 * numerator)
+    elif KIND == "dynamic":
+        unit = _reciprocal(up, 1.0)
+    return unit
+
+
+@triton.jit
+def _step(up, numerator, KIND: tl.constexpr):
+    """Return what a code is multiplied with for its value."""
+    return tl.div_rn(up, numerator + up * 0.0) if KIND == "levels" else up
+
+
+@triton.jit
+def _code(x, noise, unit, offset, top, KIND: tl.constexpr):
+    if KIND == "levels":
+        units = x * unit + offset
         units = tl.where(units > 0.0, units, 0.0)  # NaN becomes the lowest level
         units = tl.where(units < top, units, top)
         code = (units.to(tl.int32) + noise) >> 16
@@ -42,7 +59,7 @@ def _code(x, noise, up, numerator, offset, top, KIND: tl.constexpr):
         exponent = tl.where(exponent < 254, exponent, 254)
         code = tl.where(magnitude >= 0x7F800000, 255, exponent) | (((bits >> 31) & 1) << 8)
     elif KIND == "dynamic":
-        relative = tl.abs(x) * _reciprocal(up, 1.0)
+        relative = tl.abs(x) * unit
         slope = relative * 0.0
         cells = relative * 0.0
         low: tl.constexpr = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -73,9 +90,9 @@ def _code(x, noise, up, numerator, offset, top, KIND: tl.constexpr):
 
 
 @triton.jit
-def _value(code, up, down, numerator, low, KIND: tl.constexpr):
+def _value(code, step, down, low, KIND: tl.constexpr):
     if KIND == "levels":
-        value = (code + low).to(tl.float32) * tl.div_rn(up, numerator + up * 0.0)
+        value = (code + low).to(tl.float32) * step
     elif KIND == "natural":
         value = (((code & 255) << 23) | ((code >> 8) << 31)).to(tl.float32, bitcast=True)
     elif KIND == "dynamic":
@@ -102,11 +119,11 @@ def _value(code, up, down, numerator, low, KIND: tl.constexpr):
         for decade in tl.static_range(7):
             at = (cell + shifts[decade]) * widths[decade]
             centre = tl.where(cell >= 1.0 * (1 << decade), at, centre)
-        value = tl.where(code >= 128, -centre, centre) * up
+        value = tl.where(code >= 128, -centre, centre) * step
     elif KIND == "bfloat":
         value = (code << 16).to(tl.float32, bitcast=True)
     else:
-        value = tl.where(code > 0, up, down)
+        value = tl.where(code > 0, step, down)
     return value
 
 
@@ -114,25 +131,49 @@ def _value(code, up, down, numerator, low, KIND: tl.constexpr):
 
 
 @triton.jit
-def _scales(scales_ptr, i, count, block, starts_ptr, tiles_ptr, EACH: tl.constexpr, LISTED: tl.constexpr):
-    """Return the two scales of each place: of blocks, or of the listed groups that the tile touches."""
-    up = i.to(tl.float32) * 0.0 + 1.0
-    down = -up
+def _scales(
+    scales_ptr,
+    i,
+    count,
+    block,
+    starts_ptr,
+    tiles_ptr,
+    numerator,
+    KIND: tl.constexpr,
+    EACH: tl.constexpr,
+    LISTED: tl.constexpr,
+    CODES: tl.constexpr,
+    VALUES: tl.constexpr,
+):
+    """Return for each place the unit of CODES, the step of VALUES, and the second scale.
+
+    They are those of blocks, or of the listed groups that the tile touches, of which each is divided once.
+    """
+    unit = i.to(tl.float32) * 0.0 + 1.0
+    step, down = unit, -unit
     if EACH > 0:
         if LISTED:
             tile = tl.program_id(0)
             for group in range(tl.load(tiles_ptr + tile), tl.load(tiles_ptr + tl.num_programs(0) + tile) + 1):
                 here = i >= tl.load(starts_ptr + group)
-                up = tl.where(here, tl.load(scales_ptr + group * EACH), up)
+                up = tl.load(scales_ptr + group * EACH)
+                if CODES:
+                    unit = tl.where(here, _unit(up, numerator, KIND), unit)
+                if VALUES:
+                    step = tl.where(here, _step(up, numerator, KIND), step)
                 if EACH == 2:
                     down = tl.where(here, tl.load(scales_ptr + group * EACH + 1), down)
         else:
             up = tl.load(scales_ptr + (i // block) * EACH, mask=i < count, other=1.0)
+            if CODES:
+                unit = _unit(up, numerator, KIND)
+            if VALUES:
+                step = _step(up, numerator, KIND)
             if EACH == 2:
                 down = tl.load(scales_ptr + (i // block) * EACH + 1, mask=i < count, other=1.0)
         if EACH == 1:
-            down = -up
-    return up, down
+            down = -step
+    return unit, step, down
 
 
 # --- whole vectors
@@ -171,19 +212,21 @@ def _quantize(
     if RESIDUAL:
         x += tl.load(residual_ptr + i, mask=i < count, other=0.0)
     if NORM == "given":
-        up, down = _scales(scales_ptr, i, count, block, starts_ptr, tiles_ptr, EACH, LISTED)
+        unit, step, down = _scales(
+            scales_ptr, i, count, block, starts_ptr, tiles_ptr, numerator, KIND, EACH, LISTED, True, REST
+        )
     else:  # the tile is a block
         if NORM == "max":
             up = tl.max(tl.max(magnitude_bits(x), 1), 0).to(tl.float32, bitcast=True)
         else:
             wide = x.to(tl.float64)
             up = tl.sqrt(tl.sum(tl.sum(wide * wide, 1), 0)).to(tl.float32)
-        down = -up
+        unit, step, down = _unit(up, numerator, KIND), _step(up, numerator, KIND), -up
         tl.store(scales_ptr + tl.program_id(0), up)
     noise = noise_at(i, first, second) if RANDOM else i * 0
-    code = tl.where(i < count, _code(x, noise, up, numerator, offset, top, KIND), 0)
+    code = tl.where(i < count, _code(x, noise, unit, offset, top, KIND), 0)
     if REST:
-        tl.store(x_ptr + i, x - _value(code, up, down, numerator, low, KIND), mask=i < count)
+        tl.store(x_ptr + i, x - _value(code, step, down, low, KIND), mask=i < count)
     store_packed(out_ptr, code, i, start, count, BITS, WIDE, TILE)
 
 
@@ -216,11 +259,12 @@ def _dequantize(
         total = tl.load(total_ptr + i, mask=i < count, other=0.0)
     for worker in range(0, workers):
         payload_ptr = payloads_ptr + worker * tl.cast(stride, tl.int64)
-        up, down = _scales(
-            payload_ptr.to(tl.pointer_type(tl.float32)), i, count, block, starts_ptr, tiles_ptr, EACH, LISTED
+        scales_ptr = payload_ptr.to(tl.pointer_type(tl.float32))
+        _, step, down = _scales(
+            scales_ptr, i, count, block, starts_ptr, tiles_ptr, numerator, KIND, EACH, LISTED, False, True
         )
         code = load_rows(payload_ptr + skip, start, i, count, BITS, TILE)
-        value = _value(code, up, down, numerator, low, KIND) * factor
+        value = _value(code, step, down, low, KIND) * factor
         total = tl.where((worker > 0) | ADD, total + value, value)  # of a first one a zero keeps its sign
     if VOTE:
         sign = (total > 0.0).to(tl.float32) - (total < 0.0).to(tl.float32)
@@ -232,17 +276,14 @@ class _Grouping:
     """How kernels find a coordinate's group: blocks of one size, or tables (see `Division`)."""
 
     def __init__(self, groups: Groups, vector: Tensor, each: int) -> None:
-        size = vector.shape[0]
         self.block, self.starts, self.tiles = 1, vector, vector
         self.listed = False
         self.count = 0
         if isinstance(groups, int):
-            self.block, self.count = groups, -(-size // groups)
+            self.block, self.count = groups, -(-vector.shape[0] // groups)
         else:
             self.count = len(groups)
-            if self.count == 1:
-                self.block = max(1, size)
-            elif each:
+            if each:
                 parts = division(groups, vector)
                 self.starts, self.tiles, self.listed = parts.starts, parts.of_tiles, True
 
