@@ -567,35 +567,47 @@ def _last_parts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return uploaded((ends - 1) // TILE + np.arange(len(lengths)), device)
 
 
-# --- Wangni's lambda
+# --- Wangni's lambda. The state of its search, float64: lambda, the number of those capped, whether it goes on, and the
+# number of coordinates that is aimed at.
 
 
 @triton.jit
-def _sum_below(x_ptr, size, bound_ptr, sums_ptr, TILE: tl.constexpr):
+def _sum_below(x_ptr, size, state_ptr, sums_ptr, FIRST: tl.constexpr, TILE: tl.constexpr):
+    """Sum up a tile's magnitudes below 1 / lambda, at FIRST all, and count the others."""
     i = tl.program_id(0) * TILE + tl.arange(0, TILE)
     magnitude = tl.abs(tl.load(x_ptr + i, mask=i < size, other=0.0))
-    below = magnitude < tl.load(bound_ptr)
-    tl.store(sums_ptr + tl.program_id(0) * 2, tl.sum(tl.where(below, magnitude, 0.0).to(tl.float64), 0))
-    others = ((below == 0) & (i < size)).to(tl.int32)
-    tl.store(sums_ptr + tl.program_id(0) * 2 + 1, tl.sum(others, 0).to(tl.float64))
+    below = magnitude < (float("inf") if FIRST else (1.0 / tl.load(state_ptr)).to(tl.float32))
+    tl.store(sums_ptr + tl.program_id(0), tl.sum(tl.where(below, magnitude, 0.0).to(tl.float64), 0))
+    others = tl.sum(((below == 0) & (i < size)).to(tl.int32), 0)
+    tl.store(sums_ptr + tl.num_programs(0) + tl.program_id(0), others.to(tl.float64))
 
 
-def _sum_abs_below(vector: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of the magnitudes below a bound, and the number of the others: float64 of no axes."""
-    sums = torch.empty(tiles(vector.shape[0]), 2, dtype=torch.float64, device=vector.device)
-    launch(_sum_below, (sums.shape[0],), vector, vector.shape[0], bound.float(), sums, TILE=TILE)
-    below, others = sums.sum(0)
-    return below, others
+@triton.jit
+def _next_scale(sums_ptr, parts, state_ptr, FIRST: tl.constexpr, PARTS: tl.constexpr):
+    """Find lambda anew, if it goes on."""
+    going, before, target = tl.load(state_ptr + 2) > 0, tl.load(state_ptr + 1), tl.load(state_ptr + 3)
+    sums = tl.zeros([PARTS], tl.float64)
+    others = tl.zeros([PARTS], tl.float64)
+    for part in range(0, parts, PARTS):
+        i = part + tl.arange(0, PARTS)
+        sums += tl.load(sums_ptr + i, mask=i < parts, other=0.0)
+        others += tl.load(sums_ptr + parts + i, mask=i < parts, other=0.0)
+    below, capped = tl.sum(sums, 0), tl.sum(others, 0)
+    going = (below > 0) & (FIRST | (going & (capped != before) & (capped < target)))
+    if going:
+        tl.store(state_ptr, (target - capped if not FIRST else target) / below)
+    elif FIRST:
+        tl.store(state_ptr, below * 0.0)
+    tl.store(state_ptr + 1, capped)
+    tl.store(state_ptr + 2, going.to(tl.float64))
 
 
 def inclusion_scale(vector: Tensor, target: float, rounds: int) -> Tensor:
     """Return the number of `hvd_compress.compressors.sparsify.inclusion_scale`, float64 of no axes on the device."""
-    below, capped = _sum_abs_below(vector, torch.full((), math.inf, device=vector.device))
-    scale = torch.where(below > 0, target / below, 0.0)
-    going = scale > 0
-    for _ in range(rounds):
-        before = capped
-        below, capped = _sum_abs_below(vector, 1 / scale)
-        going = going & (capped != before) & (capped < target) & (below > 0)
-        scale = torch.where(going, (target - capped) / below, scale)
-    return scale
+    size, parts = vector.shape[0], tiles(vector.shape[0])
+    state = torch.full((4,), target, dtype=torch.float64, device=vector.device)
+    sums = torch.empty(2 * parts, dtype=torch.float64, device=vector.device)
+    for number in range(rounds + 1):
+        launch(_sum_below, (parts,), vector, size, state, sums, FIRST=number == 0, TILE=TILE)
+        launch(_next_scale, (1,), sums, parts, state, FIRST=number == 0, PARTS=4096)
+    return state[0]
