@@ -305,7 +305,7 @@ FOR_EACH_TENSOR = ("powersgd",)  # starts kernels for each matrix
 def test_kernels_are_started_for_all_tensors_at_once(text, small_samples):
     """Else the host needs longer to start them than the GPU to run them."""
     found = []
-    for sizes in ((15_000, 3000), (15_000, *[100] * 30)):
+    for sizes in ((9000, 600), (9000, *[20] * 30)):
         compressor, layout = parse(text), Layout.of([(str(i), (size,)) for i, size in enumerate(sizes)])
         vector = GPU.from_numpy(vectors(layout))
         with counted() as work:
