@@ -33,7 +33,7 @@ WARM_UP = 5  # steps: buckets are rebuilt, and PyTorch's PowerSGD begins after t
 LEAST, MOST, SECONDS = 8, 60, 3.0  # timed steps, and how long they take together
 ONE_BUCKET = 1 << 20  # MB: over gloo PyTorch's PowerSGD mixes up the rounds of several
 
-Sent = Callable[[], float]  # tells the bytes that were sent so far, as far as the scheme tells
+Stats = Callable[[], dict[str, Any] | None]  # what the scheme tells of all steps so far
 Optimizer = torch.optim.Optimizer
 
 
@@ -49,7 +49,7 @@ class Stack(Protocol):
 
     def wrapped(
         self, scheme: str, spec: str | None, model: nn.Module, optimizer: Optimizer
-    ) -> tuple[nn.Module, Optimizer, Sent]:
+    ) -> tuple[nn.Module, Optimizer, Stats]:
         """Return a model and an optimizer that train together with the other workers'.
 
         Args:
@@ -69,9 +69,8 @@ class Stack(Protocol):
         """End the process, or see to it that it can end."""
 
 
-def unknown() -> float:
-    """Return that it is not known how many bytes were sent."""
-    return float("nan")
+def unknown() -> None:
+    """Tell nothing: neither Horovod nor DDP does."""
 
 
 class Horovod:
@@ -85,14 +84,14 @@ class Horovod:
 
     def wrapped(
         self, scheme: str, spec: str | None, model: nn.Module, optimizer: Optimizer
-    ) -> tuple[nn.Module, Optimizer, Sent]:
+    ) -> tuple[nn.Module, Optimizer, Stats]:
         """See `Stack`."""
         from hvd_compress.torch import DistributedOptimizer
 
         named = list(model.named_parameters())
         if spec is not None:
             ours = DistributedOptimizer(optimizer, named, compression=spec)
-            return model, ours, lambda: float(ours.compression_stats()["bytes_sent"])
+            return model, ours, lambda: ours.compression_stats(phases=True)
         compression = self.hvd.Compression.fp16 if "fp16" in scheme else self.hvd.Compression.none
         return model, self.hvd.DistributedOptimizer(optimizer, named, compression=compression), unknown
 
@@ -128,7 +127,7 @@ class DDP:
 
     def wrapped(
         self, scheme: str, spec: str | None, model: nn.Module, optimizer: Optimizer
-    ) -> tuple[nn.Module, Optimizer, Sent]:
+    ) -> tuple[nn.Module, Optimizer, Stats]:
         """See `Stack`."""
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
@@ -142,7 +141,7 @@ class DDP:
         parallel = DistributedDataParallel(model)
         if spec is not None:
             compression = ddp.register(parallel, spec)
-            return parallel, optimizer, lambda: float(compression.compression_stats()["bytes_sent"])
+            return parallel, optimizer, lambda: compression.compression_stats(phases=True)
         if scheme == "DDP, fp16 hook":
             parallel.register_comm_hook(None, default_hooks.fp16_compress_hook)
         return parallel, optimizer, unknown
@@ -173,16 +172,16 @@ def loaded(name: str, data: str) -> tuple[Task, nn.Module, Tensor]:
 
 
 def measure(stack: Stack, cell: Cell, data: str) -> dict[str, Any]:
-    """Return the median seconds of a step, with their quartiles, and the bytes that a step sends, if known."""
+    """Return the median seconds of a step, with their quartiles, and what the scheme tells of a step."""
     task, network, order = loaded(cell.model, data)
     recipe, scheme = TIMED[cell.model], cell.scheme
     model = copy.deepcopy(network)
     parameters = sum(p.numel() for p in model.parameters())
     method = METHODS.get(scheme)
-    optimizer, sent = optimizer_of(recipe, method or METHODS["none"], list(model.parameters())), unknown
+    optimizer, stats = optimizer_of(recipe, method or METHODS["none"], list(model.parameters())), unknown
     if scheme != ALONE:
         spec = method and method.spec(recipe.optimizer)
-        model, optimizer, sent = stack.wrapped(scheme, spec, model, optimizer)
+        model, optimizer, stats = stack.wrapped(scheme, spec, model, optimizer)
     task.model = model
     share, random = recipe.batch // stack.size, torch.Generator().manual_seed(stack.rank)
     batches = len(order) // recipe.batch
@@ -199,22 +198,36 @@ def measure(stack: Stack, cell: Cell, data: str) -> dict[str, Any]:
         step(number)
     slowest = time.perf_counter() - marks[-1]
     steps = stack.agree(max(LEAST, min(MOST, round(SECONDS / slowest))))
-    before, marks = sent(), [time.perf_counter()]
+    before, worked, marks = stats(), time.process_time(), [time.perf_counter()]
     for number in range(steps):
         step(WARM_UP + number)
         marks.append(time.perf_counter())
     low, middle, high = statistics.quantiles((b - a for a, b in itertools.pairwise(marks)), n=4)
-    told = sent() - before
+    after, worked = stats(), time.process_time() - worked
     stack.agree(0)
+    all_done = (time.perf_counter() - marks[0]) / steps
+    told = {} if before is None or after is None else each_step(before, after, steps)
     return {
-        "seconds": round(middle, 5),
+        "seconds": round(all_done if scheme == ALONE else middle, 5),  # alone, ranks do not wait for each other
         "low": round(low, 5),
         "high": round(high, 5),
         "mean": round((marks[-1] - marks[0]) / steps, 5),
+        "cpu": round(worked / steps, 5),
         "steps": steps,
-        "bytes": None if told != told else round(told / steps),
         "parameters": parameters,
+        **told,
     }
+
+
+def each_step(before: dict[str, Any], after: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return the bytes that a step sends, and where its milliseconds go."""
+    phases = {}
+    for name, seconds in after["phases"].items():
+        parts = {"": (before["phases"][name], seconds)}
+        if isinstance(seconds, dict):
+            parts = {f" {part}": (before["phases"][name][part], value) for part, value in seconds.items()}
+        phases |= {name + part: round(1000 * (b - a) / steps, 2) for part, (a, b) in parts.items() if b is not None}
+    return {"bytes": round((after["bytes_sent"] - before["bytes_sent"]) / steps), "phases": phases}
 
 
 def measure_network(stack: Stack) -> dict[str, Any]:

@@ -31,18 +31,25 @@ uint32_t scramble(uint32_t x) {
     return x ^ x >> 16;
 }
 
+// How many elements are looked at first: a short vector's sample would cost more than what a narrow interval saves.
+int64_t sample_size(int64_t n) {
+    return std::min(n, std::clamp<int64_t>(std::max(n / 256, std::min(n / 64, SAMPLE / 8)), SAMPLE / 64, SAMPLE));
+}
+
 // An interval that almost surely holds the `count`-th largest magnitude: four standard deviations around its rank in a
-// sample. A short vector is its own sample, which gives the number itself.
+// sample, of one element in each of as many stretches. A vector that is its own sample gives the number itself.
 Interval estimate(const Source& x, int64_t count) {
-    const int64_t n = x.size();
-    const int64_t size = std::min(n, std::clamp<int64_t>(n / 256, SAMPLE / 8, SAMPLE));
+    const int64_t n = x.size(), size = sample_size(n);
     Scratch<uint32_t> sample(size);
     for_ranges(size, 16, [&](int64_t begin, int64_t end) {
+        const double stretch = static_cast<double>(n) / static_cast<double>(size);
+        auto from = static_cast<int64_t>(stretch * static_cast<double>(begin));
         for (int64_t i = begin; i < end; ++i) {
-            const int64_t from = n / size * i + n % size * i / size,
-                          to = n / size * (i + 1) + n % size * (i + 1) / size;
+            const int64_t to = std::min(n, static_cast<int64_t>(stretch * static_cast<double>(i + 1)));
+            const auto random = static_cast<int64_t>(scramble(static_cast<uint32_t>(i)));
             float buffer;
-            sample[i] = magnitude_of(*x.at(from + scramble(static_cast<uint32_t>(i)) % (to - from), 1, &buffer));
+            sample[i] = magnitude_of(*x.at(from + (random * (to - from) >> 32), 1, &buffer));
+            from = to;
         }
     });
     const double rank = static_cast<double>(count) * static_cast<double>(size) / static_cast<double>(n);
