@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 Array = Any
@@ -152,6 +153,9 @@ class Kernels(Protocol):
 
     def top_k(self, vector: Floats, count: int, /) -> Indices:
         """Return the indices of the `count` largest magnitudes, ascending; of equal ones the first, NaN above all."""
+
+    def top_k_each(self, vector: Floats, places: Sequence[slice], counts: Sequence[int], /) -> Indices:
+        """Return `top_k` of each place, a slice of step 1, behind each other, as indices in the vector."""
 
     def above(self, vector: Floats, threshold: float, /) -> Indices:
         """Return the indices of the magnitudes that are not below `threshold`, ascending; NaN never is."""

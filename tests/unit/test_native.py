@@ -230,12 +230,23 @@ def test_top_k_and_above(kernels, size):
     assert kernels.top_k(np.zeros(size, np.float32), 0).shape == (0,)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_top_k_of_each_place(kernels, size):
+    """Places may leave gaps, be empty, and come in any order; more than there are is all."""
+    places = [slice(size // 2, size), slice(0, size // 3), slice(7, 7), slice(size // 3, size // 2), slice(0, size)]
+    counts = [max(1, size // 50), 1, 3, size, 0]
+    for vector in vectors(size):
+        found = [kernels.top_k(vector[place], count) + place.start for place, count in zip(places, counts, strict=True)]
+        same(kernels.top_k_each(vector, places, counts), np.concatenate(found))
+    assert kernels.top_k_each(np.zeros(size, np.float32), [], []).shape == (0,)
+
+
 @pytest.mark.parametrize("shown", [0.0, 1.5, 9.0])
 @pytest.mark.parametrize("values", [2, 1 << 24])
 def test_top_k_where_the_sample_misleads(kernels, shown, values):
     size, step = 1 << 18, 64  # 4096 elements are sampled, one of each 64
     vector = np.random.default_rng(0).integers(1, values + 1, size).astype(np.float32) / np.float32(values) * 3
-    vector[[step * i + random.mix(i) % step for i in range(size // step)]] = shown
+    vector[[step * i + (random.mix(i) * step >> 32) for i in range(size // step)]] = shown
     for count in (3, 2600, 100_000):
         same(kernels.top_k(vector, count), REFERENCE.top_k(vector, count))
 
@@ -595,11 +606,14 @@ def test_wrong_arguments_are_refused():
             lambda: module.zeros(-1),
             lambda: module.uniform(2**41, words),
             lambda: module.top_k(x, -1),
+            lambda: module.top_k_each(x, [slice(0, 1)], [-1]),
             lambda: module.unpack(b, 3, -8),
             lambda: module.unpack(b, 0, 2**62),
             lambda: module.set_bits(b, -1),
             lambda: module.decode_indices(b, 2**62, 1),
         ],
+        "as many": [lambda: module.top_k_each(x, [slice(0, 1)], [])],
+        "step 1": [lambda: module.top_k_each(x, [slice(0, 2, 2)], [1])],
         "bits must": [lambda: module.pack(i, 31), lambda: module.unpack(b, -1, 3)],
         "wrong length": [
             lambda: module.unpack(b, 8, 8),
