@@ -100,8 +100,7 @@ class BucketReducer(GradientReducer):
         exchange = self._exchange_of.get(parameters[0])
         if exchange is not None and exchange.compressor.any_bucket and self._fits(exchange):
             exchange.vector = bucket.buffer()
-        for parameter in parameters:
-            self._gradient_ready(parameter)
+        self._gradients_ready(parameters)
         if bucket.is_last():
             self._end_pass()
         return promise
@@ -135,6 +134,10 @@ class BucketReducer(GradientReducer):
             self._promised[exchange.layout] = self._promised[exchange.layout][0], mean
         else:
             super()._give_bucket(exchange, mean, nobodys)
+
+    def _put_all(self, parameters: Sequence[Tensor], means: Sequence[Tensor]) -> None:
+        if parameters:
+            torch._foreach_copy_([self._handed[parameter] for parameter in parameters], list(means))
 
     def _put(self, parameter: Tensor, mean: Tensor) -> None:
         self._handed[parameter].copy_(mean)

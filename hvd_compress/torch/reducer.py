@@ -287,11 +287,16 @@ class GradientReducer(TensorReducer):
         return True
 
     def _gradient_ready(self, parameter: Tensor) -> None:
+        self._gradients_ready([parameter])
+
+    def _gradients_ready(self, parameters: Sequence[Tensor]) -> None:
+        """Take gradients that have just been computed, and launch the buckets that are complete with them."""
         if self.ignoring or self._retired:
             return
         with self.phases.of(COPY):
-            self.phases.due = 1
-            self._take_gradient(parameter)
+            for parameter in parameters:
+                self.phases.due = 1
+                self._take_gradient(parameter)
 
     def _take_gradient(self, parameter: Tensor) -> None:
         try:
@@ -509,13 +514,20 @@ class GradientReducer(TensorReducer):
             self._put(parameter, as_tensor(rows.indices, values, parameter.shape, self.sparse_dims[name]))
 
     def _give_bucket(self, exchange: TensorExchange, mean: Tensor, nobodys: Sequence[str]) -> None:
-        for place in exchange.layout.parameters:
-            if place.name not in nobodys:
-                self._give_one(self.parameters[place.name], place.name, mean[place.slice].view(place.shape))
+        places = [place for place in exchange.layout.parameters if place.name not in nobodys]
+        for place in places:
+            if place.name in self.sparse_dims:
+                sparse = mean[place.slice].view(place.shape).to_sparse(self.sparse_dims[place.name])
+                self._put(self.parameters[place.name], sparse.to(self.parameters[place.name].dtype))
+        dense = [place for place in places if place.name not in self.sparse_dims]
+        self._put_all(
+            [self.parameters[place.name] for place in dense], [mean[place.slice].view(place.shape) for place in dense]
+        )
 
-    def _give_one(self, parameter: Tensor, name: str, mean: Tensor) -> None:
-        mean = mean.to(parameter.dtype)
-        self._put(parameter, mean.to_sparse(self.sparse_dims[name]) if name in self.sparse_dims else mean)
+    def _put_all(self, parameters: Sequence[Tensor], means: Sequence[Tensor]) -> None:
+        """Put dense means where the user, and the optimizer, look for them."""
+        for parameter, mean in zip(parameters, means, strict=True):
+            self._put(parameter, mean.to(parameter.dtype))
 
     def _put(self, parameter: Tensor, mean: Tensor) -> None:
         """Put a mean where the user, and the optimizer, look for it."""
