@@ -49,7 +49,7 @@ def test_the_phases_add_up_and_something_is_hidden(spec, graph):
         step(*map(tf.constant, batch(number)))
     wall, stats = time.perf_counter() - began, hvdc.compression_stats(variables, phases=True)
     phases = since(stats["phases"], earlier)
-    assert total(phases) == pytest.approx(wall, rel=0.1)  # both end with the exchange of a step
+    assert total(phases) == pytest.approx(wall, rel=0.1, abs=0.05)  # both end with the exchange of a step
     assert phases["computing"] >= NAP * STEPS
     assert phases["optimizer"] is None
     assert phases["wire"]["hidden"] > 0

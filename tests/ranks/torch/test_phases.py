@@ -30,7 +30,7 @@ def test_the_phases_add_up_and_what_overlaps_is_hidden(spec):
         step(model, optimizer, number)
     wall, stats = time.perf_counter() - began, optimizer.compression_stats(phases=True)
     phases = since(stats["phases"], earlier["phases"])
-    assert total(phases) == pytest.approx(wall, rel=0.1)
+    assert total(phases) == pytest.approx(wall, rel=0.1, abs=0.05)
     assert phases["seconds"] == pytest.approx(total(phases))
     assert phases["computing"] >= 2 * NAP * STEPS
     assert phases["optimizer"] >= NAP * STEPS
@@ -139,7 +139,7 @@ def test_horovod_s_own_optimizer_has_phases_as_well(tmp_path, monkeypatch):
     train(model, optimizer, 3)
     wall, report = time.perf_counter() - began, bound.compression_stats(phases=True)["phases"]
     phases = since(report, earlier)
-    assert total(phases) == pytest.approx(wall, rel=0.1)
+    assert total(phases) == pytest.approx(wall, rel=0.1, abs=0.05)
     assert phases["optimizer"] > 0
     trace_of(hvd.rank()).write()
     lines = read(tmp_path / f"{hvd.rank()}.json")

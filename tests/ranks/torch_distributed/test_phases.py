@@ -29,7 +29,7 @@ def test_the_phases_add_up_and_what_overlaps_is_hidden(spec):
         step(model, optimizer, number)
     wall = time.perf_counter() - began
     phases = since(compression.compression_stats(phases=True)["phases"], earlier)
-    assert total(phases) == pytest.approx(wall, rel=0.1)
+    assert total(phases) == pytest.approx(wall, rel=0.1, abs=0.05)
     assert phases["computing"] >= 2 * NAP * STEPS
     assert phases["optimizer"] >= NAP * STEPS
     assert phases["wire"]["hidden"] >= NAP * STEPS  # the last layers' buckets are under way during the backward pass
