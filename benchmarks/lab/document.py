@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -22,6 +23,7 @@ from benchmarks.lab.virtual import MANY_HOSTS, VIRTUAL_LINKS, Cost, many_hosts, 
 from benchmarks.lab.whole import Whole
 
 PLAIN_SCHEMES = [scheme for stack in STACKS for scheme in BASELINES[stack]]
+PHASES_OF = ("large-mlp", "computing", "gpt")  # the models whose phases are shown
 SCHEMES = [*PLAIN_SCHEMES, *COMPARED]
 
 
@@ -38,6 +40,7 @@ def write(
         lambda: show_time_to_accuracy(times, output.parent),
         lambda: show_winners(times),
         lambda: show_steps(times),
+        lambda: show_phases(cells),
         lambda: show_accuracy(times),
         lambda: show_workers(times),
         lambda: show_momentum(times),
@@ -173,6 +176,48 @@ def show_steps(times: Times) -> str:
                 head = " | ".join(["over", "scheme", *(TIMED[model].title for model in TIMED)])
                 parts += [f"### A step, {hosts} hosts, {link(mbits)}, ms", table(head, rows)]
     return section("Milliseconds a step", paragraph(text.STEPS), *parts) if parts else ""
+
+
+PHASES = (
+    "computing",
+    "copy exposed",
+    "encode exposed",
+    "start exposed",
+    "wire exposed",
+    "decode exposed",
+    "other exposed",
+    "optimizer",
+)
+
+
+def show_phases(cells: Results[Cell]) -> str:
+    """Return the section on where a step's time goes, and what it takes of the processor."""
+    parts = []
+    for stack in STACKS:
+        rows = []
+        for model in PHASES_OF:
+            for scheme in (ALONE, *BASELINES[stack], *COMPARED):
+                found = [
+                    result
+                    for cell, result in cells.items()
+                    if (cell.hosts, cell.mbits) == (WORKERS, 1000)
+                    and (cell.stack, cell.model, cell.scheme) == (stack, model, scheme)
+                ]
+                if found:
+                    rows.append([TIMED[model].title, _name(scheme), *_phases(found)])
+        if rows:
+            titles = [*(name.removesuffix(" exposed") for name in PHASES), "wire, hidden"]
+            head = " | ".join(["model", "scheme", "step", "processor", *titles])
+            parts += [f"### Over {'DDP' if stack == 'ddp' else 'Horovod'}, ms", table(head, rows)]
+    return section("Where a step's time goes", paragraph(text.PHASES), *parts) if parts else ""
+
+
+def _phases(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a scheme's milliseconds a step, medians over the rounds."""
+    told = [result["phases"] for result in found if "phases" in result]
+    numbers = [[1000 * result[name] for result in found] for name in ("seconds", "cpu")]
+    numbers += [[phases[name] for phases in told] for name in (*PHASES, "wire hidden")]
+    return [f"{statistics.median(each):.1f}" if each else "" for each in numbers]
 
 
 def show_accuracy(times: Times) -> str:

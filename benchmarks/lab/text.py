@@ -44,3 +44,7 @@ alone, and of encoding and decoding, the latter in one process, multiplied by th
 
 RECOMMENDED = """The scheme that is predicted to be the fastest is within 10 % of the one that was measured as the
 fastest in {good} of {groups} groups of cells of a model, link and stack ({share})."""
+
+PHASES = """Where the milliseconds of a step go on rank 0, by `compression_stats(phases=True)`, on four hosts with links
+of 1,000 Mbit/s; "processor" is what the rank's process, with all its threads, takes of a core in a step. All but "wire,
+hidden" add up to the step. Four ranks share two cores, so that the wire's time is mostly waiting for other ranks."""
