@@ -54,6 +54,11 @@ class Computing:
     backward: float
     optimizer: float
 
+    @classmethod
+    def of(cls, seconds: float, optimizer: float = 0.0) -> Computing:
+        """Return a step of which only the forward and backward pass together are known: in most models 1 to 2."""
+        return cls(seconds / 3, 2 * seconds / 3, optimizer)
+
     @property
     def seconds(self) -> float:
         """All of it."""

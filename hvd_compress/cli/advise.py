@@ -31,6 +31,9 @@ def register(commands: Any) -> None:
     model.add_argument(
         "--parameters", type=int, metavar="D", help="instead: coordinates of the gradient; see --compute"
     )
+    model.add_argument(
+        "--trace", type=Path, metavar="FILE", help="instead: the trace of a run of this package (HVD_COMPRESS_TIMELINE)"
+    )
     parser.add_argument("--compute", type=float, metavar="MS", help="milliseconds of a step without communication")
     parser.add_argument("--hosts", type=int, required=True, metavar="N", help="hosts, one worker on each")
     parser.add_argument("--mbits", type=float, default=1000.0, metavar="R", help="rate of a host's link in Mbit/s")
@@ -52,18 +55,20 @@ def run(args: argparse.Namespace) -> None:
     from hvd_compress.advice import computing as measured
     from hvd_compress.advice.advise import CANDIDATES, advise
     from hvd_compress.advice.model import Computing, Ring
+    from hvd_compress.advice.traced import traced
     from hvd_compress.ops.torch import TorchOps
     from hvd_compress.reduction.buckets import Gradient
 
     if args.model is not None:
         model, loss = measured.loaded(args.model)
         gradients, computing = measured.gradients_of(model), measured.computing_of(model, loss)
+    elif args.trace is not None:
+        gradients, computing = traced(args.trace)
     else:
         side = math.isqrt(args.parameters)
         gradients = [Gradient("matrix", (side, side), "float32")]
         gradients += [Gradient("rest", (1, rest), "float32")] if (rest := args.parameters - side * side) else []
-        third = args.compute / 3000  # the backward pass takes about twice as long as the forward pass
-        computing = Computing(third, 2 * third, 0.0)
+        computing = Computing.of(args.compute / 1000)
     ring = Ring(args.hosts, args.mbits * 1e6 / 8, args.latency / 1e6)
     ops = TorchOps(gradients[0].device)
     found = advise(gradients, computing, ring, ring, ops, workers=args.hosts, specs=args.only or CANDIDATES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -155,6 +156,12 @@ class Phases:
             ours[WIRE]["hidden"] = self._hidden
             total, computing = sum(self._exposed.values()), self._exposed[COMPUTING]
             return {"seconds": total, COMPUTING: computing, **ours, OPTIMIZER: self._exposed.get(OPTIMIZER)}
+
+    def describe(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Tell the shapes of the gradients in the trace, if there is one."""
+        if self._trace is not None:
+            with self._lock:
+                self._trace.describe(self.line, shapes)
 
     def open_trace(self, rank: int) -> OSError | None:
         """Write a trace from now on if the environment asks for one; return the error if it cannot be written.

@@ -222,6 +222,7 @@ class Reducer(Generic[E]):
         }
         answers = agree(self.peers, description, f"{self.channel}.agreement", own, error, self.progress.check)
         self._take_number(answers)
+        self.phases.describe({gradient.name: gradient.shape for gradient in gradients})
         addresses = [answer["address"] for answer in answers]
         known = {tuple(address) for address in self.progress.addresses}
         self.workers_lost += len(known - {tuple(address) for address in addresses})

@@ -11,11 +11,13 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 logger = logging.getLogger("hvd_compress")
 
 VARIABLE = "HVD_COMPRESS_TIMELINE"
+SHAPES = "hvd_compress_gradients"  # the name of an entry with the gradients' shapes
 WRITE_EVERY = 1.0  # seconds between two writes
 MOST_EVENTS = 50_000  # that are kept in memory
 
@@ -63,6 +65,11 @@ class Trace:
         self._append("[\n" + self._named("process_name", 0, f"rank {rank}"))
         atexit.register(self._end)
 
+    def describe(self, line: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Tell the shapes of the gradients whose steps a line shows, for those who read the file."""
+        told = {"name": SHAPES, "ph": "M", "pid": self._rank, "tid": 0, "args": {"line": line, "shapes": shapes}}
+        self._go_on(f",\n{json.dumps(told)}")
+
     def add(self, event: Event) -> None:
         """Add an event."""
         self._events.append(event)
@@ -89,8 +96,11 @@ class Trace:
                 f'"args": {{"step": {event.step + 1}{collective}}}}}'
             )
         self._written = time.perf_counter()
+        self._go_on("".join(f",\n{line}" for line in text) + closing)
+
+    def _go_on(self, text: str) -> None:
         try:
-            self._append("".join(f",\n{line}" for line in text) + closing)
+            self._append(text)
         except OSError as error:
             logger.warning("%s: %s is written no further: %s", VARIABLE, self._path, error.strerror)
             os.close(self._file)

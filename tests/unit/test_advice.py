@@ -13,8 +13,10 @@ from hvd_compress.advice.advise import Advice, advise, pays_below
 from hvd_compress.advice.costs import bucket_costs
 from hvd_compress.advice.model import BucketCosts, Computing, Ring, Round, predict
 from hvd_compress.advice.network import Measured
+from hvd_compress.advice.traced import traced
 from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.reduction.buckets import Bucket, Gradient
+from hvd_compress.reduction.trace import SHAPES
 
 COMPUTING = Computing(0.010, 0.020, 0.005)
 times = st.floats(0.0, 10.0)
@@ -170,6 +172,48 @@ def test_the_command_times_a_model_and_names_the_shortest_step(tmp_path):
     assert "Compression does not pay here" in fast.stdout
 
 
+def written_trace(path, steps, closing=""):
+    """A trace of steps that compute for 6 ms, with 1 ms of the optimizer, beside those of another reducer."""
+    events = [
+        {"name": "process_name", "ph": "M", "pid": 0, "tid": 0, "args": {"name": "rank 0"}},
+        {"name": SHAPES, "ph": "M", "pid": 0, "tid": 0, "args": {"line": "a: step", "shapes": {"w": [300, 200]}}},
+        {"name": "thread_name", "ph": "M", "pid": 0, "tid": 1, "args": {"name": "a: step"}},
+        {"name": "thread_name", "ph": "M", "pid": 0, "tid": 2, "args": {"name": "a.0: none of w"}},
+    ]
+    for step in range(1, steps + 1):
+        slow = 100 if step <= 2 else 1
+        parts = [("computing", 1, 2000), ("wire", 1, 500), ("computing", 1, 4000), ("optimizer", 1, 1000)]
+        for name, line, microseconds in [*parts, ("wire", 2, 9000)]:
+            args = {"pid": 0, "tid": line, "ts": 0.0, "dur": slow * microseconds, "args": {"step": step}}
+            events.append({"name": name, "ph": "X", **args})
+    path.write_text("[\n" + ",\n".join(map(json.dumps, events)) + closing)
+
+
+@pytest.mark.parametrize("closing", ["", "\n]\n", ",\n"])
+def test_a_trace_tells_shapes_and_computing(tmp_path, closing):
+    written_trace(tmp_path / "trace.json", 5, closing)
+    gradients, computing = traced(tmp_path / "trace.json")
+    assert gradients == [Gradient("w", (300, 200), "float32")]
+    assert (computing.forward, computing.backward, computing.optimizer) == pytest.approx((0.002, 0.004, 0.001))
+    done = command(tmp_path, "--trace", "trace.json", "--hosts", "2", "--only", "topk")
+    assert "a step computes for 7.0 ms" in done.stdout
+
+
+def test_what_is_no_trace_is_refused(tmp_path):
+    written_trace(tmp_path / "short.json", 2)
+    (tmp_path / "other.json").write_text("[{}]")
+    (tmp_path / "text.json").write_text("Hello")
+    for name, message in (
+        ("short", "has 2 steps; more than 2 are needed"),
+        ("other", "is no trace of this package"),
+        ("text", "is no trace"),
+        ("absent", "No such file"),
+    ):
+        done = command(tmp_path, "--trace", f"{name}.json", "--hosts", "2")
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -184,7 +228,7 @@ def test_the_command_times_a_model_and_names_the_shortest_step(tmp_path):
             "--mbits must be at least 0.001 and finite; got 0.0",
         ),
         (["--parameters", "10", "--compute", "1", "--only", "best"], "best"),
-        ([], "one of the arguments --model --parameters is required"),
+        ([], "one of the arguments --model --parameters --trace is required"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, args, message):

@@ -11,6 +11,7 @@ from torch import nn
 from torch_ranks import same_on_all_ranks, sgd, small_cnn, train
 
 import hvd_compress.torch as hvdc
+from hvd_compress.advice.traced import traced
 from hvd_compress.reduction.trace import trace_of
 
 STEPS = 5
@@ -93,6 +94,9 @@ def test_each_rank_s_trace_has_all_buckets_and_rounds(spec, tmp_path, monkeypatc
             assert names[:2] == ["encode", "start"]
             assert names[-1] == "decode"
     assert len(optimizer._reducer.exchanges) > 3
+    gradients, computing = traced(tmp_path / f"{hvd.rank()}.json")
+    assert {g.name: g.shape for g in gradients} == {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert min(computing.forward, computing.backward, computing.optimizer) > 0
     for number in range(2, 5):
         names = [name for (name,) in lines[f"{optimizer._reducer.prefix}: step"][number]]
         assert {"computing", "copy", "encode", "wire", "decode", "optimizer", "other"} <= set(names)
