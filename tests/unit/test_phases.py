@@ -8,11 +8,13 @@ import threading
 import time
 
 import pytest
+import torch
 from timelines import total
 
 from hvd_compress.reduction.phases import COPY, DECODE, ENCODE, OTHER, WIRE, Phases
 from hvd_compress.reduction.stats import added, nothing_sent
 from hvd_compress.reduction.trace import Event, Trace, joined, trace_of
+from hvd_compress.torch.phases import recorder
 
 NAP = 0.02
 
@@ -239,3 +241,22 @@ def test_events_of_one_phase_that_follow_each_other_are_one():
     one, two, three = (Event(WIRE, "step", t, t + 1, 0) for t in (0.0, 1.0, 2.5))
     other = Event(ENCODE, "bucket", 0.5, 1.0, 0)
     assert joined([one, other, two, three]) == [Event(WIRE, "step", 0.0, 2.0, 0), other, three]
+
+
+def test_optimizers_may_be_made_while_another_thread_steps(monkeypatch):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    optimizer, kept = torch.optim.SGD([parameter]), [recorder() for _ in range(200)]
+    steps = threading.Thread(target=lambda: [optimizer.step() for _ in range(300)])
+    failed = []
+    monkeypatch.setattr(threading, "excepthook", lambda told: failed.append(told.exc_value))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        steps.start()
+        while steps.is_alive():
+            if len(kept) < 5000:
+                kept.append(recorder())
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failed
