@@ -533,7 +533,11 @@ def about_largest(
     sampled: Sequence[int],
     bounds: Sequence[tuple[float, float]],
 ) -> Tensor:
-    """Do `hvd_compress.compressors.sparsify.about_largest`; the host waits once, for the numbers."""
+    """Do `hvd_compress.compressors.sparsify.about_largest`; the host waits once, for the numbers.
+
+    Where a place has NaN beside numbers, NaN counts as larger than any; without kernels all pass a threshold of NaN.
+    With feedback neither happens: a vector that is not finite has nothing but NaN by then.
+    """
     device, lengths = vector.device, [place.stop - place.start for place in places]
     groups, every = division(lengths, vector), [-(-length // stride) for length in lengths]
     taken = division(every, vector)
