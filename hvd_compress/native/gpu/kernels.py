@@ -9,6 +9,7 @@ from hvd_compress.native.gpu import (
     codes,
     elementwise,
     groups,
+    inclusion,
     lowrank,
     marks,
     numbers,
@@ -50,7 +51,7 @@ class GpuKernels:
     above = staticmethod(selection.above)
     about_largest = staticmethod(selection.about_largest)
     draw = staticmethod(selection.draw)
-    inclusion_scale = staticmethod(selection.inclusion_scale)
+    inclusion_scale = staticmethod(inclusion.inclusion_scale)
     set_bits = staticmethod(marks.set_bits)
     take_out = staticmethod(sparse.take_out)
     scatter = staticmethod(sparse.scatter)
