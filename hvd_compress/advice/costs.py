@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from hvd_compress.advice.model import BucketCosts, Round
 from hvd_compress.compressors import AllReduce
-from hvd_compress.compressors.base import Collective
-from hvd_compress.compressors.state import State
 from hvd_compress.ops import Array, Ops
 from hvd_compress.reduction.buckets import Bucket
-from hvd_compress.reduction.step import Step, echo
+from hvd_compress.reduction.exchange import VectorSteps
+from hvd_compress.reduction.step import echo
 
 REPETITIONS, SECONDS = 5, 0.5  # at most, of one bucket
 DISTRIBUTION = 3.0  # degrees of freedom of Student's t: gradients have heavier tails than normal numbers
@@ -28,11 +28,12 @@ def bucket_costs(buckets: Sequence[Bucket], ops: Ops, workers: int) -> list[Buck
 def _costs(bucket: Bucket, ops: Ops, workers: int) -> BucketCosts:
     random = np.random.default_rng(0)
     gradient = ops.from_numpy(random.standard_t(DISTRIBUTION, bucket.layout.size).astype(np.float32) * np.float32(1e-3))
-    state = State(bucket.layout, workers=workers)
+    peers: Any = SimpleNamespace(rank=0, workers=workers)  # all that the steps of one vector ask of them
+    steps = VectorSteps(bucket.compressor, bucket.layout, ops, peers, name=bucket.name)
     best: BucketCosts | None = None
     began = time.perf_counter()
     for repetition in range(REPETITIONS + 1):  # the first is a warm-up, without a residual
-        found = _step(bucket, ops, gradient, state, workers)
+        found = _step(steps, gradient, workers)
         if best is None or repetition == 1:
             best = found
         else:
@@ -45,24 +46,17 @@ def _costs(bucket: Bucket, ops: Ops, workers: int) -> BucketCosts:
     return best
 
 
-def _step(bucket: Bucket, ops: Ops, gradient: Array, state: State, workers: int) -> BucketCosts:
+def _step(steps: VectorSteps, gradient: Array, workers: int) -> BucketCosts:
     began = time.perf_counter()
-    vector = ops.copy(gradient)  # into the bucket
-    if bucket.compressor.stateful and not bucket.compressor.spreads:
-        ops.poison(vector, True)
-    step = Step(bucket.compressor, ops, vector, state)
+    steps.launch(steps.ops.copy(gradient), overwrite=True)  # a copy, as into the bucket
     encode = time.perf_counter() - began
     rounds = []
-    while step.pending is not None:
-        pending = step.pending
+    while (pending := steps.pending) is not None:
+        payload = pending.array if isinstance(pending, AllReduce) else pending.payload
+        size = int(steps.ops.to_bytes(payload).shape[0])
         combined = echo(pending, workers)
         began = time.perf_counter()
-        step.feed(combined)
-        rounds.append(Round(pending.kind, _size(ops, pending), time.perf_counter() - began))
-    state.commit()
-    return BucketCosts(bucket.layout.size, encode, tuple(rounds))
-
-
-def _size(ops: Ops, collective: Collective) -> int:
-    payload: Any = collective.array if isinstance(collective, AllReduce) else collective.payload
-    return int(ops.to_bytes(payload).shape[0])
+        steps.feed(combined)
+        rounds.append(Round(pending.kind, size, time.perf_counter() - began))
+    steps.commit()
+    return BucketCosts(steps.layout.size, encode, tuple(rounds))

@@ -38,7 +38,13 @@ def register(commands: Any) -> None:
     parser.add_argument("--hosts", type=int, required=True, metavar="N", help="hosts, one worker on each")
     parser.add_argument("--mbits", type=float, default=1000.0, metavar="R", help="rate of a host's link in Mbit/s")
     parser.add_argument("--latency", type=float, default=50.0, metavar="US", help="microseconds of a message")
-    parser.add_argument("--only", nargs="+", action="extend", metavar="SPEC", help="the methods (if none: 14)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="SPEC",
+        help="the methods (if none: one or two of each family)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the prediction to this file, in seconds")
     parser.set_defaults(run=run)
 
