@@ -122,8 +122,11 @@ def run_missing(
     file: ResultsFile[Setting],
     data: str,
     processes: int,
+    told: Callable[[dict[str, Any]], Any] = lambda result: result["curve"][-1],
 ) -> None:
     """Do the runs that the file has no results of, several at a time, each process one after the other.
+
+    Where nobody looks on, each is reported in a line, with what is `told` of its result.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C or SIGTERM; what is done is kept.
@@ -142,7 +145,7 @@ def run_missing(
             setting, result = futures[future], future.result()
             file.add(setting, result)
             if not shown:
-                text = f"{number + 1}/{len(futures)} {described(setting)}: {result['curve'][-1]}"
+                text = f"{number + 1}/{len(futures)} {described(setting)}: {told(result)}"
                 print(text, file=sys.stderr, flush=True)
     except BaseException:
         for process in list((pool._processes or {}).values()):

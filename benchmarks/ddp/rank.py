@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import statistics
@@ -18,6 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.common.networks import LARGE_MLP, dense
 from examples.torch.models import GPT
 from hvd_compress.torch import ddp
 
@@ -29,9 +29,7 @@ BATCH = 8
 
 def mlp() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """Return a perceptron of 8.4 million parameters, with a batch."""
-    sizes = [1024, 2048, 2048, 1024, 10]
-    layers = [layer for i, o in itertools.pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
-    return nn.Sequential(*layers[:-1]), torch.randn(BATCH, sizes[0]), torch.randint(10, (BATCH,))
+    return dense(*LARGE_MLP), torch.randn(BATCH, LARGE_MLP[0]), torch.randint(10, (BATCH,))
 
 
 def gpt() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

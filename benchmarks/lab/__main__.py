@@ -73,7 +73,7 @@ def main() -> int:
         if "whole" in parts:
             whole.train_missing(whole.chosen(trainings.read()), wholes, args.data)
         if "costs" in parts:
-            run_missing(virtual.costs(), virtual.measure, costs, args.data, 1)
+            run_missing(virtual.costs(), virtual.measure, costs, args.data, 1, lambda result: result["computing"])
     except Unavailable as error:
         print(f"benchmarks.lab: {error}", file=sys.stderr)
         return 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from benchmarks.common.markdown import paragraph, table
 from benchmarks.common.pictures import picture
 from benchmarks.common.results import Results
 from benchmarks.lab import text
-from benchmarks.lab.accuracy import OTHER_WORKERS, WORKERS, Training, tuned
+from benchmarks.lab.accuracy import OTHER_WORKERS, WORKERS, Training
 from benchmarks.lab.methods import COMPARED, LONGER, PLAIN, SCALED, WITHOUT_MOMENTUM
 from benchmarks.lab.steps import ALONE, BASELINES, HOSTS, LINKS, STACKS, Cell
 from benchmarks.lab.tasks import TASKS, TIMED
-from benchmarks.lab.time import Mean, Timed, Times, curve_of, reported, target
+from benchmarks.lab.time import Mean, Timed, Times, curve_of
 from benchmarks.lab.virtual import MANY_HOSTS, VIRTUAL_LINKS, Cost, many_hosts, predictions
 from benchmarks.lab.whole import Whole
 
@@ -134,7 +134,7 @@ def _draw_curves(times: Times, folder: Path) -> list[str]:
 
 def _draw_curve(axes: Axes, times: Times, task: str, timed: Timed) -> None:
     factor = 100 if TASKS[task].larger_is_better else 1
-    curves = [result["curve"] for result in reported(times.trainings, task, curve_of(timed.scheme))]
+    curves = [result["curve"] for result in times.reported(task, curve_of(timed.scheme))]
     seconds = [timed.step * done for done, _ in curves[0]]
     scores = [[factor * curve[at][1] for curve in curves] for at in range(len(seconds))]
     axes.plot(seconds, [statistics.mean(each) for each in scores], label=timed.scheme)
@@ -222,22 +222,38 @@ def _phases(found: Sequence[dict[str, Any]]) -> list[str]:
 
 def show_accuracy(times: Times) -> str:
     """Return the section on what the trainings end with, with error bars."""
-    rows = []
-    for method in COMPARED:
-        cells = [_final(times, task, method) for task in TASKS]
-        if any(cells):
-            rows.append([f"`{method}`", *cells])
-    if not rows:
-        return ""
-    targets = [target(times.trainings, task) for task in TASKS]
+    rows = _finals(times, [((f"`{method}`",), {"method": method}) for method in COMPARED])
+    targets = [times.target(task) for task in TASKS]
     goals = ["" if t is None else score_text(task, Mean(t, 0, 1)) for task, t in zip(TASKS, targets, strict=True)]
-    head = " | ".join(["method", *(recipe.title for recipe in TASKS.values())])
-    rows.append(["the target", *goals])
-    return section("Accuracy after the same number of steps", paragraph(text.ACCURACY), table(head, rows))
+    return _finals_section(
+        "Accuracy after the same number of steps", text.ACCURACY, "method", rows and [*rows, ["the target", *goals]]
+    )
+
+
+def _finals(
+    times: Times, settings: Iterable[tuple[Sequence[str], dict[str, Any]]], tasks: Iterable[str] = TASKS
+) -> list[list[str]]:
+    """Return rows of what trainings end with, by task.
+
+    Args:
+        times: the results.
+        settings: of each row its first cells, and arguments of `_final`; rows without any result are left out.
+        tasks: the columns.
+    """
+    found = [(first, [_final(times, task, **given) for task in tasks]) for first, given in settings]
+    return [[*first, *cells] for first, cells in found if any(cells)]
+
+
+def _finals_section(
+    title: str, words: str, first: str, rows: Sequence[Sequence[str]], tasks: Iterable[str] = TASKS
+) -> str:
+    """Return a section with a table of `_finals`, or nothing if it has no rows."""
+    head = " | ".join([first, *(TASKS[task].title for task in tasks)])
+    return section(title, paragraph(words), table(head, rows)) if rows else ""
 
 
 def _final(times: Times, task: str, method: str, workers: int = WORKERS, longer: int = 1) -> str:
-    results = reported(times.trainings, task, method, workers, longer)
+    results = times.reported(task, method, workers, longer)
     if not results:
         return ""
     diverged = sum(result["diverged"] for result in results)
@@ -246,50 +262,31 @@ def _final(times: Times, task: str, method: str, workers: int = WORKERS, longer:
     cell = score_text(task, Mean.of(result["curve"][-1][1] for result in results))
     if all("bleu" in result for result in results):
         cell += f"; BLEU {Mean.of(result['bleu'] for result in results).text(1)}"
-    factor = tuned(times.trainings)[task, method]
+    factor = times.factors[task, method]
     return f"{cell} ({factor:g})"
 
 
 def show_workers(times: Times) -> str:
     """Return the section on other numbers of workers."""
-    rows = []
-    for method in SCALED:
-        for workers in sorted((*OTHER_WORKERS, WORKERS)):
-            cells = [_final(times, task, method, workers) for task in TASKS]
-            if any(cells):
-                rows.append([f"`{method}`", str(workers), *cells])
-    if not rows:
-        return ""
-    head = " | ".join(["method", "workers", *(recipe.title for recipe in TASKS.values())])
-    return section("Scaling with the number of workers", paragraph(text.WORKERS), table(head, rows))
+    numbers = sorted((*OTHER_WORKERS, WORKERS))
+    settings = [((f"`{m}`", str(w)), {"method": m, "workers": w}) for m in SCALED for w in numbers]
+    rows = _finals(times, settings)
+    return _finals_section("Scaling with the number of workers", text.WORKERS, "method | workers", rows)
 
 
 def show_momentum(times: Times) -> str:
     """Return the section on the baseline's momentum."""
     tasks = [task for task, recipe in TASKS.items() if recipe.optimizer == "sgd"]
-    rows = [
-        [name, *cells]
-        for method, name in ((PLAIN, "momentum 0.9"), (WITHOUT_MOMENTUM, "none"))
-        if any(cells := [_final(times, task, method) for task in tasks])
-    ]
-    if not rows:
-        return ""
-    head = " | ".join(["momentum of the baseline", *(TASKS[task].title for task in tasks)])
-    return section("Does the baseline have momentum", paragraph(text.MOMENTUM), table(head, rows))
+    settings = [(("momentum 0.9",), {"method": PLAIN}), (("none",), {"method": WITHOUT_MOMENTUM})]
+    rows = _finals(times, settings, tasks)
+    return _finals_section("Does the baseline have momentum", text.MOMENTUM, "momentum of the baseline", rows, tasks)
 
 
 def show_longer(times: Times) -> str:
     """Return the section on trainings that are twice as long."""
-    rows = []
-    for method in LONGER:
-        for longer in (1, 2):
-            cells = [_final(times, task, method, longer=longer) for task in TASKS]
-            if any(cells):
-                rows.append([f"`{method}`", str(longer), *cells])
-    if not rows:
-        return ""
-    head = " | ".join(["method", "times as long", *(recipe.title for recipe in TASKS.values())])
-    return section("Does longer training make up for it", paragraph(text.LONGER), table(head, rows))
+    settings = [((f"`{m}`", str(n)), {"method": m, "longer": n}) for m in LONGER for n in (1, 2)]
+    rows = _finals(times, settings)
+    return _finals_section("Does longer training make up for it", text.LONGER, "method | times as long", rows)
 
 
 def show_whole(times: Times, wholes: Results[Whole]) -> str:

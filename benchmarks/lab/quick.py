@@ -11,11 +11,11 @@ from rich.table import Table
 from benchmarks.common.results import Results, ResultsFile
 from benchmarks.common.study import run_missing
 from benchmarks.lab import accuracy
-from benchmarks.lab.accuracy import WORKERS, Training, tuned
+from benchmarks.lab.accuracy import WORKERS, Training
 from benchmarks.lab.methods import PLAIN
 from benchmarks.lab.steps import Cell, measure_missing
 from benchmarks.lab.tasks import TASKS
-from benchmarks.lab.time import Times, curve_of, steps_to, target
+from benchmarks.lab.time import Times, curve_of, steps_to
 from benchmarks.lab.whole import Whole, train_missing
 
 TASK, MBITS, STACK = "textcnn", 100, "ddp"
@@ -34,7 +34,8 @@ def reproduce(known: Results[Training], known_cells: Results[Cell], data: str, p
     Raises:
         Unavailable: where there cannot be hosts.
     """
-    factors = {scheme: tuned(known).get((TASK, curve_of(scheme)), 1.0) for scheme in SCHEMES}
+    study = Times(known, known_cells)
+    factors = {scheme: study.factors.get((TASK, curve_of(scheme)), 1.0) for scheme in SCHEMES}
     runs = {scheme: Training(TASK, curve_of(scheme), factors[scheme]) for scheme in SCHEMES}
     with tempfile.TemporaryDirectory() as folder:
         trainings = ResultsFile(Path(folder, "accuracy.jsonl"), Training)
@@ -46,10 +47,9 @@ def reproduce(known: Results[Training], known_cells: Results[Cell], data: str, p
         train_missing([last], wholes, data)
         found, times, whole = trainings.read(), Times({}, cells.read()), wholes.read()[last]
     plain = found[Training(TASK, PLAIN, factors[SCHEMES[0]])]
-    goal = target(known, TASK) or plain["curve"][-1][1] - 0.01
+    goal = study.target(TASK) or plain["curve"][-1][1] - 0.01
     title = f"{TASKS[TASK].title}, {WORKERS} hosts, {MBITS} Mbit/s, to {100 * goal:.1f} %"
     table = Table("scheme", "steps", "ms a step", "in the study", "seconds", "whole training, seconds", title=title)
-    study = Times({}, known_cells)
     for scheme in SCHEMES:
         steps = steps_to(found[runs[scheme]]["curve"], goal, True)
         step = times.seconds[WORKERS, MBITS, STACK, TASK, scheme]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.common.networks import LARGE_MLP, dense
 from benchmarks.simulated.characters import Characters
 from benchmarks.simulated.images import Images
 from benchmarks.simulated.parts import Part
@@ -52,9 +52,7 @@ class Recipe:
 
 def perceptron(channels: int, side: int) -> nn.Module:
     """Return a perceptron with two hidden layers of 1,024: 1.9 million parameters for MNIST."""
-    sizes = [channels * side * side, 1024, 1024, 10]
-    layers = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
-    return nn.Sequential(nn.Flatten(), *layers[:-1])
+    return nn.Sequential(nn.Flatten(), *dense(channels * side * side, 1024, 1024, 10))
 
 
 def _mlp(folder: str, part: Part) -> Task:
@@ -99,9 +97,7 @@ class Synthetic:
 
 
 def _large_mlp(folder: str, part: Part) -> Task:
-    sizes = [1024, 2048, 2048, 1024, 10]
-    layers = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
-    return Synthetic(nn.Sequential(*layers[:-1]), torch.randn(32, sizes[0]), torch.randint(10, (32,)))
+    return Synthetic(dense(*LARGE_MLP), torch.randn(32, LARGE_MLP[0]), torch.randint(10, (32,)))
 
 
 def _computing(folder: str, part: Part) -> Task:

@@ -57,24 +57,6 @@ class Mean:
         return value if self.count < 2 else f"{value} ± {factor * self.half:,.{digits}f}"
 
 
-def reported(found: Results[Training], task: str, method: str, workers: int = WORKERS, longer: int = 1) -> list[Any]:
-    """Return the results of a method's trainings with the chosen learning rate, one a seed."""
-    factor = tuned(found).get((task, method))
-    if factor is None:
-        return []
-    runs = [Training(task, method, factor, workers, seed, longer) for seed in range(SEEDS)]
-    return [found[run] for run in runs if run in found]
-
-
-def target(found: Results[Training], task: str) -> float | None:
-    """Return the score that counts as reached: a little worse than what the baseline ends with."""
-    finals = [result["curve"][-1][1] for result in reported(found, task, PLAIN)]
-    if not finals:
-        return None
-    mean = statistics.mean(finals)
-    return mean - BEHIND if TASKS[task].larger_is_better else mean * WORSE
-
-
 def steps_to(curve: Curve, score: float, larger_is_better: bool) -> float | None:
     """Return the steps until a score is reached, on a straight line between scorings; None if it is not."""
     sign = 1 if larger_is_better else -1
@@ -87,15 +69,6 @@ def steps_to(curve: Curve, score: float, larger_is_better: bool) -> float | None
             return before[0] + share * (steps - before[0])
         before = (steps, reached)
     return None
-
-
-def steps_to_target(found: Results[Training], task: str, method: str, workers: int = WORKERS) -> Mean | None:
-    """Return the steps to the target; None unless all seeds reach it."""
-    score, results = target(found, task), reported(found, task, method, workers)
-    if score is None or not results:
-        return None
-    steps = [steps_to(result["curve"], score, TASKS[task].larger_is_better) for result in results]
-    return Mean.of([each for each in steps if each is not None]) if None not in steps else None
 
 
 def seconds_a_step(measured: Results[Cell]) -> Mapping[tuple[int, int, str, str, str], float]:
@@ -134,11 +107,40 @@ class Times:
     Args:
         trainings: of the simulated workers.
         cells: seconds a step.
+
+    Attributes:
+        factors: the chosen factor of the learning rate, by task and method.
+        seconds: of a step, as `seconds_a_step` has them.
     """
 
     def __init__(self, trainings: Results[Training], cells: Results[Cell]) -> None:
-        self.trainings = trainings
+        self._trainings = trainings
+        self.factors = tuned(trainings)
         self.seconds = seconds_a_step(cells)
+
+    def reported(self, task: str, method: str, workers: int = WORKERS, longer: int = 1) -> list[Any]:
+        """Return the results of a method's trainings with the chosen learning rate, one a seed."""
+        factor = self.factors.get((task, method))
+        if factor is None:
+            return []
+        runs = [Training(task, method, factor, workers, seed, longer) for seed in range(SEEDS)]
+        return [self._trainings[run] for run in runs if run in self._trainings]
+
+    def target(self, task: str) -> float | None:
+        """Return the score that counts as reached: a little worse than what the baseline ends with."""
+        finals = [result["curve"][-1][1] for result in self.reported(task, PLAIN)]
+        if not finals:
+            return None
+        mean = statistics.mean(finals)
+        return mean - BEHIND if TASKS[task].larger_is_better else mean * WORSE
+
+    def steps_to_target(self, task: str, method: str) -> Mean | None:
+        """Return the steps to the target; None unless all seeds reach it."""
+        score, results = self.target(task), self.reported(task, method)
+        if score is None or not results:
+            return None
+        steps = [steps_to(result["curve"], score, TASKS[task].larger_is_better) for result in results]
+        return Mean.of([each for each in steps if each is not None]) if None not in steps else None
 
     def step(self, hosts: int, mbits: int, model: str, scheme: str) -> tuple[str, float] | None:
         """Return the stack on which a scheme's step is the shortest, and its seconds; None if it is not measured."""
@@ -154,8 +156,8 @@ class Times:
     def to_target(self, mbits: int, task: str, scheme: str) -> Timed | None:
         """Return a scheme's time to the target on as many hosts as the trainings have workers."""
         step = self.step(WORKERS, mbits, task, scheme)
-        if step is None or not reported(self.trainings, task, curve_of(scheme)):
+        if step is None or not self.reported(task, curve_of(scheme)):
             return None
-        steps = steps_to_target(self.trainings, task, curve_of(scheme))
+        steps = self.steps_to_target(task, curve_of(scheme))
         seconds = steps and Mean(steps.value * step[1], steps.half * step[1], steps.count)
         return Timed(scheme, step[0], step[1], seconds)

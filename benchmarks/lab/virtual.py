@@ -76,7 +76,7 @@ def measure(cost: Cost, data: str) -> dict[str, Any]:
     computing = computing_of(task.model, lambda: task.loss(chosen, random), optimizer)
     plan = make_plan(gradients_of(task.model), parse(spec), bucket_bytes=BUCKET_BYTES, dense_below=DENSE_BELOW)
     buckets = bucket_costs(plan, ops, cost.workers)
-    return {"computing": asdict(computing), "buckets": [asdict(each) for each in buckets], "curve": [computing.seconds]}
+    return {"computing": asdict(computing), "buckets": [asdict(each) for each in buckets]}
 
 
 def read(result: Mapping[str, Any]) -> tuple[Computing, list[BucketCosts]]:

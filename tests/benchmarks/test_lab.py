@@ -96,7 +96,7 @@ def test_time_to_accuracy_is_steps_times_seconds_a_step():
     cells |= {Cell(4, 100, stack, "mlp", "qsgd(bits=4)"): {"seconds": s} for stack, s in (("ddp", 3), ("horovod", 4))}
     cells |= {Cell(4, 100, "ddp", "mlp", TOPK): {"seconds": 1}}
     times = time.Times(found, cells)
-    assert time.target(found, "mlp") == pytest.approx(0.89)
+    assert times.target("mlp") == pytest.approx(0.89)
     plain = times.to_target(100, "mlp", "DDP, fp32")
     assert (plain.step, plain.seconds.value) == pytest.approx((2, 2 * 190))
     assert times.to_target(100, "mlp", TOPK).seconds is None
