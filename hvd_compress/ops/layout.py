@@ -59,6 +59,11 @@ class Layout:
         return sum(parameter.size for parameter in self.parameters)
 
     @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The parameters' names."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    @cached_property
     def nonempty(self) -> tuple[Parameter, ...]:
         """The parameters that have coordinates."""
         return tuple(parameter for parameter in self.parameters if parameter.size)

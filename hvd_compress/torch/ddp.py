@@ -10,7 +10,6 @@ compression = ddp.register(model, "topk(ratio=0.01)")
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from hvd_compress.transports.torch_distributed import ProcessGroupTransport
 __all__ = ["RegisteredCompression", "register"]
 
 Rules = Iterable[Rule | tuple[str, Any]] | None
+Names = tuple[str, ...]
 
 
 class BucketReducer(GradientReducer):
@@ -48,12 +48,10 @@ class BucketReducer(GradientReducer):
         self.copies_means = not model.gradient_as_bucket_view  # a view is `p.grad`, which tells who is not finite
         self._used: set[Tensor] = set()  # parameters, on this worker, since the last synchronization
         self._handed: dict[Tensor, Tensor] = {}  # DDP's gradients, by parameter
-        self._promised: dict[Layout, tuple[Future[Tensor], Tensor]] = {}  # for DDP's buckets, and what they will hold
-        self._buckets: list[Layout] = []  # DDP's, as far as they are known
+        self._promised: dict[Names, tuple[Future[Tensor], Tensor]] = {}  # for DDP's buckets, and what they will hold
+        self._buckets: list[Names] = []  # DDP's, as far as they are known
         self._planned: list[Bucket] = []  # the buckets of any reducer
         super().__init__(*given)
-        shapes = self.shapes
-        self._layout = cache(lambda names: Layout.of((name, shapes.get(name, ())) for name in names))
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(None), ()  # a model that is saved whole, or copied, has no compression
@@ -69,35 +67,40 @@ class BucketReducer(GradientReducer):
     def load(self, saved: Saved, stacklevel: int = 4) -> None:
         super().load(saved, stacklevel + 1)
         if not self.planned:  # more than two ranks add up a coordinate in an order that depends on its bucket
-            self._buckets = [self._layout(tuple(entry.parameters)) for entry in saved.exchanges if not entry.rows]
+            self._buckets = [tuple(entry.parameters) for entry in saved.exchanges if not entry.rows]
 
     def _to_tell(self) -> dict[str, Any]:
         told = super()._to_tell()
         told["complete"] &= not self._may_lack
-        told["buckets"] = [[place.name for place in layout.parameters] for layout in self._buckets]
+        told["buckets"] = self._buckets
         return told
 
     def _hear(self, told: Sequence[Mapping[str, Any]]) -> None:
         super()._hear(told)
-        self._buckets = [self._layout(tuple(names)) for names in told[0]["buckets"]]
+        self._buckets = [tuple(names) for names in told[0]["buckets"]]
 
     def divide(self, gradients: Sequence[Gradient]) -> list[Bucket]:
         self._planned = super().divide(gradients)
-        return divided_as(self._buckets, self._planned)
+        return divided_as(self._layouts(), self._planned)
+
+    def _layouts(self) -> list[Layout]:
+        """Return the layouts of DDP's buckets."""
+        shapes = self.shapes
+        return [Layout.of((name, shapes.get(name, ())) for name in names) for names in self._buckets]
 
     def reduce(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """Begin to exchange a bucket's gradients; with the last bucket of a backward pass, wait for all of them."""
         parameters = bucket.parameters()
-        names = tuple(map(self._name_of.get, parameters))
-        if None in names:
+        names = tuple(name for p in parameters if (name := self._name_of.get(p)) is not None)
+        if len(names) < len(parameters):
             raise RuntimeError(
                 "a layer was frozen after DDP was made and before register(): freeze before, or after both"
             )
         promise: Future[Tensor] = Future(devices=[bucket.buffer().device] if bucket.buffer().is_cuda else None)
-        self._promised[self._layout(names)] = promise, bucket.buffer()
+        self._promised[names] = promise, bucket.buffer()
         gradients = bucket.gradients() or [bucket.buffer()]  # a sparse one has a bucket of its own
         self._handed.update(zip(parameters, gradients, strict=True))
-        exchange = self._exchange_of.get(parameters[0])
+        exchange, _ = self._place_of.get(parameters[0], (None, 0))
         if exchange is not None and exchange.compressor.any_bucket and self._fits(exchange):
             exchange.vector = bucket.buffer()
         self._gradients_ready(parameters)
@@ -107,7 +110,7 @@ class BucketReducer(GradientReducer):
 
     def _fits(self, exchange: TensorExchange) -> bool:
         """Tell whether an exchange is of a bucket of DDP's, and its vector could be the bucket's."""
-        _, buffer = self._promised.get(exchange.layout, (None, None))
+        _, buffer = self._promised.get(exchange.layout.names, (None, None))
         return buffer is not None and not buffer.is_sparse and buffer.dtype == getattr(torch, exchange.dtype)
 
     def _end_pass(self) -> None:
@@ -121,7 +124,7 @@ class BucketReducer(GradientReducer):
         self._forget_pass()
         if planned and buckets != self._buckets:
             self._buckets = buckets
-            self.divide_anew(divided_as(buckets, self._planned))
+            self.divide_anew(divided_as(self._layouts(), self._planned))
             self._find_places()
             self._empty_buckets()
 
@@ -131,7 +134,8 @@ class BucketReducer(GradientReducer):
 
     def _give_bucket(self, exchange: TensorExchange, mean: Tensor, nobodys: Sequence[str]) -> None:
         if self._fits(exchange):
-            self._promised[exchange.layout] = self._promised[exchange.layout][0], mean
+            names = exchange.layout.names
+            self._promised[names] = self._promised[names][0], mean
         else:
             super()._give_bucket(exchange, mean, nobodys)
 

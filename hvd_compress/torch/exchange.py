@@ -48,6 +48,8 @@ class TensorExchange(Exchange):
         self.vector: Tensor | None = None
         self.dtype = dtype
         self.missing = len(layout.parameters)
+        self._shapes = [(parameter.size, parameter.shape) for parameter in layout.parameters]
+        self._parts: tuple[Tensor | None, list[Tensor]] = None, []  # of which buffer
         self._stream = _stream_beside(self.device) if self.device.type == "cuda" else None
 
     def launch(self, vector: Any, *, overwrite: bool = False) -> None:
@@ -78,6 +80,18 @@ class TensorExchange(Exchange):
         if self.vector is None:
             self.vector = self.ops.cast(self.ops.zeros(self.layout.size), self.dtype)
         return self.vector
+
+    def parts(self) -> list[Tensor]:
+        """Return the gradients' places in the buffer."""
+        vector = self.buffer()
+        if self._parts[0] is not vector:
+            self._parts = vector, self.cut(vector)
+        return self._parts[1]
+
+    def cut(self, vector: Tensor) -> list[Tensor]:
+        """Return the parts of a vector, one a parameter and of its shape; they share its memory."""
+        pieces = vector.split([size for size, _ in self._shapes])
+        return [piece.view(shape) for piece, (_, shape) in zip(pieces, self._shapes, strict=True)]
 
     def commit(self) -> Any:
         """As of any exchange; a buffer that has become part of the state is replaced by what was there before."""

@@ -187,7 +187,7 @@ class GradientReducer(TensorReducer):
         self._trained = trained
         self._now: set[Tensor] = set()  # those of `parameters`
         self._hooked: set[Tensor] = set()
-        self._exchange_of: dict[Tensor, TensorExchange] = {}
+        self._place_of: dict[Tensor, tuple[TensorExchange, int]] = {}  # which part of whose buffer
         self._left: dict[Tensor, int] = {}  # passes that are still to come in this step
         self._arrived: set[Tensor] = set()  # gradients that were copied to their buckets
         self._seen: dict[Tensor, tuple[int, int]] = {}  # gradients as they came: identity and version
@@ -277,7 +277,7 @@ class GradientReducer(TensorReducer):
 
     def _give_up_plan(self) -> None:
         super()._give_up_plan()
-        self._exchange_of = {}
+        self._place_of = {}
 
     def renew(self) -> bool:
         if not super().renew():
@@ -294,63 +294,67 @@ class GradientReducer(TensorReducer):
         if self.ignoring or self._retired:
             return
         with self.phases.of(COPY):
-            for parameter in parameters:
-                self.phases.due = 1
-                self._take_gradient(parameter)
+            self.phases.due = 1
+            try:
+                there = [parameter for parameter in parameters if self._is_due(parameter)]
+                if not self.agreed:
+                    return  # no plan yet: `synchronize` makes it
+                self._collect(there)
+                if self.transport.ordered:
+                    self._launch_in_order()
+                else:
+                    self._launch_complete(there)
+            except Exception as error:
+                self.fail(error)
+                raise
 
-    def _take_gradient(self, parameter: Tensor) -> None:
-        try:
-            if not self.busy:
-                self.renew()
-                self._look_at_parameters()
-                self._take_scales()
-            if parameter not in self._now:
-                return  # not the optimizer's any more
-            if self._left[parameter] <= 0:
-                raise AssertionError(
-                    "Gradients were computed more than backward_passes_per_step times before call to step(). "
-                    "Increase backward_passes_per_step to accumulate gradients locally."
-                )
-            self._left[parameter] -= 1
-            self.busy = True
-            if self._left[parameter]:
-                return
-            gradient, exchange = parameter.grad, self._exchange_of.get(parameter)
-            if gradient is not None:
-                self._seen[parameter] = id(gradient), gradient._version
-            if exchange is None or not self.agreed:
-                return  # no plan yet, or sparse: `synchronize` sends it
-            self._collect(exchange, parameter)
-            if self.transport.ordered:
-                self._launch_in_order()
-            elif exchange.missing == 0:
-                self._launch(exchange)
-                for other in self.exchanges:
-                    if other.ready():
-                        other.advance()
-        except Exception as error:
-            self.fail(error)
-            raise
+    def _is_due(self, parameter: Tensor) -> bool:
+        """Note that a gradient is there; tell whether it goes to a bucket now."""
+        if not self.busy:
+            self.renew()
+            self._look_at_parameters()
+            self._take_scales()
+        if parameter not in self._now:
+            return False  # not the optimizer's any more
+        left = self._left[parameter]
+        if left <= 0:
+            raise AssertionError(
+                "Gradients were computed more than backward_passes_per_step times before call to step(). "
+                "Increase backward_passes_per_step to accumulate gradients locally."
+            )
+        self._left[parameter] = left - 1
+        self.busy = True
+        if left > 1:
+            return False
+        gradient = parameter.grad
+        if gradient is not None:
+            self._seen[parameter] = id(gradient), gradient._version
+        return parameter in self._place_of  # a sparse one is sent by `synchronize`
 
-    def _collect(self, exchange: TensorExchange, parameter: Tensor) -> None:
-        """Copy a gradient to its place in the bucket."""
-        place = self._places[parameter]
-        self._arrived.add(parameter)
-        exchange.missing -= 1
-        target = exchange.buffer()[place.slice].view(place.shape)
-        gradient = self._gradient_of(parameter)
-        if gradient is None:
-            target.fill_(math.nan if self.complete else 0.0)
-            return
-        if gradient.is_sparse:
-            if not self.settings.sparse_as_dense:
-                raise ValueError(
-                    f"the gradient of {place.name} is sparse, and in the first step it was dense on every worker; "
-                    "pass sparse_as_dense=True"
-                )
-            gradient = gradient.to_dense()
-        if target.data_ptr() != gradient.data_ptr():
-            target.copy_(gradient.detach())  # it may have a graph of its own
+    def _collect(self, parameters: Sequence[Tensor]) -> None:
+        """Copy gradients to their places in the buckets."""
+        targets, sources = [], []
+        for parameter in parameters:
+            exchange, number = self._place_of[parameter]
+            self._arrived.add(parameter)
+            exchange.missing -= 1
+            target = exchange.parts()[number]
+            gradient = self._gradient_of(parameter)
+            if gradient is None:
+                target.fill_(math.nan if self.complete else 0.0)
+                continue
+            if gradient.is_sparse:
+                if not self.settings.sparse_as_dense:
+                    raise ValueError(
+                        f"the gradient of {self._name_of[parameter]} is sparse, and in the first step it was dense on "
+                        "every worker; pass sparse_as_dense=True"
+                    )
+                gradient = gradient.to_dense()
+            if target.data_ptr() != gradient.data_ptr():
+                targets.append(target)
+                sources.append(gradient.detach())  # it may have a graph of its own
+        if targets:
+            torch._foreach_copy_(targets, sources)
 
     def _gradient_of(self, parameter: Tensor) -> Tensor | None:
         """Return what this worker contributes."""
@@ -366,6 +370,15 @@ class GradientReducer(TensorReducer):
                 self._launch(exchange)
                 self.progress.pause()
 
+    def _launch_complete(self, parameters: Sequence[Tensor]) -> None:
+        """Launch the buckets that some gradients have completed, and go on with those whose collectives have ended."""
+        complete = {e: None for p in parameters if (e := self._place_of[p][0]).missing == 0}
+        for exchange in complete:
+            self._launch(exchange)
+        for other in self.exchanges if complete else ():
+            if other.ready():
+                other.advance()
+
     def _take_scales(self) -> None:
         """Find the factors of this step. A residual that held the scale would be wrong once the scale is another."""
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
@@ -380,8 +393,8 @@ class GradientReducer(TensorReducer):
 
     def steps_of(self, parameter: Tensor) -> int:
         """Return how many steps the compressor of a parameter's gradients has taken since the last plan."""
-        exchange = self._exchange_of.get(parameter)
-        return 0 if exchange is None else exchange.state.step
+        place = self._place_of.get(parameter)
+        return 0 if place is None else place[0].state.step
 
     @property
     def stateful(self) -> bool:
@@ -452,9 +465,8 @@ class GradientReducer(TensorReducer):
         for exchange in self.exchanges:
             if not exchange.launched:
                 with self.phases.of(COPY):
-                    for place in exchange.layout.parameters:
-                        if self.parameters[place.name] not in self._arrived:
-                            self._collect(exchange, self.parameters[place.name])
+                    all_of_it = (self.parameters[place.name] for place in exchange.layout.parameters)
+                    self._collect([parameter for parameter in all_of_it if parameter not in self._arrived])
                 self._launch(exchange)
         for name, exchange in self.rows.items():  # after all buckets, of which hooks have launched some
             exchange.launch(self.with_carried(exchange, self._rows(name)))
@@ -514,15 +526,16 @@ class GradientReducer(TensorReducer):
             self._put(parameter, as_tensor(rows.indices, values, parameter.shape, self.sparse_dims[name]))
 
     def _give_bucket(self, exchange: TensorExchange, mean: Tensor, nobodys: Sequence[str]) -> None:
-        places = [place for place in exchange.layout.parameters if place.name not in nobodys]
-        for place in places:
-            if place.name in self.sparse_dims:
-                sparse = mean[place.slice].view(place.shape).to_sparse(self.sparse_dims[place.name])
-                self._put(self.parameters[place.name], sparse.to(self.parameters[place.name].dtype))
-        dense = [place for place in places if place.name not in self.sparse_dims]
-        self._put_all(
-            [self.parameters[place.name] for place in dense], [mean[place.slice].view(place.shape) for place in dense]
-        )
+        parameters, parts = [], []
+        for name, part in zip(exchange.layout.names, exchange.cut(mean), strict=True):
+            if name in nobodys:
+                continue
+            if name in self.sparse_dims:
+                self._put(self.parameters[name], part.to_sparse(self.sparse_dims[name]).to(self.parameters[name].dtype))
+            else:
+                parameters.append(self.parameters[name])
+                parts.append(part)
+        self._put_all(parameters, parts)
 
     def _put_all(self, parameters: Sequence[Tensor], means: Sequence[Tensor]) -> None:
         """Put dense means where the user, and the optimizer, look for them."""
@@ -594,10 +607,11 @@ class GradientReducer(TensorReducer):
         self.complete = all(answer["complete"] for answer in told)
 
     def _find_places(self) -> None:
-        self._exchange_of = {
-            self.parameters[place.name]: exchange for exchange in self.exchanges for place in exchange.layout.parameters
+        self._place_of = {
+            self.parameters[name]: (exchange, number)
+            for exchange in self.exchanges
+            for number, name in enumerate(exchange.layout.names)
         }
-        self._places = {self.parameters[p.name]: p for exchange in self.exchanges for p in exchange.layout.parameters}
 
     # --- checkpoints
 
