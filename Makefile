@@ -7,7 +7,7 @@ export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 
 SOURCES := $(wildcard hvd_compress/native/cpu/*.cpp hvd_compress/native/cpu/*.hpp hvd_compress/native/cpu/*.inc)
 
-.PHONY: help setup demo test test-slow fuzz sanitize lint format pins clean
+.PHONY: help setup demo test test-slow fuzz sanitize lint docs format pins clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -35,6 +35,9 @@ sanitize: setup  ## test and fuzz the kernels, built with AddressSanitizer and U
 lint: setup  ## check style and types
 	@ruff check . && ruff format --check . && clang-format --dry-run -Werror $(SOURCES) && mypy
 
+docs: setup  ## build the documentation in site/; a warning is an error
+	@TF_CPP_MIN_LOG_LEVEL=3 python -m sphinx -q -W --keep-going -b html docs site && echo "written: site/index.html"
+
 format: setup  ## bring the code into style
 	@ruff check --fix-only . ; ruff format . && clang-format -i $(SOURCES)
 
@@ -42,4 +45,4 @@ pins: setup  ## write the exact versions for this Python from requirements/setup
 	@python scripts/pins.py
 
 clean:  ## remove the environment and what was made in it
-	rm -rf .venv build *.egg-info results .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build *.egg-info results site docs/pictures .pytest_cache .mypy_cache .ruff_cache

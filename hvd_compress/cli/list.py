@@ -12,6 +12,18 @@ from hvd_compress.compressors import Compressor, methods, parse, spec
 from hvd_compress.compressors.schedule import END
 from hvd_compress.ops.layout import Layout
 
+COLUMNS = (
+    "compressor",
+    "formula",
+    "wire format",
+    "collectives",
+    "unbiased",
+    "feedback",
+    "bytes a step",
+    "bits a coordinate",
+    "paper",
+)
+
 
 def register(commands: Any) -> None:
     """Add the command."""
@@ -32,17 +44,16 @@ def run(args: argparse.Namespace) -> None:
     layout = Layout.of([("matrix", (args.rows, args.columns))])
     title = f"one parameter of {args.rows} x {args.columns}: {4 * layout.size} bytes in fp32"
     table = Table(box=box.MARKDOWN, title=title)
-    for column in ("compressor", "formula", "wire format", "collectives", "unbiased", "feedback"):
-        table.add_column(column, overflow="fold")
-    table.add_column("bytes a step", justify="right")
-    table.add_column("bits a coordinate", justify="right")
-    table.add_column("paper")
+    for column in COLUMNS:
+        number = column in ("bytes a step", "bits a coordinate")
+        table.add_column(column, overflow="fold", justify="right" if number else "left")
     for text in args.specs or methods():
-        table.add_row(*_cells(parse(text), layout))
+        table.add_row(*cells(parse(text), layout))
     Console(width=1000 if not sys.stdout.isatty() else None).print(table)
 
 
-def _cells(compressor: Compressor, layout: Layout) -> tuple[str, ...]:
+def cells(compressor: Compressor, layout: Layout) -> tuple[str, ...]:
+    """Return a row of the table."""
     inner = compressor.bare
     settled = inner.at(END)
     sent = settled.payload_bits(layout) // 8

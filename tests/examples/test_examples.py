@@ -81,9 +81,9 @@ def test_train_ddp_gives_what_horovod_gives(lines):
         assert ddp[key] == horovod[key], key
 
 
-def test_the_script_of_the_readme(tmp_path):
-    readme = (ROOT / "README.md").read_text()
-    [code] = re.findall(r"torchrun --nproc-per-node 2 train.py`:\n\n```python\n(.*?)```", readme, re.DOTALL)
+def test_the_script_of_the_quick_start(tmp_path):
+    page = (ROOT / "docs" / "quickstart" / "ddp.md").read_text()
+    [code] = re.findall(r"torchrun --nproc-per-node 2 train.py`:\n\n```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "train.py").write_text(code)
     command = ["torchrun", "--standalone", "--nproc-per-node", "2", "train.py"]
     done = subprocess.run(command, cwd=tmp_path, timeout=100, capture_output=True, text=True, check=False)
