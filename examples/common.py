@@ -81,7 +81,7 @@ def rules(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 def closing(args: argparse.Namespace, stats: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Return what came of a training: `stats` are those of its compression."""
-    counted = ("bytes_sent", "dense_bytes", "compression_seconds", "communication_seconds")
+    counted = ("bytes_sent", "dense_bytes", "compression_seconds", "communication_seconds", "collectives")
     said = {name: getattr(args, name) for name in ("task", "model", "optimizer", "seed")}
     return {
         **more,

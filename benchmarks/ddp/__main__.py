@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.common.hosts import NETWORK, Unavailable, hosts
 from benchmarks.common.markdown import paragraph, table
 from benchmarks.ddp.rank import MODELS, schemes
+from examples.hosts import NETWORK, Unavailable, hosts
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "results" / "ddp.md"
 Results = dict[tuple[str, str], list[dict[str, Any]]]

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.common.hosts import PREFIX, hosts
 from benchmarks.double_quantization.job import Job
+from examples.hosts import PREFIX, hosts
 
 ASYLPG = Path(__file__).parents[2] / "mpi" / "asylpg.py"
 TIMEOUT = 900  # seconds until a job is given up

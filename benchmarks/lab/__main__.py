@@ -13,10 +13,10 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.common.hosts import Unavailable
 from benchmarks.common.results import ResultsFile
 from benchmarks.common.study import run_missing
 from benchmarks.lab import accuracy, document, quick, steps, virtual, whole
+from examples.hosts import Unavailable
 
 FOLDER = Path("docs", "results")
 PARTS = ("accuracy", "steps", "whole", "costs")

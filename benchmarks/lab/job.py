@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.common.hosts import NETWORK, hosts
+from examples.hosts import NETWORK, hosts
 
 
 def results_of(settings: dict[str, Any], count: int, mbits: int) -> Iterator[dict[str, Any]]:

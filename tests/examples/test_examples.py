@@ -4,9 +4,11 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -270,12 +272,24 @@ def test_ctrl_c_ends_it_cleanly(example, launcher):
     assert b"Traceback" not in rest, rest.decode()
 
 
-def test_demo(tmp_path):
-    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--epochs", "1", "--seeds", "1"]
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path)], capture_output=True, text=True, timeout=280, check=False
-    )
+DEMO = [sys.executable, str(ROOT / "examples" / "demo.py"), "--seeds", "1"]
+
+
+@pytest.mark.parametrize("links", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_demo(links, tmp_path):
+    command = [*DEMO, "--epochs", "1", "--output", str(tmp_path)]
+    env = dict(os.environ)
+    if not links:  # as on a machine without iproute2
+        tools = tmp_path / "tools"
+        tools.mkdir()
+        for name in ("bash", "sh", "env", "uname", "which"):
+            (tools / name).symlink_to(shutil.which(name))
+        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), str(tools)])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Look at the seconds beside the accuracies: " in done.stdout
+    assert links or "seconds behind them are computed from the bytes" in done.stderr
+    assert ("computed from the bytes" in done.stdout) == ("are computed from the bytes" in done.stderr)
     results = json.loads((tmp_path / "demo.json").read_text())
     specs = ["none", "fp16", "topk(ratio=0.01)", "qsgd(bits=4)", "powersgd(rank=2)", "sketched_sgd"]
     assert list(results) == [*specs, "topk(ratio=0.01), Keras"]
@@ -286,3 +300,25 @@ def test_demo(tmp_path):
     sent = {compression: runs[0]["bytes_sent"] for compression, runs in results.items()}
     assert sent["topk(ratio=0.01)"] < sent["powersgd(rank=2)"] < sent["qsgd(bits=4)"] < sent["fp16"] < sent["none"]
     assert (tmp_path / "demo.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_demo_leaves_no_process_behind(tmp_path):
+    mark = "--epochs 987"  # what a rank's command line has
+    with subprocess.Popen([*DEMO, *mark.split(), "--output", str(tmp_path)], stderr=subprocess.PIPE) as demo:
+        until = time.monotonic() + 60
+        while not _running(mark):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        demo.terminate()
+        _, said = demo.communicate(timeout=30)
+    assert demo.returncode == 1
+    assert said.rstrip().endswith(b"interrupted")
+    until = time.monotonic() + 10
+    while _running(mark):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def _running(mark: str) -> bool:
+    """Tell whether there is a process with this in its command line."""
+    return subprocess.run(["pgrep", "-f", f"train_many.*{mark}"], capture_output=True, check=False).returncode == 0
