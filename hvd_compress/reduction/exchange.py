@@ -311,12 +311,17 @@ def advance_until(
             turns = turns[1:]
             pause = 0.0
             continue
-        pause = min(max(POLL_SECONDS, pause * POLL_GROWTH), POLL_MOST)
+        pause = next_pause(pause)
         if under_way:
             (turns or under_way)[0].rest(pause)
         else:
             time.sleep(pause)
         check()
+
+
+def next_pause(pause: float) -> float:
+    """Return for how many seconds to rest before the next look, after a pause (0: none yet)."""
+    return min(max(POLL_SECONDS, pause * POLL_GROWTH), POLL_MOST)
 
 
 def check_vector(name: str, vector: Array, layout: Layout) -> None:
