@@ -70,6 +70,11 @@ def as_compressor(compression: Any) -> Compressor:
         ValueError: if a spec is not valid.
     """
     if isinstance(compression, str):
+        if compression.strip() == "auto":
+            raise ValueError(
+                "compression='auto' works with hvd_compress.torch's DistributedOptimizer and ddp.register alone; give "
+                f"a method here: {', '.join(methods())}. `hvd-compress advise` tells which makes a step shortest"
+            )
         return parse(compression)
     if isinstance(compression, Compressor):
         return compression

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
-from hvd_compress.compressors import Compressor
+from hvd_compress.compressors import Compressor, spec
 from hvd_compress.ops import Array, Ops
 from hvd_compress.ops.layout import Layout
 from hvd_compress.reduction.agreement import WorkersDisagree, agree, describe
@@ -23,13 +23,17 @@ from hvd_compress.reduction.nonfinite import report
 from hvd_compress.reduction.phases import OTHER, Phases
 from hvd_compress.reduction.rows import Rows, SparseRows, sparse_rows
 from hvd_compress.reduction.settings import Settings
-from hvd_compress.reduction.shared import packed, same, source_of, summary, unpacked
+from hvd_compress.reduction.shared import most_steps, packed, same, source_of, summary, unpacked
 from hvd_compress.reduction.stalls import Address, Progress, watch
 from hvd_compress.reduction.stats import Stats, stats_of
 from hvd_compress.transports import Peers
 
 E = TypeVar("E", bound=VectorSteps)
 
+NOT_ALL_CHANGED = (
+    "the workers disagree on a change: not all called set_compression() or load_state_dict(), or loaded a checkpoint, "
+    "or have a gradient that none has had before"
+)
 _next_number: defaultdict[str, int] = defaultdict(int)
 """For each channel the lowest number that no reducer of this process has there."""
 
@@ -80,6 +84,7 @@ class Reducer(Generic[E]):
         self.carried: Carried = {}
         self.names_stay = False
         self._left_plan: list[tuple[str, str]] = []  # the first collectives of a plan that was given up
+        self._left_again: bool | None = None  # whether a plan was left once more since all have left it for a choice
         self._waiting: Saved | None = None  # a state that was loaded before the plan
         self._whole = True  # whether the state has all that is this worker's own
         self.progress = Progress(transport.rank, self.goes_on)
@@ -200,10 +205,7 @@ class Reducer(Generic[E]):
         error: BaseException | None,
     ) -> list[Mapping[str, Any]]:
         if self._left_plan:
-            disagree = WorkersDisagree(
-                "the workers disagree on a change: not all called set_compression() or load_state_dict(), or loaded a "
-                "checkpoint, or have a gradient that none has had before"
-            )
+            disagree = WorkersDisagree(NOT_ALL_CHANGED)
             if not self.peers.tells:
                 self.progress.refuse(disagree, left=True)
             elif not self.peers.all_have_left(self._left_plan):
@@ -219,7 +221,10 @@ class Reducer(Generic[E]):
             "agreements": self.progress.agreements,
             "stays": self.names_stay,
             "state": summary(self.steps, self._states(), self._whole, self.ops.to_numpy),
+            "method": [spec(self.compressor), self.settings.chosen],
+            "left again": self._left_again,
         }
+        self._left_again = None
         answers = agree(self.peers, description, f"{self.channel}.agreement", own, error, self.progress.check)
         self._take_number(answers)
         self.phases.describe({gradient.name: gradient.shape for gradient in gradients})
@@ -229,9 +234,32 @@ class Reducer(Generic[E]):
         self.progress.agree(self.prefix, addresses, 1 + max(answer["agreements"] for answer in answers))
         self.agreed = True
         self._told = [answer["state"] for answer in answers]
+        if self.settings.automatic:
+            self._take_method(answers)
         if self.planned:
             self._compare_states()
         return answers
+
+    def _take_method(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Use the method of the worker whose state the others would take: of whoever is new, or has lost a choice."""
+        if {answer["left again"] for answer in answers} == {False, True}:
+            raise WorkersDisagree(NOT_ALL_CHANGED)
+        method = answers[most_steps(self._told)]["method"]
+        for state, answer in zip(self._told, answers, strict=True):
+            if answer["method"][0] != method[0]:
+                state.update(common=None, whole=False)  # of another method: nothing of it fits
+        self.choose(*method)
+        self.agreed, self._left_again = True, None
+
+    def choose(self, method: str, chosen: bool = True) -> None:
+        """Use a method of automatic settings from now on, as all workers do; they agree before the next step."""
+        settings = self.settings.choosing(method, chosen)
+        if settings.compression != self.compressor:
+            self._carry_over()
+            self._give_up_plan()
+        self.settings = settings
+        self.compare_again()
+        self._left_again = False
 
     def _take_number(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Name the collectives by a number that the workers have not given away, unless they have one already."""
@@ -262,13 +290,20 @@ class Reducer(Generic[E]):
             for exchange in self.all
         ]
 
+    def once(self, what: str) -> str:
+        """Return the name of a collective that there is once between two agreements.
+
+        What a worker that failed has submitted under it, to let the others fail, is in nobody's way after the next one.
+        """
+        return f"{self.prefix}.{what}{self.progress.agreements}"
+
     def _compare_states(self) -> None:
         """Take over what all workers must have in common, from one who has it, if it differs."""
         told, self._told = self._told, []
         source, here = source_of(told), self.peers.rank
         if source is not None:
             shared = packed(self._states(), self.ops.to_numpy) if here == source else None
-            theirs = self.peers.gather_object(shared, f"{self.prefix}.state", self.progress.check)[source]
+            theirs = self.peers.gather_object(shared, self.once("state"), self.progress.check)[source]
             if not same(told[here], told[source]):
                 warnings.warn(
                     f"rank {here} had the compressors' state of step {told[here]['steps']}, and rank {source} that of "
@@ -411,14 +446,18 @@ class Reducer(Generic[E]):
 
     def change(self, settings: Settings) -> None:
         """Give up the plan; the next `plan` is made with other settings, and what was not sent is carried over."""
-        # A parameter never has both: what is carried is gone once the new compressors have committed a residual.
-        if self._waiting is not None:
-            self.carried.update(self._residuals_in(self._waiting))
-        self.carried.update(self._residuals())
+        self._carry_over()
         self._leave_plan(self.first_collectives())
         self._give_up_plan()
         self.settings = settings
-        self._waiting = None
+
+    def _carry_over(self) -> None:
+        """Keep what is not sent yet, for the next plan."""
+        # A parameter never has both: what is carried is gone once the new compressors have committed a residual.
+        if self._waiting is not None:
+            self.carried.update(self._residuals_in(self._waiting))
+            self._waiting = None
+        self.carried.update(self._residuals())
 
     def _give_up_plan(self) -> None:
         self.exchanges, self.rows = [], {}
@@ -458,6 +497,8 @@ class Reducer(Generic[E]):
         """
         if self.agreed:  # else nobody has followed this plan
             self._left_plan = first
+        if self._left_again is not None:
+            self._left_again = True
         self.agreed = False
 
     def first_collectives(self) -> list[tuple[str, str]]:
@@ -510,13 +551,20 @@ class Reducer(Generic[E]):
             ValueError: if it belongs to other buckets, or is damaged.
         """
         saved.check(self.shapes, self.ops)
+        settings = self.settings.of_saved(saved.compression)
         carried = dict(saved.carried) if saved.rank == self.peers.rank else {}
         first = self.first_collectives()  # of workers who do not load
-        if self.planned:
+        fits = settings.compression == self.compressor
+        if self.planned and fits:
             carried |= self._load_exchanges(saved)
         else:
             self._waiting = saved
         self._leave_plan(first)
+        if not fits:
+            for exchange in self.all:
+                exchange.abandon()
+            self._give_up_plan()
+        self.settings = settings
         self._whole = saved.is_whole(self.peers.rank, self.peers.workers)
         self.steps = saved.steps
         self.carried = carried

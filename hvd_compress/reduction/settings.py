@@ -10,11 +10,12 @@ from typing import Any
 
 from hvd_compress.compressors import Compressor, spec
 from hvd_compress.compressors.named import as_compressor
-from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.buckets import PLAIN, Rule
 from hvd_compress.reduction.nonfinite import CHOICES
 
 BUCKET_BYTES = 25 * 2**20
 DENSE_BELOW = 1024
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Settings:
         nonfinite: what comes of gradients that are not finite: "warn" or "error".
         backward_passes_per_step: passes whose gradients are accumulated before they are exchanged.
         groups: for a parameter's name the number of the bucket that it must be in.
+        chooses: whether `compression` may be "auto": it is "none" then, until the workers have chosen another one.
+        automatic: whether it was "auto".
+        chosen: whether they have chosen.
 
     Raises:
         ValueError: if a value is not allowed, or a rule matches no name.
@@ -51,6 +55,9 @@ class Settings:
     nonfinite: str = "warn"
     backward_passes_per_step: int = 1
     groups: Mapping[str, int] = field(default_factory=dict, hash=False)
+    chooses: bool = field(default=False, compare=False)
+    automatic: bool = False
+    chosen: bool = False
 
     def __post_init__(self) -> None:
         if self.gradient_predivide_factor != 1.0 and self.op != "average":
@@ -64,6 +71,9 @@ class Settings:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
         if self.nonfinite not in CHOICES:
             raise ValueError(f"nonfinite must be one of {', '.join(CHOICES)}; got {self.nonfinite!r}")
+        if self.chooses and isinstance(self.compression, str) and self.compression.strip() == AUTO:
+            object.__setattr__(self, "compression", PLAIN)
+            object.__setattr__(self, "automatic", True)
         object.__setattr__(self, "compression", as_compressor(self.compression))
         object.__setattr__(self, "rules", as_rules(self.rules, self.names))
         if self.groups and any(compressor.whole_gradient for compressor in self.compressors):
@@ -76,7 +86,25 @@ class Settings:
 
     def with_compression(self, compression: Any, rules: Any) -> Settings:
         """Return these settings with another compression, and with its rules."""
-        return replace(self, compression=compression, rules=rules or ())
+        return replace(self, compression=compression, rules=rules or (), automatic=False, chosen=False)
+
+    def choosing(self, compression: str, chosen: bool = True) -> Settings:
+        """Return these automatic settings with a method that was chosen, or was in use before."""
+        return replace(self, compression=compression, chosen=chosen)
+
+    def of_saved(self, compression: str) -> Settings:
+        """Return the settings for a state that was saved with a method: automatic ones take any, as their choice."""
+        return self.choosing(compression, as_compressor(compression) != PLAIN) if self.automatic else self
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a method is still to be chosen."""
+        return self.automatic and not self.chosen
+
+    @property
+    def named(self) -> str:
+        """What the user calls the compression."""
+        return AUTO if self.automatic else spec(self.compression)
 
     def scales(self, workers: int) -> tuple[float, float]:
         """Return the factors on gradients before they are averaged, and on the means."""
@@ -96,7 +124,7 @@ class Settings:
     def described(self) -> dict[str, Any]:
         """Return what the workers compare, as JSON can hold it."""
         return {
-            "compression": spec(self.compression),
+            "compression": self.named,
             "seed": self.seed,
             "nonfinite": self.nonfinite,
             "rules": [str(rule) for rule in self.rules],

@@ -35,6 +35,11 @@ def source_of(summaries: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the rank whose state the others take: that of the most steps; None if they have the same in common."""
     if all(same(told, summaries[0]) for told in summaries):
         return None
+    return most_steps(summaries)
+
+
+def most_steps(summaries: Sequence[Mapping[str, Any]]) -> int:
+    """Return the rank of the most steps: of several one whose compressors have taken some, then the first."""
     return max(range(len(summaries)), key=lambda r: (summaries[r]["steps"], bool(summaries[r]["common"]), -r))
 
 

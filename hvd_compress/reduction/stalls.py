@@ -60,6 +60,7 @@ class Progress:
         step: the number of steps that have ended.
         addresses: those of all workers, in the order of ranks, once they have agreed.
         agreements: how often they have agreed, the same number on all.
+        since: steps that have ended since they agreed.
         error: what `check` raises: that the others have not come.
         ended, ended_before: when the last step ended, and the one before it.
         failure_known: when this worker told others of an error, or was told of one, for the last time.
@@ -75,14 +76,14 @@ class Progress:
         self.failure_known = 0.0
         self._told = self._raised = False
         self.agreements = 0
-        self._since = 0  # steps that have ended since the last agreement
+        self.since = 0
         self._refusals = 0  # since then, this worker's and those that it has heeded
         self._heard: dict[str, Any] = {"agreements": 0}
 
     def agree(self, name: str, addresses: Sequence[Address], agreements: int) -> None:
         """Take what all workers have agreed on: see the attributes."""
         self.name, self.addresses, self.agreements = name, addresses, agreements
-        self._since = self._refusals = 0
+        self.since = self._refusals = 0
         if early := _office().port.early.pop(name, None):
             self.hear(early)
 
@@ -100,7 +101,7 @@ class Progress:
         """End a step, after which so many have ended."""
         self.pause()
         self.step = step
-        self._since += 1
+        self.since += 1
         self.ended_before, self.ended = self.ended, time.monotonic()
 
     def check(self) -> None:
@@ -112,7 +113,7 @@ class Progress:
             PlanGivenUp: if one has refused it because it follows the plan no more.
         """
         heard = self._heard
-        now = heard["agreements"] == self.agreements > 0 and heard["since"] <= self._since
+        now = heard["agreements"] == self.agreements > 0 and heard["since"] <= self.since
         if now and heard["refusals"] > self._refusals:
             self._refusals = heard["refusals"]
             raise (PlanGivenUp if heard["left"] else WorkerFailed)(heard["text"])
@@ -155,7 +156,7 @@ class Progress:
             left: whether this worker waits for an agreement instead, with those who have left the plan as well.
         """
         self._refusals += 1
-        when = {"agreements": self.agreements, "since": self._since, "refusals": self._refusals}
+        when = {"agreements": self.agreements, "since": self.since, "refusals": self._refusals}
         self._send(error, name=self.name, left=left, **when)
 
     def hear(self, told: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ Stats = dict[str, Any]
 (in compressors); ``communication_seconds`` (in waiting for collectives); ``residual_norm`` (Euclidean, of all
 residuals); ``nonfinite_steps`` (whose means were not finite); ``workers_lost`` (those who left an elastic job while
 this one was in it: what they had not sent is lost); ``collectives`` (calls and bytes of each kind: "agreement" is the
-comparison of settings and states, "roll_call" what workers tell each other of their step).
+comparison of settings and states, "roll_call" what workers tell each other of their step, "measurement" what the choice
+of a method for ``compression="auto"`` took).
 
 With ``phases=True`` also ``phases``: where the ``seconds`` go from the first gradient to the end of the last step. Each
 moment is in one phase, so that they add up: ``seconds`` is the sum of ``computing`` (forward and backward pass, and

@@ -122,7 +122,7 @@ class BucketReducer(GradientReducer):
         for promise, mean in self._promised.values():
             promise.set_result(mean)
         self._forget_pass()
-        if planned and buckets != self._buckets:
+        if planned and self.planned and buckets != self._buckets:  # else another method was chosen
             self._buckets = buckets
             self.divide_anew(divided_as(self._layouts(), self._planned))
             self._find_places()
@@ -167,10 +167,10 @@ class RegisteredCompression:
 
     def set_compression(self, compression: TorchCompression | str, rules: Rules = None) -> None:
         """Use another compressor from the next backward pass on, as ``DistributedOptimizer.set_compression``."""
-        settings = self._settings.with_compression(compression, rules)
+        present = self._settings if self._reducer is None else self._reducer.settings
+        self._settings = present.with_compression(compression, rules)
         if self._reducer is not None:
-            self._reducer.change(settings)
-        self._settings = settings
+            self._reducer.change(self._settings)
 
     def compression_stats(self, phases: bool = False) -> dict[str, Any]:
         """Return what this worker sent, as ``DistributedOptimizer.compression_stats``, beside what DDP itself sends."""
@@ -213,7 +213,8 @@ def register(  # noqa: D417  # several in one line
 
     Args:
         model: a DDP model without a communication hook; all its processes call this alike.
-        compression: ``hvd_compress.torch.Compression.topk(ratio=0.01)``, or a spec such as ``"topk(ratio=0.01)"``.
+        compression: ``hvd_compress.torch.Compression.topk(ratio=0.01)``, or a spec such as ``"topk(ratio=0.01)"``; or
+            ``"auto"``, as in `hvd_compress.torch.DistributedOptimizer`.
         op: "average", or "sum", which DDP itself has not.
         gradient_predivide_factor: with "average", divides before the sum and multiplies after the mean.
         sparse_as_dense, bucket_bytes, dense_below, seed, rules, nonfinite, grad_scaler: as in
@@ -246,6 +247,7 @@ def register(  # noqa: D417  # several in one line
         dense_below=dense_below,
         seed=seed,
         nonfinite=nonfinite,
+        chooses=True,
     )
     transport = ProcessGroupTransport(model.process_group)
     if transport.workers == 1:

@@ -32,6 +32,11 @@ def _joining(original: Any) -> Any:
     @functools.wraps(original)
     def join(*args: Any, **kwargs: Any) -> Any:
         for reducer in _in_use():
+            if reducer.settings.undecided:
+                raise RuntimeError(
+                    'hvd.join() does not work while compression="auto" measures the first steps, which all workers '
+                    "take alike: take some more steps before, or choose a method"
+                )
             if gathers := _gathers(reducer):
                 fine = [name for name in methods() if "allgather" not in parse(name).collectives]
                 raise RuntimeError(

@@ -35,7 +35,12 @@ class _Methods:
     _should_synchronize: bool
     _stepping: bool
     _own_methods: dict[str, Any]  # what the optimizer's own instance had under these names
-    _settings: Settings
+    _settings: Settings  # what the user said last
+
+    @property
+    def _present(self) -> Settings:
+        """The settings now, of which the workers may have chosen the compression."""
+        return self._settings if self._reducer is None else self._reducer.settings
 
     def synchronize(self) -> None:
         """Wait until the gradients are averaged, for instance to clip them before `step`.
@@ -47,7 +52,7 @@ class _Methods:
             NonFiniteGradients: if one is not finite, with ``nonfinite="error"``.
         """
         try:
-            _check_momentum(self, self._settings)
+            _check_momentum(self, self._present)
         except ValueError as error:
             if self._reducer is not None:
                 self._reducer.refuse(error)
@@ -98,7 +103,7 @@ class _Methods:
             if again and self._reducer.stateful:  # type: ignore[union-attr]
                 raise RuntimeError(
                     "optimizer.step() was called after optimizer.synchronize() and would exchange the means again, "
-                    f"which {spec(self._settings.compression)} would take for gradients. Call it inside `with "
+                    f"which compression={self._present.named} takes for gradients. Call it inside `with "
                     "optimizer.skip_synchronize():`"
                 )
             if self._synchronized:
@@ -158,7 +163,7 @@ class _Methods:
             RuntimeError: if gradients were computed that are not yet synchronized.
             ValueError, TypeError: as in `DistributedOptimizer`.
         """
-        settings = self._settings.with_compression(compression, rules)
+        settings = self._present.with_compression(compression, rules)
         _check_momentum(self, settings)
         if self._reducer is not None:
             self._reducer.change(settings)
@@ -191,7 +196,8 @@ class _Methods:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; gradients under way are dropped.
 
-        Another worker's state may be loaded: its residual is left out, with a warning.
+        Another worker's state may be loaded: its residual is left out, with a warning. With ``compression="auto"`` the
+        state may be of any method: that one is chosen then, and "none" until the next steps are measured.
 
         Raises:
             ValueError: if the state belongs to another compression or model.
@@ -199,6 +205,8 @@ class _Methods:
         rest = dict(state_dict)
         compression = rest.pop("compression", None)
         if self._reducer is not None:
+            if self._present.automatic and compression and "compression" in compression:
+                _check_momentum(self, self._present.of_saved(compression["compression"]))
             self._reducer.load_state_dict(compression)
         self._synchronized = False
         self._should_synchronize = True
@@ -213,7 +221,8 @@ class _Methods:
         ``residual_norm`` (Euclidean, of all residuals); ``nonfinite_steps`` (whose means were not finite);
         ``workers_lost`` (those who left an elastic job, with what they had not sent); ``collectives`` (calls and bytes
         of each kind: "agreement" is the comparison of settings in the first step and after `set_compression`,
-        "roll_call" what workers tell each other in each step). All zero with a single worker, who sends nothing.
+        "roll_call" what workers tell each other in each step, "measurement" what the choice for "auto" took). All zero
+        with a single worker, who sends nothing.
 
         Args:
             phases: whether to tell, under "phases", where the seconds go: ``computing``, ``copy``, ``encode``,
@@ -252,7 +261,10 @@ def DistributedOptimizer(
     Args:
         optimizer: any ``torch.optim.Optimizer``.
         named_parameters: usually ``model.named_parameters()``; all workers must have the same in the same order.
-        compression: ``hvd_compress.torch.Compression.topk(ratio=0.01)``, or a spec such as ``"topk(ratio=0.01)"``.
+        compression: ``hvd_compress.torch.Compression.topk(ratio=0.01)``, or a spec such as ``"topk(ratio=0.01)"``; or
+            ``"auto"``: nothing is compressed for 15 steps, which are measured. Then the workers measure the network,
+            and on each of them the methods of `hvd_compress.advice.auto.CANDIDATES`, and all change to the one whose
+            step is predicted to be the shortest, if it is 3 % shorter than without compression.
         backward_passes_per_step: passes whose gradients are accumulated before they are exchanged.
         op: "average" or "sum", or ``hvd.Average`` or ``hvd.Sum``.
         gradient_predivide_factor: with "average", divides before the sum and multiplies after the mean.
@@ -297,6 +309,7 @@ def DistributedOptimizer(
         dense_below=dense_below,
         seed=seed,
         nonfinite=nonfinite,
+        chooses=True,
         backward_passes_per_step=backward_passes_per_step,
         groups=number_groups(parameters, groups),
     )

@@ -7,12 +7,14 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from hvd_compress.advice.auto import Chooser
 from hvd_compress.compressors import AllReduce, Compressor
 from hvd_compress.ops.layout import Layout
 from hvd_compress.ops.torch import TorchOps
@@ -42,6 +44,12 @@ def gradient_was_changed(name: str) -> str:
         "change would be lost. Clip or unscale means, after optimizer.synchronize(), and then call step() inside `with "
         "optimizer.skip_synchronize():`"
     )
+
+
+def _settle(parameter: Tensor) -> None:
+    """Wait until a parameter's device has done what it was told."""
+    if parameter.is_cuda:
+        torch.cuda.current_stream(parameter.device).synchronize()
 
 
 class TensorReducer(Reducer[TensorExchange]):
@@ -107,8 +115,8 @@ class TensorReducer(Reducer[TensorExchange]):
 
     @property
     def processors(self) -> str:
-        """The kinds of devices that the parameters are on, if the means depend on them."""
-        if all(compressor.bare.portable for compressor in self.settings.compressors):
+        """The kinds of devices that the parameters are on, if the means depend on them, or may once one is chosen."""
+        if not self.settings.automatic and all(c.bare.portable for c in self.settings.compressors):
             return "any"
         return " and ".join(sorted({p.device.type for p in self.parameters.values()}))
 
@@ -129,16 +137,32 @@ class TensorReducer(Reducer[TensorExchange]):
         for exchange in self.all:
             exchange.abandon()
         self.progress.pause()
+        self._meet_again()
+
+    def _meet_again(self) -> None:
+        """After an error, agree before the next step, if a method is still to be chosen.
+
+        The workers count their steps up to the choice, and after an error the numbers may differ.
+        """
+        if self.settings.undecided:
+            self.compare_again()
 
     def _agree(self, error: Exception | None = None) -> None:
         self.agree(self.gradients, self.described, error=error)
 
     def _tell(self, error: Exception) -> None:
+        self.transport.fail(error, self.waited_for(), told=self._told_of(error))
+
+    def waited_for(self) -> list[str]:
+        """Return the names of the collectives that the others may wait for now."""
         unfinished = [exchange for exchange in self.all if not exchange.finished]
         names = [exchange.next_name for exchange in unfinished or self.all]
         # Where all exchanges are done, or not begun, the others may wait for what else there is in a step.
-        names += [f"{self.prefix}.roll_call", f"{self.prefix}.state"]
-        self.transport.fail(error, names, told=self._told_of(error))
+        return [*names, self._roll_call_name, self.once("state")]
+
+    @property
+    def _roll_call_name(self) -> str:
+        return f"{self.prefix}.roll_call"
 
     def _told_of(self, error: Exception) -> bool:
         """Tell the other workers of an error of this one, whatever they wait for; return whether all know."""
@@ -193,7 +217,10 @@ class GradientReducer(TensorReducer):
         self._seen: dict[Tensor, tuple[int, int]] = {}  # gradients as they came: identity and version
         self._roll_call = RollCall(transport, self.ops)
         self.complete = True
-        self._retired = self.busy = self.ignoring = False
+        self._first = next(iter(self.named.values()))
+        self._settle = partial(_settle, self._first)
+        self._chooser = Chooser(transport, self.progress.check, self._settle)
+        self._retired = self.busy = self.ignoring = self._choosing = False
         self._look_at_parameters()
         self._reset()
 
@@ -399,7 +426,7 @@ class GradientReducer(TensorReducer):
     @property
     def stateful(self) -> bool:
         """Whether an exchange leaves traces in a compressor's state."""
-        return any(compressor.stateful for compressor in self.settings.compressors)
+        return self.settings.automatic or any(compressor.stateful for compressor in self.settings.compressors)
 
     def synchronize(self) -> None:
         """Wait for all gradients and put their means into the parameters' ``grad``.
@@ -410,6 +437,8 @@ class GradientReducer(TensorReducer):
             RuntimeError: if gradients were changed since they were computed.
             NonFiniteGradients: if one is not finite, and the user has asked for an error.
         """
+        if self.settings.undecided:  # what a GPU still computes is not waiting for others
+            self._settle()
         with self.phases.of(OTHER):
             self.phases.due = 0
             self._synchronize()
@@ -418,19 +447,28 @@ class GradientReducer(TensorReducer):
         try:
             self._check_gradients()
             if not self.planned:
-                self._make_plan()
-            elif not self.agreed:
+                self._look_for_sparse()
+            if not (self.planned and self.agreed):
                 self._agree()
+            if not self.planned:
+                self._make_plan()
             nobodys, finite = self._exchange_all()
+            method = self._find_method() if self._chooses_now else None
         except Exception as error:
             self.fail(error)
             raise
         try:
-            means = self.finish(nobodys=nobodys, finite=finite)
-        finally:
-            self._reset()
-        with self.phases.of(COPY):
-            self._give(dict(zip(self.all, means, strict=True)), nobodys)
+            try:
+                means = self.finish(nobodys=nobodys, finite=finite)
+            finally:
+                self._reset()
+            with self.phases.of(COPY):
+                self._give(dict(zip(self.all, means, strict=True)), nobodys)
+        finally:  # an error may be this worker's alone, and the others have chosen as well
+            if method is not None:
+                self.choose(method)
+            elif self.settings.undecided:
+                self._chooser.note(self.progress.since, self.phases)
 
     def _exchange_all(self) -> tuple[list[str], bool]:
         """Finish all exchanges; return the names of the gradients that no worker has, and whether means are finite."""
@@ -472,7 +510,7 @@ class GradientReducer(TensorReducer):
             exchange.launch(self.with_carried(exchange, self._rows(name)))
 
     def _start_roll_call(self) -> None:
-        self._roll_call.start(f"{self.prefix}.roll_call", self.steps, [*map(self._has, self.parameters.values())])
+        self._roll_call.start(self._roll_call_name, self.steps, [*map(self._has, self.parameters.values())])
 
     def _has(self, parameter: Tensor) -> bool:
         """Tell whether this worker has a gradient of a parameter in this step."""
@@ -573,22 +611,49 @@ class GradientReducer(TensorReducer):
 
     def fail(self, error: Exception) -> None:
         super().fail(error)
+        self._choosing = False
         self._reset()
 
     def refuse(self, error: Exception) -> None:
         """Tell the other workers that this one does not take the step, which may be taken all the same if none does."""
         if self.agreed and self.transport.tells:
             self.progress.refuse(error)
+            self._meet_again()
         else:
             self.fail(error)
 
+    # --- which compression, where that is "auto"
+
+    @property
+    def _chooses_now(self) -> bool:
+        """Whether the workers choose in this step: all have taken as many since they agreed."""
+        return self.settings.undecided and self.transport.workers > 1 and self._chooser.enough(self.progress.since)
+
+    def _find_method(self) -> str:
+        dense = [g for g in self.gradients if self.settings.sparse_as_dense or g.name not in self.sparse_dims]
+        self._choosing = True
+        method = self._chooser.choose(dense, self.settings, TorchOps(self._first.device), self.once("choice"))
+        self._choosing = False
+        return method
+
+    def waited_for(self) -> list[str]:
+        if not self._chooses_now:
+            return super().waited_for()
+        choice = self._chooser.collectives(self.once("choice"))
+        if self._choosing:
+            return choice
+        if self.all and all(exchange.finished for exchange in self.all):  # the next step's are not begun before
+            return [self._roll_call_name, *choice]
+        return [*super().waited_for(), *choice]
+
     # --- before the first exchange
 
-    def _make_plan(self) -> None:
+    def _look_for_sparse(self) -> None:
         for name, p in self.parameters.items():
             if p.grad is not None and p.grad.is_sparse:
                 self.sparse_dims[name] = p.grad.sparse_dim()
-        self._agree()
+
+    def _make_plan(self) -> None:
         try:
             self.plan(self.gradients, () if self.settings.sparse_as_dense else self.sparse_dims)
         finally:  # also when a state that was loaded does not fit: all go on without it

@@ -46,7 +46,8 @@ def read(state: Mapping[str, Any] | None, settings: Settings, rank: int) -> tupl
     """Return what `written` was given (None: an empty state), and the sparse axes.
 
     Raises:
-        ValueError: if the state belongs to another compression or other rules, or lacks an entry.
+        ValueError: if the state belongs to another compression, unless that is automatic, or other rules, or lacks an
+            entry.
     """
     if state is None:
         return Saved.empty(settings, rank), {}
@@ -72,5 +73,5 @@ def read(state: Mapping[str, Any] | None, settings: Settings, rank: int) -> tupl
         ],
         carried=carried,
     )
-    saved.check_settings(settings, ADVICE)
+    saved.check_settings(settings.of_saved(saved.compression), ADVICE)
     return saved, sparse_dims

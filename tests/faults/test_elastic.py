@@ -27,6 +27,19 @@ def test_one_of_two_is_killed_and_another_comes(framework, tmp_path):
     assert last["accuracy"] > 0.6
 
 
+@pytest.mark.parametrize(
+    ("script", "sizes"),
+    [
+        ([[8, "kill", 0], [30, "hosts", HOSTS[:2]]], [2, 1, 2]),  # before the choice, and again
+        ([[20, "kill", 0], [30, "hosts", HOSTS[:2]]], [2, 1, 2]),  # after it
+    ],
+)
+def test_whoever_comes_takes_over_what_the_others_have_chosen(script, sizes, tmp_path):
+    last = check_log(run("torch", tmp_path, "auto", 50, script, 2), 50, sizes)
+    assert last["steps"] == 50
+    assert last["method"] == "qsgd"  # of four bits
+
+
 @cache
 def without_faults(framework, spec, folder):
     folder.mkdir()

@@ -220,3 +220,13 @@ def test_a_tape_s_graph_of_before_is_refused():
         before()
     with pytest.raises(LookupError, match="no gradients of these 2 variables"):
         hvdc.set_compression([variable, tf.Variable(0.0)], "none")
+
+
+def test_auto_is_refused_and_the_methods_are_named():
+    with pytest.raises(ValueError, match=r"compression='auto' works with hvd_compress.torch's .*; give a method.*topk"):
+        Run("auto")
+    run = Run("topk(ratio=0.1)")
+    with pytest.raises(ValueError, match="compression='auto' works with"):
+        run.optimizer.set_compression("auto")
+    run.steps(range(2))
+    assert same_on_all_ranks(run.applied.reshape(-1))
