@@ -200,17 +200,22 @@ class _Methods:
         state may be of any method: that one is chosen then, and "none" until the next steps are measured.
 
         Raises:
-            ValueError: if the state belongs to another compression or model.
+            ValueError: if the state belongs to another compression or model; then nothing has changed.
         """
         rest = dict(state_dict)
         compression = rest.pop("compression", None)
+        former = self._wrapped.state_dict(self)
+        self._wrapped.load_state_dict(self, rest)
         if self._reducer is not None:
-            if self._present.automatic and compression and "compression" in compression:
-                _check_momentum(self, self._present.of_saved(compression["compression"]))
-            self._reducer.load_state_dict(compression)
+            try:
+                if self._present.automatic and compression and "compression" in compression:
+                    _check_momentum(self, self._present.of_saved(compression["compression"]))
+                self._reducer.load_state_dict(compression)
+            except Exception:
+                self._wrapped.load_state_dict(self, former)
+                raise
         self._synchronized = False
         self._should_synchronize = True
-        self._wrapped.load_state_dict(self, rest)
 
     def compression_stats(self, phases: bool = False) -> dict[str, Any]:
         """Return what this worker sent since construction, counted at the collectives.

@@ -691,6 +691,6 @@ class GradientReducer(TensorReducer):
             ValueError: if it belongs to another compression or other rules.
         """
         state, sparse_dims = read(saved, self.settings, self.transport.rank)
+        self.load(state, stacklevel=5)
         self.sparse_dims |= sparse_dims
         self._reset()
-        self.load(state, stacklevel=5)

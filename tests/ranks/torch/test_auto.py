@@ -213,8 +213,15 @@ def test_a_refused_state_changes_nothing(predicted):
     damaged["compression"]["buckets"][0]["state"]["step"] = -1
     unknown = copy.deepcopy(optimizer.state_dict())
     unknown["compression"]["compression"] = "nothing"
+    of_a_larger_model = copy.deepcopy(other_rules.state_dict())
+    of_a_larger_model["compression"] |= {"compression": "qsgd", "rules": []}
+    of_a_larger_model["param_groups"].append(of_a_larger_model["param_groups"][0])
+    ruled = other_rules.state_dict()
+    for state in (ruled, keeps, damaged, unknown, of_a_larger_model):
+        state["param_groups"][0]["lr"] = 99.0
     for state, said in [
-        (other_rules.state_dict(), "saved with rules"),
+        (of_a_larger_model, "parameter groups"),
+        (ruled, "saved with rules"),
         (keeps, "keeps the momentum itself"),
         (damaged, "must be a number of steps"),
         (unknown, "unknown compressor 'nothing'"),
@@ -224,6 +231,7 @@ def test_a_refused_state_changes_nothing(predicted):
             optimizer.load_state_dict(state)
         assert str(optimizer._reducer.state_dict()) == str(before)
         assert chosen(optimizer) == "fp16"
+        assert optimizer.param_groups[0]["lr"] == 0.05
     assert same_on_all_ranks(train(model, optimizer, 2))
 
 
