@@ -7,7 +7,7 @@ export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 
 SOURCES := $(wildcard hvd_compress/native/cpu/*.cpp hvd_compress/native/cpu/*.hpp hvd_compress/native/cpu/*.inc)
 
-.PHONY: help setup demo test test-slow fuzz sanitize lint docs format pins wheels clean
+.PHONY: help setup demo test test-slow fuzz sanitize lint docs format pins wheels release clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -46,6 +46,9 @@ pins: setup  ## write the exact versions for this Python from requirements/setup
 
 wheels: setup  ## build the source distribution and wheels for CPython 3.10 to 3.13 in dist/, and check them
 	@bash scripts/wheels.sh
+
+release: setup  ## build and check a release, and say how to publish it
+	@bash scripts/release.sh
 
 clean:  ## remove the environment and what was made in it
 	rm -rf .venv build *.egg-info results site docs/pictures .pytest_cache .mypy_cache .ruff_cache

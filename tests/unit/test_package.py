@@ -62,6 +62,13 @@ def test_the_script_that_builds_horovod_says_what_it_lacks(tmp_path):
     assert "bash scripts/horovod.sh PYTHON" in done.stdout
 
 
+def test_versions_agree():
+    version = hvd_compress.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.search(r"^## (.*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest[1].split(",")[0] == version
+
+
 @pytest.mark.slow
 def test_it_installs_and_simulates_without_a_framework(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
