@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from hvd_compress.cli import advise, bench, list, size
+from hvd_compress.cli import advise, bench, list, size, watch
 from hvd_compress.version import __version__
 
 
@@ -13,7 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="hvd-compress", description="Compressed gradients for Horovod and mpi4py.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (list, bench, size, advise):
+    for command in (list, bench, size, advise, watch):
         command.register(commands)
     args = parser.parse_args()
     try:

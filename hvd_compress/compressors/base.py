@@ -27,6 +27,11 @@ class AllReduce:
     spare: bool = False
     kind: ClassVar[str] = "allreduce"
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return int(self.array.nbytes)
+
 
 @dataclass(frozen=True)
 class AllGather:
@@ -39,6 +44,11 @@ class AllGather:
     payload: Array
     varying: bool = False
     kind: str = "allgather"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payload."""
+        return int(self.payload.nbytes)
 
 
 Collective = AllReduce | AllGather

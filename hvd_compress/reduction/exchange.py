@@ -35,6 +35,7 @@ class VectorSteps:
         pending: the collective that the step under way waits for, or None.
         mean: the result, a vector of the layout's size or `Rows`, once `finished`.
         state: the compressor's state for this vector.
+        sent: bytes that were handed to collectives so far.
         phases: where the time goes.
     """
 
@@ -62,6 +63,7 @@ class VectorSteps:
         self._step: Step | None = None
         self._known_finite = False
         self._left, self._doublings = 0.0, 0
+        self.sent = 0
         self._round = 0  # collectives started in the step under way
 
     @property
@@ -139,9 +141,11 @@ class VectorSteps:
         self._keep(step)
 
     def _keep(self, step: Step) -> None:
-        if step.result is None:
+        if step.pending is not None:
             self._step, self.pending = step, step.pending
+            self.sent += step.pending.nbytes
         else:
+            assert step.result is not None
             self.mean, self._known_finite = step.result.mean, step.result.finite
 
     def withhold(self, names: Collection[str]) -> None:

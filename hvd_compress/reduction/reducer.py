@@ -25,7 +25,7 @@ from hvd_compress.reduction.rows import Rows, SparseRows, sparse_rows
 from hvd_compress.reduction.settings import Settings
 from hvd_compress.reduction.shared import most_steps, packed, same, source_of, summary, unpacked
 from hvd_compress.reduction.stalls import Address, Progress, watch
-from hvd_compress.reduction.stats import Stats, stats_of
+from hvd_compress.reduction.stats import Stats, bucket_stats, stats_of
 from hvd_compress.transports import Peers
 
 E = TypeVar("E", bound=VectorSteps)
@@ -591,11 +591,12 @@ class Reducer(Generic[E]):
             exchange.state.load_state_dict(_each_array(state, partial(self.imported, exchange=exchange)))
         return left
 
-    def stats(self, phases: bool = False) -> Stats:
+    def stats(self, phases: bool = False, per_bucket: bool = False) -> Stats:
         """Return what was sent and how long it took, since construction (see `hvd_compress.reduction.stats.Stats`).
 
         Args:
             phases: whether to tell also where the time goes.
+            per_bucket: whether to tell also of each bucket by itself.
         """
         return stats_of(
             self.peers.traffic,
@@ -606,6 +607,7 @@ class Reducer(Generic[E]):
             residual=norm(self.ops, self.carried | self._residuals()),
             nonfinite_steps=self.nonfinite_steps,
             workers_lost=self.workers_lost,
+            buckets=[bucket_stats(exchange, self.label) for exchange in self.all] if per_bucket else None,
         )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hvd_compress.compressors import spec
+from hvd_compress.reduction.carry import left_over, norm
+from hvd_compress.reduction.exchange import VectorSteps
 from hvd_compress.reduction.phases import Phases
 from hvd_compress.transports import Traffic
 
@@ -29,7 +32,11 @@ collective: in a method of several rounds that encodes the next one as well. ``o
 steps.
 
 ``in_backward`` is the part of ``exposed`` before the step's last gradient was there: in a hook, which the backward pass
-waits for. ``wire["hidden"]`` are seconds in addition: collectives were under way and this worker did not wait."""
+waits for. ``wire["hidden"]`` are seconds in addition: collectives were under way and this worker did not wait.
+
+With ``per_bucket=True`` also ``buckets``, for each vector that is exchanged by itself, in the order in which they are
+launched: ``name``; ``compression``, a spec; ``parameters``, their names; ``coordinates``; ``bytes_sent`` (its payloads,
+since the plan was made); ``residual_norm`` (of what its compressor has not sent)."""
 
 
 def stats_of(
@@ -42,6 +49,7 @@ def stats_of(
     nonfinite_steps: int,
     workers_lost: int,
     phases: bool = False,
+    buckets: Sequence[Mapping[str, Any]] | None = None,
 ) -> Stats:
     """Return the statistics of a worker.
 
@@ -54,6 +62,7 @@ def stats_of(
         nonfinite_steps: in how many of them the means were not finite.
         workers_lost: how many have gone.
         phases: whether to tell where the time goes in each phase.
+        buckets: of each bucket, if that is asked for.
     """
     dense, sent = 4 * coordinates * steps, traffic.sent
     return {
@@ -69,10 +78,23 @@ def stats_of(
         "workers_lost": workers_lost,
         "collectives": {kind: dict(entry) for kind, entry in traffic.collectives.items()},
         **({"phases": seconds.report()} if phases else {}),
+        **({} if buckets is None else {"buckets": list(buckets)}),
     }
 
 
-def nothing_sent(phases: bool = False) -> Stats:
+def bucket_stats(exchange: VectorSteps, label: Callable[[str], str] = str) -> dict[str, Any]:
+    """Return the statistics of one bucket; `label` returns what users call a parameter of the layout."""
+    return {
+        "name": exchange.name,
+        "compression": spec(exchange.compressor),
+        "parameters": [label(name) for name in exchange.layout.names],
+        "coordinates": exchange.layout.size,
+        "bytes_sent": exchange.sent,
+        "residual_norm": norm(exchange.ops, dict(left_over(exchange))),
+    }
+
+
+def nothing_sent(phases: bool = False, per_bucket: bool = False) -> Stats:
     """Return the statistics of a worker that is alone, and sends nothing."""
     return stats_of(
         Traffic(),
@@ -83,6 +105,7 @@ def nothing_sent(phases: bool = False) -> Stats:
         nonfinite_steps=0,
         workers_lost=0,
         phases=phases,
+        buckets=[] if per_bucket else None,
     )
 
 
@@ -100,4 +123,4 @@ def _sum(one: Any, other: Any) -> Any:
         return one if other is None else other
     if isinstance(one, Mapping):
         return {key: _sum(one.get(key), other.get(key)) for key in {**one, **other}}
-    return one + other
+    return one + other  # of two lists of buckets all

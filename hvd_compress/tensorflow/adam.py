@@ -119,11 +119,11 @@ class _FrozenAdam:
         deviation = tf.where(v.value == 0, tf.cast(math.inf, dtype), tf.sqrt(v.value))  # no update where it is 0
         self.assign_sub(variable, rate * m.value / (deviation + self.epsilon))
 
-    def compression_stats(self, phases: bool = False) -> dict[str, Any]:
+    def compression_stats(self, phases: bool = False, per_bucket: bool = False) -> dict[str, Any]:
         """Return what this worker sent since construction (see `hvd_compress.reduction.stats.Stats`)."""
         if not hasattr(self, "_reducer"):
             return {}
-        return added(self._warmup_reducer.stats(phases), self._reducer.stats(phases))
+        return added(self._warmup_reducer.stats(phases, per_bucket), self._reducer.stats(phases, per_bucket))
 
 
 def CompressedAdam(

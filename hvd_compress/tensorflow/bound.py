@@ -117,13 +117,13 @@ class BoundCompression(GraphReducer):
         self._changes += 1
         self.plan(self.gradients)
 
-    def compression_stats(self, phases: bool = False) -> Stats:
+    def compression_stats(self, phases: bool = False, per_bucket: bool = False) -> Stats:
         """Return what this worker sent (see `hvd_compress.reduction.stats.Stats`).
 
         Horovod's own time for what it carries is in ``communication_seconds``.
         """
         self._end_step()
-        return self.stats(phases)
+        return self.stats(phases, per_bucket)
 
     def serialize(self) -> bytes:
         """As of any reducer, after the end of the last step."""

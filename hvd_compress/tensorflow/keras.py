@@ -117,9 +117,9 @@ class _Distributed:
             self._reducer = changed_reducer(self._trainable_variables, self._settings, settings, *self._where)
         self._settings = settings
 
-    def compression_stats(self, phases: bool = False) -> dict[str, Any]:
+    def compression_stats(self, phases: bool = False, per_bucket: bool = False) -> dict[str, Any]:
         """Return what this worker sent since construction (see `hvd_compress.reduction.stats.Stats`)."""
-        return self._reducer.stats(phases) if hasattr(self, "_reducer") else {}
+        return self._reducer.stats(phases, per_bucket) if hasattr(self, "_reducer") else {}
 
 
 def DistributedOptimizer(

@@ -566,17 +566,18 @@ def _found(variables: Sequence[Any]) -> GradientReducer:
     return reducers[-1]
 
 
-def compression_stats(variables: Sequence[Any], phases: bool = False) -> dict[str, Any]:
+def compression_stats(variables: Sequence[Any], phases: bool = False, per_bucket: bool = False) -> dict[str, Any]:
     """Return what this worker sent of the gradients of these variables (see `hvd_compress.reduction.stats.Stats`).
 
     Args:
         variables: those whose gradients the tape takes, in this order.
         phases: whether to tell also where the time goes.
+        per_bucket: whether to tell also of each bucket by itself.
 
     Raises:
         LookupError: if no step has been taken with them.
     """
-    return _found(variables).stats(phases)
+    return _found(variables).stats(phases, per_bucket)
 
 
 def set_compression(

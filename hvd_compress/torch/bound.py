@@ -245,13 +245,13 @@ class BoundCompression(TensorReducer):
             )
         )
 
-    def compression_stats(self, phases: bool = False) -> dict[str, Any]:
+    def compression_stats(self, phases: bool = False, per_bucket: bool = False) -> dict[str, Any]:
         """Return what this worker sent, as ``DistributedOptimizer.compression_stats``.
 
         Horovod's own time for what it carries is not in ``communication_seconds``, but in the phase "computing".
         """
         self._end_step()
-        return self.stats(phases)
+        return self.stats(phases, per_bucket)
 
     def _end_step(self) -> None:
         """Keep the last step's state if all its means are finite, as the optimizer saw them."""

@@ -172,9 +172,11 @@ class RegisteredCompression:
         if self._reducer is not None:
             self._reducer.change(self._settings)
 
-    def compression_stats(self, phases: bool = False) -> dict[str, Any]:
+    def compression_stats(self, phases: bool = False, per_bucket: bool = False) -> dict[str, Any]:
         """Return what this worker sent, as ``DistributedOptimizer.compression_stats``, beside what DDP itself sends."""
-        return self._reducer.stats(phases) if self._reducer is not None else nothing_sent(phases)
+        return (
+            self._reducer.stats(phases, per_bucket) if self._reducer is not None else nothing_sent(phases, per_bucket)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, of which residuals are this worker's own: tensors, numbers and names; empty if alone."""

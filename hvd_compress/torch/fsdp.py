@@ -27,7 +27,7 @@ from hvd_compress.reduction.buckets import PLAIN
 from hvd_compress.reduction.carry import left_over, norm
 from hvd_compress.reduction.exchange import Exchange
 from hvd_compress.reduction.phases import COPY
-from hvd_compress.reduction.stats import stats_of
+from hvd_compress.reduction.stats import bucket_stats, stats_of
 from hvd_compress.torch.compression import TorchCompression
 from hvd_compress.torch.phases import recorder
 from hvd_compress.transports.torch_distributed import ProcessGroupTransport
@@ -79,7 +79,7 @@ class ReplicaCompression:
             shard.copy_(exchange.reduce(shard.reshape(-1)).view(shard.shape))
         self.nonfinite += exchange.state.step == steps  # then the state stays as it was
 
-    def compression_stats(self, phases: bool = False) -> dict[str, Any]:
+    def compression_stats(self, phases: bool = False, per_bucket: bool = False) -> dict[str, Any]:
         """Return what this rank sent to other replicas, as ``DistributedOptimizer.compression_stats``.
 
         ``nonfinite_steps`` counts the modules' means that were not finite, each by itself.
@@ -95,6 +95,7 @@ class ReplicaCompression:
             residual=norm(TorchOps(), residuals),
             nonfinite_steps=self.nonfinite,
             workers_lost=0,
+            buckets=[bucket_stats(exchange) for exchange in exchanges] if per_bucket else None,
         )
 
     def state_dict(self) -> dict[str, Any]:

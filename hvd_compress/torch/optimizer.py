@@ -217,7 +217,7 @@ class _Methods:
         self._synchronized = False
         self._should_synchronize = True
 
-    def compression_stats(self, phases: bool = False) -> dict[str, Any]:
+    def compression_stats(self, phases: bool = False, per_bucket: bool = False) -> dict[str, Any]:
         """Return what this worker sent since construction, counted at the collectives.
 
         Keys: ``steps``; ``bytes_sent`` and ``bytes_received`` (the buffers handed to and got from the collectives);
@@ -233,8 +233,13 @@ class _Methods:
             phases: whether to tell, under "phases", where the seconds go: ``computing``, ``copy``, ``encode``,
                 ``start``, ``wire``, ``decode``, ``optimizer`` and ``other``, which add up; and how much of the wire is
                 hidden. `hvd_compress.reduction.stats.Stats` and ``docs/timeline.md`` say exactly what each is.
+            per_bucket: whether to tell, under "buckets", of each bucket by itself: ``name``, ``compression``,
+                ``parameters``, ``coordinates``, ``bytes_sent`` (payloads, since the plan was made) and
+                ``residual_norm``.
         """
-        return self._reducer.stats(phases) if self._reducer is not None else nothing_sent(phases)
+        return (
+            self._reducer.stats(phases, per_bucket) if self._reducer is not None else nothing_sent(phases, per_bucket)
+        )
 
 
 def DistributedOptimizer(
