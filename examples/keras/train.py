@@ -75,7 +75,7 @@ def prepare(args: argparse.Namespace, shares: Shares) -> keras.Model:
         inner = keras.optimizers.Adam(rate)
     else:
         inner = keras.optimizers.SGD(rate, momentum=momentum(args))
-    optimizer = DistributedOptimizer(inner, args.compression, seed=args.seed, rules=rules(args))
+    optimizer = DistributedOptimizer(inner, compression=args.compression, seed=args.seed, rules=rules(args))
     optimizer.build(model.trainable_variables)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model

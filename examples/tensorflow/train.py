@@ -36,7 +36,7 @@ def prepare(args: argparse.Namespace, shares: Shares) -> tuple[keras.Model, Call
     """Return the model, and the step that updates it and returns the loss."""
     keras.utils.set_random_seed(args.seed)
     model = build(args.model, shares.data.train_images.shape[1:])
-    hvd.broadcast_variables([variable.value for variable in model.weights], root_rank=0)
+    hvdc.broadcast_variables(model.weights, root_rank=0)
     rate = keras.optimizers.schedules.PolynomialDecay(learning_rate(args), args.epochs * shares.steps, 0.0)
     if args.optimizer == "adam":
         optimizer = keras.optimizers.Adam(rate)
@@ -48,7 +48,7 @@ def prepare(args: argparse.Namespace, shares: Shares) -> tuple[keras.Model, Call
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        tape = hvdc.DistributedGradientTape(tape, args.compression, seed=args.seed, rules=rules(args))
+        tape = hvdc.DistributedGradientTape(tape, compression=args.compression, seed=args.seed, rules=rules(args))
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss

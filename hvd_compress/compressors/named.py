@@ -29,15 +29,32 @@ class NamedCompressor:
 def has_methods(kind: type[NamedCompressor]) -> Callable[[Namespace], Namespace]:
     """Return a class decorator that adds all methods: functions of their settings that return objects of a kind.
 
+    ``parse`` returns that of a spec.
+
     ``none`` and ``fp16`` have no settings and stand for themselves, as in Horovod's class.
     """
 
     def decorate(cls: Namespace) -> Namespace:
+        cls.parse = staticmethod(_parser(kind))  # type: ignore[attr-defined]
         for name in methods():
             setattr(cls, name, kind(make(name)) if name in ("none", "fp16") else staticmethod(_factory(name, kind)))
         return cls
 
     return decorate
+
+
+def _parser(kind: type[NamedCompressor]) -> Callable[[str], NamedCompressor]:
+    def parse_spec(spec: Any) -> NamedCompressor:
+        """Return what a spec such as "topk(ratio=0.01)" means, from a command line for instance.
+
+        Raises:
+            TypeError: if it is no spec.
+            ValueError: if it is not valid.
+        """
+        return kind(as_compressor(spec))
+
+    parse_spec.__name__ = parse_spec.__qualname__ = "parse"
+    return parse_spec
 
 
 def _factory(name: str, kind: type[NamedCompressor]) -> Callable[..., NamedCompressor]:

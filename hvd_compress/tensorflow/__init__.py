@@ -7,9 +7,14 @@ with tf.GradientTape() as tape:
     loss = ...
 tape = hvdc.DistributedGradientTape(tape, compression=hvdc.Compression.topk(ratio=0.01))
 gradients = tape.gradient(loss, model.trainable_variables)
+
+What Horovod's package has and this one has not is Horovod's here as well: ``import hvd_compress.tensorflow as hvd``
+will do for all but `allreduce`, which is another one.
 """
 
-from hvd_compress.transports.horovod import require_horovod
+from typing import Any
+
+from hvd_compress.transports.horovod import horovods, require_horovod
 
 require_horovod("tensorflow")
 
@@ -22,6 +27,7 @@ from hvd_compress.tensorflow.allreduce import allreduce
 from hvd_compress.tensorflow.compression import Compression
 from hvd_compress.tensorflow.reducer import compression_stats, set_compression
 from hvd_compress.tensorflow.tape import DistributedGradientTape
+from hvd_compress.tensorflow.variables import broadcast_variables
 
 __all__ = [
     "Compression",
@@ -32,6 +38,16 @@ __all__ = [
     "Rule",
     "WorkersDisagree",
     "allreduce",
+    "broadcast_variables",
     "compression_stats",
     "set_compression",
 ]
+
+_INSTEAD = {
+    "DistributedOptimizer": "hvd_compress.tensorflow.keras.DistributedOptimizer, for Keras 3",
+    "PartialDistributedGradientTape": "DistributedGradientTape, and its register_local_source for each variable",
+}
+
+
+def __getattr__(name: str) -> Any:
+    return horovods(__name__, "horovod.tensorflow", name, _INSTEAD)

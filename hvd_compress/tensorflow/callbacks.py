@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hvd_compress.tensorflow.variables import broadcast_variables
+
 __all__ = ["BroadcastAtStart", "LearningRateWarmup", "MetricAverage", "TensorBoard"]
 
 
@@ -44,8 +46,7 @@ class BroadcastAtStart(keras.callbacks.Callback):
 
     def _broadcast(self) -> None:
         variables = [*self.model.weights, *self.model.optimizer.variables]
-        tensors = [variable.value for variable in variables]
-        hvd.broadcast_variables(tensors, self.root_rank, process_set=self.process_set)
+        broadcast_variables(variables, self.root_rank, self.process_set)
         self._done = True
 
 

@@ -12,6 +12,7 @@ from horovod.common.elastic import ObjectState, run_fn
 from horovod.common.exceptions import HorovodInternalError
 
 from hvd_compress.tensorflow.reducer import GradientReducer
+from hvd_compress.tensorflow.variables import broadcast_variables
 
 __all__ = ["KerasState", "run"]
 
@@ -82,7 +83,7 @@ class KerasState(ObjectState):
 
     def sync(self) -> None:
         """Take what rank 0 has; what compressors keep is compared in the next step."""
-        hvd.broadcast_variables([variable.value for variable in self._variables], root_rank=0)
+        broadcast_variables(self._variables, root_rank=0)
         self._save_model()
         super().sync()
 

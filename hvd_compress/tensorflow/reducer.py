@@ -24,6 +24,7 @@ from hvd_compress.ops.numpy import NumpyOps
 from hvd_compress.reduction.agreement import WorkersDisagree
 from hvd_compress.reduction.buckets import Bucket, Gradient, Rule
 from hvd_compress.reduction.checkpoint import Saved, SavedExchange
+from hvd_compress.reduction.groups import number_groups
 from hvd_compress.reduction.phases import OTHER
 from hvd_compress.reduction.reducer import Reducer
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
@@ -108,7 +109,9 @@ class GraphReducer(Reducer[GraphExchange], tf.train.experimental.PythonState):
     @property
     def gradients(self) -> list[Gradient]:
         """What the plan must know of the variables."""
-        return [replace(v.gradient, key=p) for p, v in zip(self.positions, self.variables, strict=True)]
+        groups = self.settings.groups
+        pairs = zip(self.positions, self.variables, strict=True)
+        return [replace(v.gradient, key=p, group=groups.get(p)) for p, v in pairs]
 
     @property
     def dtypes(self) -> list[str]:
@@ -197,6 +200,7 @@ class GradientReducer(GraphReducer):
 
     Attributes:
         present: which variables have a gradient, for an optimizer that leaves out the others.
+        own: which variables' gradients an optimizer keeps for itself.
         check: raises ValueError if the user must not have some settings; None allows all.
     """
 
@@ -206,6 +210,7 @@ class GradientReducer(GraphReducer):
         super().__init__(variables, settings, transport, channel)
         self.scale_before, self.scale_after = settings.scales(transport.workers)
         self.present: list[bool] = []
+        self.own: list[bool] = []
         self.check: Callable[[Settings], None] | None = None
         self._joined: list[dict[str, str]] = []  # each generation's variables: their gradients are "dense" or "sparse"
         self._before: dict[str, str] = {}  # those of a plan that was given up
@@ -483,6 +488,7 @@ def reduction_settings(
     seed: int = 0,
     rules: Iterable[Rule | tuple[str, Any]] | None = None,
     nonfinite: str = "warn",
+    backward_passes_per_step: int = 1,
 ) -> Settings:
     """Return what these arguments of a tape or an optimizer mean, checked as far as it can be without variables."""
     return Settings(
@@ -495,11 +501,21 @@ def reduction_settings(
         dense_below=dense_below,
         seed=seed,
         nonfinite=nonfinite,
+        backward_passes_per_step=backward_passes_per_step,
     )
 
 
+def _grouped(settings: Settings, variables: Sequence[Any], groups: int | list[list[Any]]) -> Settings:
+    numbers = number_groups([(str(position), variable) for position, variable in enumerate(variables)], groups)
+    return replace(settings, groups=numbers) if numbers else settings
+
+
 def reducer_of(
-    variables: Sequence[Any], settings: Settings, process_set: Any, transport: GraphTransport | None = None
+    variables: Sequence[Any],
+    settings: Settings,
+    process_set: Any,
+    transport: GraphTransport | None = None,
+    groups: int | list[list[Any]] = 0,
 ) -> GradientReducer:
     """Return the reducer of these variables: the same one for the same variables and settings.
 
@@ -508,7 +524,9 @@ def reducer_of(
         settings: those that the reducer began with; `set_compression` may have changed its compression since.
         process_set: the Horovod processes that take part.
         transport: who carries the collectives instead of Horovod.
+        groups: which variables share a bucket, as `as_groups` returns them.
     """
+    settings = _grouped(settings, variables, groups)
 
     def make() -> GradientReducer:
         found = named(variables)
@@ -522,9 +540,15 @@ def reducer_of(
 
 
 def changed_reducer(
-    variables: Sequence[Any], former: Settings, settings: Settings, process_set: Any, transport: GraphTransport | None
+    variables: Sequence[Any],
+    former: Settings,
+    settings: Settings,
+    process_set: Any,
+    transport: GraphTransport | None,
+    groups: int | list[list[Any]],
 ) -> GradientReducer:
     """Change the settings of a reducer, which `reducer_of` returns for the new settings from now on."""
+    former, settings = _grouped(former, variables, groups), _grouped(settings, variables, groups)
     reducer = reducer_of(variables, former, process_set, transport)
     reducer.change(replace(settings, names=reducer.settings.names))
     _reducers.pop(_key(variables, former, process_set, transport))

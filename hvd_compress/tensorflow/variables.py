@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from hvd_compress.reduction.buckets import Gradient
@@ -15,6 +16,25 @@ SENT_AS = {
 }  # plain gradients' dtypes, others float32; Horovod has no bfloat16
 
 
+def broadcast_variables(
+    variables: Sequence[Any], root_rank: int, process_set: Any = hvd.global_process_set, inplace: bool = False
+) -> Any:
+    """Give all workers the variables of one: ``horovod.tensorflow.broadcast_variables``, which takes Keras 3's as well.
+
+    Args:
+        variables: TensorFlow's or Keras's, such as ``model.variables`` and ``optimizer.variables``.
+        root_rank: the worker whose variables all get.
+        process_set: the Horovod processes that take part.
+        inplace: as of Horovod's function.
+    """
+    return hvd.broadcast_variables([tensor_of(v) for v in variables], root_rank, process_set, inplace)
+
+
+def tensor_of(variable: Any) -> Any:
+    """Return TensorFlow's variable, which Keras 3's hold."""
+    return variable.value if hasattr(variable, "path") else variable
+
+
 class Variable:
     """A variable's name, shape, dtype and device."""
 
@@ -22,8 +42,7 @@ class Variable:
         self.name = name
         self.shape = tuple(int(size) for size in variable.shape)
         self.dtype = tf.as_dtype(variable.dtype).name
-        tensor = variable.value if hasattr(variable, "path") else variable  # Keras 3's variables hold TensorFlow's
-        self.device = str(getattr(tensor, "device", "") or "CPU:0")
+        self.device = str(getattr(tensor_of(variable), "device", "") or "CPU:0")
 
     @property
     def gradient(self) -> Gradient:
@@ -40,3 +59,15 @@ def named(variables: Sequence[Any]) -> list[Variable]:
         seen[name] = seen.get(name, 0) + 1
         result.append(Variable(name if seen[name] == 1 else f"{name}#{seen[name]}", variable))
     return result
+
+
+def times(grads: Sequence[Any], factor: Any) -> list[Any]:
+    """Return gradients, dense or sparse or None, times a factor."""
+
+    def each(grad: Any) -> Any:
+        if isinstance(grad, tf.IndexedSlices):
+            return tf.IndexedSlices(each(grad.values), grad.indices, grad.dense_shape)
+        grad = tf.convert_to_tensor(grad)
+        return grad * tf.cast(factor, grad.dtype)
+
+    return [None if grad is None else each(grad) for grad in grads]

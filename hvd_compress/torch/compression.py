@@ -100,6 +100,8 @@ def flat(tensor: Tensor, compressor: Compressor) -> Tensor:
 class Compression:
     """The compressors by name, each a function of its settings: ``Compression.topk(ratio=0.01)``.
 
+    ``Compression.parse("topk(ratio=0.01)")`` is the same, of a spec from a command line.
+
     ``Compression.none`` and ``Compression.fp16`` have no settings and stand for themselves, so that this class can
     replace Horovod's. Every function takes ``feedback`` as well: "none", "ef", "ef21" or "momentum" (with settings if
     need be: "momentum(momentum=0.5)"), or None for the method's default. Any number may be a schedule, such as

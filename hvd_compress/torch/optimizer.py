@@ -16,11 +16,12 @@ from torch import Tensor
 from hvd_compress.compressors import AdamMomentum, spec
 from hvd_compress.compressors.feedback import AdamMomentumOfMean
 from hvd_compress.reduction.buckets import Rule
+from hvd_compress.reduction.groups import as_groups, number_groups
 from hvd_compress.reduction.settings import BUCKET_BYTES, DENSE_BELOW, Settings
 from hvd_compress.reduction.stats import nothing_sent
 from hvd_compress.torch.carrier import carrier
 from hvd_compress.torch.compression import Compression, TorchCompression
-from hvd_compress.torch.parameters import check_parameters, number_groups
+from hvd_compress.torch.parameters import check_parameters
 from hvd_compress.torch.reducer import GradientReducer
 from hvd_compress.transports import Transport
 from hvd_compress.transports.horovod import op_name
@@ -249,6 +250,7 @@ def DistributedOptimizer(
     backward_passes_per_step: int = 1,
     op: int | str = "average",
     gradient_predivide_factor: float = 1.0,
+    num_groups: int = 0,
     groups: int | list[list[Tensor]] | None = None,
     sparse_as_dense: bool = False,
     process_set: Any = None,
@@ -263,10 +265,11 @@ def DistributedOptimizer(
 ) -> Any:
     """Wrap an optimizer so that its gradients are averaged over Horovod's processes, compressed.
 
-    The arguments up to `process_set` are those of ``horovod.torch.DistributedOptimizer`` and mean the same. The
-    result is an instance of the optimizer's own class, and shares its parameters, state and attributes: what is made
-    for the optimizer, such as a learning rate scheduler, works with the result. With a single process nothing is sent,
-    and gradients stay as they are; but not in an elastic job, where others may join: there one worker is as many.
+    The arguments up to `process_set` are those of ``horovod.torch.DistributedOptimizer``, in its order, and mean the
+    same. The result is an instance of the optimizer's own class, and shares its parameters, state and attributes: what
+    is made for the optimizer, such as a learning rate scheduler, works with the result. With a single process nothing
+    is sent, and gradients stay as they are; but not in an elastic job, where others may join: there one worker is as
+    many.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
@@ -278,6 +281,7 @@ def DistributedOptimizer(
         backward_passes_per_step: passes whose gradients are accumulated before they are exchanged.
         op: "average" or "sum", or ``hvd.Average`` or ``hvd.Sum``.
         gradient_predivide_factor: with "average", divides before the sum and multiplies after the mean.
+        num_groups: the former name of `groups`.
         groups: the number of buckets to divide the parameters into, or lists of those that share a bucket.
         sparse_as_dense: exchange sparse gradients as dense ones.
         process_set: the Horovod processes to average over (None: all); the others' gradients stay as they are.
@@ -321,7 +325,7 @@ def DistributedOptimizer(
         nonfinite=nonfinite,
         chooses=True,
         backward_passes_per_step=backward_passes_per_step,
-        groups=number_groups(parameters, groups),
+        groups=number_groups(parameters, as_groups(num_groups, groups)),
     )
     _check_momentum(optimizer, settings)
     carried = carrier(transport, process_set)
@@ -337,6 +341,7 @@ def DistributedOptimizer(
     result._synchronized = result._stepping = False
     result._should_synchronize = True
     result._reducer, result._settings = None, settings
+    result._parameter_names = {p: name for name, p in parameters}  # Horovod's name for it, which tools read
     this = weakref.ref(result)
 
     def trained() -> Iterator[Tensor]:

@@ -52,36 +52,6 @@ def check_parameters(
     return chosen
 
 
-def number_groups(parameters: list[tuple[str, Tensor]], groups: int | list[list[Tensor]] | None) -> dict[str, int]:
-    """Return the number of its group for each parameter's name that is in one.
-
-    Args:
-        parameters: (name, parameter) of all.
-        groups: as in `DistributedOptimizer`.
-
-    Raises:
-        ValueError: if it is not what it should be, or a parameter is in two groups.
-    """
-    if not groups:
-        return {}
-    if isinstance(groups, int):
-        if groups < 0:
-            raise ValueError("groups should be a non-negative integer or a list of list of torch.Tensor.")
-        share = -(-len(parameters) // groups)
-        return {name: i // share for i, (name, _) in enumerate(parameters)}
-    names = {p: name for name, p in parameters}
-    numbers: dict[str, int] = {}
-    for number, group in enumerate(groups):
-        for p in group:
-            if not isinstance(p, Tensor):
-                raise ValueError("groups must consist of torch.Tensor.")
-            if p in names and names[p] in numbers:
-                raise ValueError("A parameter can only appear once in groups.")
-            if p in names:
-                numbers[names[p]] = number
-    return numbers
-
-
 def once(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     """Return names and parameters, each parameter (of tied layers, say) under its first name alone."""
     first: dict[Tensor, str] = {}

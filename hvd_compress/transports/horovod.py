@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -49,10 +53,43 @@ def has_horovod(framework: str) -> bool:
     return True
 
 
+def horovods(package: str, of_horovod: str, name: str, instead: Mapping[str, str] | None = None) -> Any:
+    """Return what a package of this project has not itself: one of its modules, or what Horovod's has of that name.
+
+    Args:
+        package: that of this project, such as "hvd_compress.torch".
+        of_horovod: the one that it stands in for, such as "horovod.torch".
+        name: what is asked for.
+        instead: for names of Horovod's that are not passed on, what to use.
+
+    Raises:
+        AttributeError: if there is no such thing, or Horovod cannot be imported.
+    """
+    if not name.startswith("_"):
+        own = f"{package}.{name}"
+        if hasattr(sys.modules[package], "__path__") and importlib.util.find_spec(own) is not None:
+            return importlib.import_module(own)
+        if instead is not None and name in instead:
+            raise AttributeError(f"{package} has no {name}, and Horovod's does not do: use {instead[name]}")
+        with suppress(ImportError, AttributeError):
+            return getattr(importlib.import_module(of_horovod), name)
+    raise AttributeError(f"neither {package} nor {of_horovod} has a {name!r}")
+
+
 def check_one_given(transport: Any, process_set: Any) -> None:
     """Raise ValueError if both a transport and a process set of its own are given."""
     if transport is not None and process_set is not None and process_set.process_set_id != 0:
         raise ValueError("a transport knows its workers: give either transport or process_set, not both")
+
+
+def check_devices(device_dense: str, device_sparse: str) -> None:
+    """Raise ValueError unless these two arguments of Horovod's for TensorFlow are what they are by default."""
+    for name, device in (("device_dense", device_dense), ("device_sparse", device_sparse)):
+        if device != "":
+            raise ValueError(
+                f"{name} must be ''; got {device!r}: a gradient is exchanged where its variable lies. A compressor is "
+                "given by name, compression=..., since the arguments are in Horovod's order"
+            )
 
 
 def op_name(op: int | str, framework: str) -> str:

@@ -93,7 +93,9 @@ class Script(TensorFlowScript):
 
     def wrapped(self, optimizer: Any, setup: KerasSetup) -> Any:
         process_set = self.process_sets[setup.members]
-        return DistributedOptimizer(optimizer, setup.spec, rules=setup.rules, process_set=process_set, **setup.settings)
+        return DistributedOptimizer(
+            optimizer, compression=setup.spec, rules=setup.rules, process_set=process_set, **setup.settings
+        )
 
     def adam(self, setup: KerasSetup) -> Any:
         return CompressedAdam(

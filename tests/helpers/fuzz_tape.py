@@ -68,7 +68,9 @@ class Script(TensorFlowScript):
         setup = self.setup
         spec, rules = setup.made
         process_set = self.process_sets[setup.members]
-        return hvdc.DistributedGradientTape(tape, spec, rules=rules, process_set=process_set, **setup.settings)
+        return hvdc.DistributedGradientTape(
+            tape, compression=spec, rules=rules, process_set=process_set, **setup.settings
+        )
 
     def gradients(self, ids: tf.Tensor, heads: tuple[int, ...], embeds: bool, factor: tf.Tensor) -> list[Any]:
         with tf.GradientTape() as tape:
@@ -84,7 +86,7 @@ class Script(TensorFlowScript):
 
     def broadcast(self, process_set: Any) -> None:
         variables = [*self.model.weights, *self.optimizer.variables]
-        hvd.broadcast_variables([v.value for v in variables], root_rank=0, process_set=process_set)
+        hvdc.broadcast_variables(variables, root_rank=0, process_set=process_set)
 
     # --- actions
 
@@ -184,7 +186,7 @@ class Script(TensorFlowScript):
             variables = self.model.get_layer(layer).trainable_variables
             with tf.GradientTape(persistent=persistent) as tape:
                 loss = self.loss(tf.constant(ids), tuple(range(HEADS)), True)
-            tape = hvdc.DistributedGradientTape(tape, spec, process_set=process_set, dense_below=0)
+            tape = hvdc.DistributedGradientTape(tape, compression=spec, process_set=process_set, dense_below=0)
             for _ in range(2 if persistent else 1):
                 for variable, mean in zip(variables, tape.gradient(loss, variables), strict=True):
                     variable.assign_sub(0.01 * mean)

@@ -23,7 +23,7 @@ elif SPEC.startswith("tape "):
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
 else:
     sgd = keras.optimizers.SGD(0.1, momentum=0.0 if "dgc" in SPEC else 0.9)
-    optimizer = hvdc.DistributedOptimizer(sgd, SPEC, dense_below=0)
+    optimizer = hvdc.DistributedOptimizer(sgd, compression=SPEC, dense_below=0)
 model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 
 
@@ -35,7 +35,7 @@ def batch(seed, size=32):
 def train_with_tape(x, y):
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, model(x), from_logits=True))
-    tape = hvdc_tensorflow.DistributedGradientTape(tape, SPEC.removeprefix("tape "), dense_below=0)
+    tape = hvdc_tensorflow.DistributedGradientTape(tape, compression=SPEC.removeprefix("tape "), dense_below=0)
     optimizer.apply_gradients(
         zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True)
     )

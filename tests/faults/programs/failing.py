@@ -61,7 +61,7 @@ def fit():
                 raise ZeroDivisionError("a bug")
 
     model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(40)])
-    model.compile(hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1), "topk(ratio=0.1)"), "mse")
+    model.compile(hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1), compression="topk(ratio=0.1)"), "mse")
     model.fit(np.ones((40, 40)), np.ones((40, 40)), batch_size=4, verbose=0, callbacks=[Failing()])
 
 

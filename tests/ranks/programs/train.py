@@ -55,7 +55,9 @@ def train_tensorflow(spec):
             hidden = tf.nn.relu(images @ variables[0] + variables[1])
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, hidden @ variables[2])
             loss = tf.reduce_mean(losses)
-        for v, g in zip(variables, hvdc.DistributedGradientTape(tape, spec).gradient(loss, variables), strict=True):
+        for v, g in zip(
+            variables, hvdc.DistributedGradientTape(tape, compression=spec).gradient(loss, variables), strict=True
+        ):
             v.assign_sub(RATE * g)
 
     for step in range(STEPS):

@@ -71,7 +71,9 @@ def test_settings_of_keras_keep_the_ranks_together(spec, settings):
 
 @pytest.mark.parametrize("settings", [{"run_eagerly": True}, {"steps_per_execution": 3}, {"jit_compile": True}])
 def test_settings_of_compile(settings):
-    assert same_on_all_ranks(fit(small_cnn(), DistributedOptimizer(sgd(), hvdc.Compression.topk(0.05)), **settings))
+    assert same_on_all_ranks(
+        fit(small_cnn(), DistributedOptimizer(sgd(), compression=hvdc.Compression.topk(0.05)), **settings)
+    )
 
 
 def test_clipping_is_of_the_mean():
@@ -151,6 +153,64 @@ def test_what_is_wrong_is_refused():
         DistributedOptimizer(sgd(), op=hvd.Max)
     with pytest.raises(TypeError, match="compression must be one of"):
         DistributedOptimizer(sgd(), compression=3)
+    with pytest.raises(TypeError, match=r"compression=.*got the spec 'topk"):
+        DistributedOptimizer(sgd(), "topk(ratio=0.1)")
+    with pytest.raises(TypeError, match=r"compression=.*name must be a string"):
+        DistributedOptimizer(sgd(), hvdc.Compression.topk())
+    with pytest.raises(ValueError, match="device_dense must be ''"):
+        DistributedOptimizer(sgd(), device_dense="/cpu:0")
+    with pytest.raises(ValueError, match="is the same: give one of them"):
+        DistributedOptimizer(sgd(gradient_accumulation_steps=2), backward_passes_per_step=2)
+    with pytest.raises(ValueError, match="give the optimizer inside it gradient_accumulation_steps=2"):
+        DistributedOptimizer(keras.optimizers.LossScaleOptimizer(sgd()), backward_passes_per_step=2)
+    built = sgd()
+    built.build(small_cnn().trainable_variables)
+    with pytest.raises(ValueError, match="comes too late"):
+        DistributedOptimizer(built, backward_passes_per_step=2)
+
+
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.05)"])
+@pytest.mark.parametrize("average", [True, False])
+def test_backward_passes_per_step(spec, average):
+    """As Keras accumulates, whose mean of two batches is half of their sum."""
+    ours, expected = small_cnn(), small_cnn()
+    optimizer = DistributedOptimizer(
+        sgd(spec, name="sgd"),
+        "passes",
+        compression=spec,
+        backward_passes_per_step=2,
+        average_aggregated_gradients=average,
+        groups=1,
+    )
+    fit(ours, optimizer)
+    inner = sgd(spec, gradient_accumulation_steps=2, learning_rate=0.01 if average else 0.02)
+    fit(expected, DistributedOptimizer(inner, compression=spec, groups=1))
+    assert same_on_all_ranks(flat(ours))
+    assert np.array_equal(flat(ours), flat(expected)) if average else np.allclose(flat(ours), flat(expected), atol=1e-5)
+    assert optimizer.compression_stats()["steps"] == 3
+    assert optimizer.name == "passes"
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2}])
+def test_a_local_variable_keeps_its_gradient(scale, settings):
+    model = small_cnn()
+    optimizer = DistributedOptimizer(
+        sgd(learning_rate=0.0, **settings), compression="topk(ratio=0.05)", scale_local_gradients=scale
+    )
+    for variable in model.layers[-1].trainable_variables:
+        optimizer.register_local_var(variable)
+    *shared, kernel, bias = model.trainable_variables
+    gradients = [tf.ones(v.shape) * (hvd.rank() + 1.0) for v in [*shared, kernel, bias]]
+    before = [v.numpy() for v in model.trainable_variables]
+    optimizer.learning_rate = 1.0
+    for _ in range(settings.get("gradient_accumulation_steps", 1)):
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    moved = [old - v.numpy() for old, v in zip(before, model.trainable_variables, strict=True)]
+    own = (hvd.rank() + 1) / (hvd.size() if scale else 1)
+    assert all(np.allclose(part, own, atol=1e-5) for part in moved[-2:])
+    assert np.allclose(moved[1], (hvd.size() + 1) / 2, atol=1e-5)  # a bias, sent as it is
+    assert same_on_all_ranks(np.concatenate([part.ravel() for part in moved[:-2]]))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class Run:
 
     def __init__(self, spec, sparse=False, **settings):
         self.variable = keras.Variable(np.zeros(SHAPE, np.float32), name="w")
-        self.optimizer = DistributedOptimizer(keras.optimizers.SGD(1.0), spec, **settings)
+        self.optimizer = DistributedOptimizer(keras.optimizers.SGD(1.0), compression=spec, **settings)
         self.optimizer.build([self.variable])
         self.sparse, self.owed = sparse, np.zeros(SHAPE, np.float32)
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_holds_what_is_carried(stepped, tmp_path):
 
 def test_a_graph_of_before_is_refused_and_a_new_one_goes_on():
     model = small_cnn()
-    optimizer = DistributedOptimizer(keras.optimizers.SGD(0.05), "topk(ratio=0.05)")
+    optimizer = DistributedOptimizer(keras.optimizers.SGD(0.05), compression="topk(ratio=0.05)")
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 
     class Change(keras.callbacks.Callback):
@@ -132,7 +132,7 @@ def test_a_graph_of_before_is_refused_and_a_new_one_goes_on():
 @pytest.mark.parametrize("caller", [0, 1])
 def test_a_rank_that_did_not_call_it(before, caller):
     model = small_cnn()
-    optimizer = DistributedOptimizer(keras.optimizers.SGD(0.05), before, bucket_bytes=10_000)
+    optimizer = DistributedOptimizer(keras.optimizers.SGD(0.05), compression=before, bucket_bytes=10_000)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.train_on_batch(*batch(0))
     if hvd.rank() == caller:

@@ -36,7 +36,9 @@ class Embedding:
     def _step(self, indices, values):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(tf.cast(tf.gather(self.table, indices), tf.float32) * values)
-        [gradient] = hvdc.DistributedGradientTape(tape, self.spec, **self.settings).gradient(loss, [self.table])
+        [gradient] = hvdc.DistributedGradientTape(tape, compression=self.spec, **self.settings).gradient(
+            loss, [self.table]
+        )
         return gradient
 
     def gradients(self, steps):
@@ -163,7 +165,7 @@ def test_fit_with_an_embedding():
             keras.layers.Dense(4, activation="softmax"),
         ]
     )
-    optimizer = DistributedOptimizer(keras.optimizers.Adam(0.01), "topk(ratio=0.5)")
+    optimizer = DistributedOptimizer(keras.optimizers.Adam(0.01), compression="topk(ratio=0.5)")
     model.compile(optimizer, "sparse_categorical_crossentropy")
     words = np.random.default_rng(hvd.rank()).integers(0, 5000, (256, 5))
     losses = model.fit(words, words[:, 0] % 4, batch_size=32, epochs=8, verbose=0).history["loss"]

@@ -46,7 +46,7 @@ def test_a_step_is_traced_once():
         traced.append(1)
         with tf.GradientTape() as tape:
             loss = loss_of(model, images, labels)
-        tape = hvdc.DistributedGradientTape(tape, hvdc.Compression.topk(ratio=0.05))
+        tape = hvdc.DistributedGradientTape(tape, compression=hvdc.Compression.topk(ratio=0.05))
         return tape.gradient(loss, model.trainable_variables)
 
     for number in range(5):
@@ -78,7 +78,7 @@ def test_ranks_that_disagree_fail_together():
     weights = tf.Variable(tf.ones((40, 40)))
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(weights**2)
-    tape = hvdc.DistributedGradientTape(tape, f"topk(ratio={0.1 + 0.1 * hvd.rank()})")
+    tape = hvdc.DistributedGradientTape(tape, compression=f"topk(ratio={0.1 + 0.1 * hvd.rank()})")
     with pytest.raises(hvdc.WorkersDisagree, match="compression"):
         tape.gradient(loss, [weights])
 
@@ -114,7 +114,9 @@ def test_an_error_on_one_rank_reaches_all_and_the_next_step_goes_well(graph, mon
     def step():
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(weights**2)
-        return hvdc.DistributedGradientTape(tape, "topk(ratio=0.1)", seed=int(graph)).gradient(loss, [weights])[0]
+        return hvdc.DistributedGradientTape(tape, compression="topk(ratio=0.1)", seed=int(graph)).gradient(
+            loss, [weights]
+        )[0]
 
     monkeypatch.setattr(TopK, "select", fails)
     step = tf.function(step, autograph=False) if graph else step
@@ -138,7 +140,7 @@ def test_non_finite_gradients_reach_every_rank_and_leave_the_state(bad):
     def step():
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(factor * weights**2 * tf.reshape(tf.range(1600.0), (40, 40)))
-        return hvdc.DistributedGradientTape(tape, "topk(ratio=0.1)").gradient(loss, [weights])[0]
+        return hvdc.DistributedGradientTape(tape, compression="topk(ratio=0.1)").gradient(loss, [weights])[0]
 
     first = step().numpy()
     factor.assign(bad if hvd.rank() == 0 else 1.0)
@@ -159,7 +161,7 @@ def test_a_function_with_an_exchange_goes_without_xla_and_says_so(spec, nested):
     def step():
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(weights**2)
-        return hvdc.DistributedGradientTape(tape, spec).gradient(loss, [weights])[0]
+        return hvdc.DistributedGradientTape(tape, compression=spec).gradient(loss, [weights])[0]
 
     compiled = tf.function(tf.function(step) if nested == "around" else step, jit_compile=True, autograph=False)
     function = tf.function(lambda: compiled() + 1, autograph=False) if nested == "inside" else compiled
@@ -193,7 +195,7 @@ def test_persistent_tapes_and_two_models_keep_their_residuals_apart():
     for step in range(3):
         with tf.GradientTape(persistent=True) as tape:
             losses = tf.reduce_sum(first**2), tf.reduce_sum(second**2)
-        distributed = hvdc.DistributedGradientTape(tape, "topk(ratio=0.1)")
+        distributed = hvdc.DistributedGradientTape(tape, compression="topk(ratio=0.1)")
         one, other = (distributed.gradient(loss, [v])[0] for loss, v in zip(losses, (first, second), strict=True))
         assert np.array_equal(one, other)
         if step == 0:
@@ -240,7 +242,7 @@ def test_it_gives_what_simulated_workers_give(spec, device, monkeypatch):
     def step(*gradients):
         with tf.GradientTape() as tape:
             loss = sum(tf.reduce_sum(v * g) for v, g in zip(variables, gradients, strict=True))
-        return hvdc.DistributedGradientTape(tape, spec).gradient(loss, variables)
+        return hvdc.DistributedGradientTape(tape, compression=spec).gradient(loss, variables)
 
     for number in range(4):
         every = [
@@ -264,7 +266,7 @@ def test_an_empty_variable_has_its_place_in_layouts():
     variables = [tf.Variable(tf.ones(shape)) for shape in ((40, 50), (0, 5), (60, 50))]
     with tf.GradientTape() as tape:
         loss = tf.add_n([tf.reduce_sum(variable**2) for variable in variables])
-    gradients = hvdc.DistributedGradientTape(tape, "wangni", rules=[("*", "wangni(ratio=0.1)")]).gradient(
+    gradients = hvdc.DistributedGradientTape(tape, compression="wangni", rules=[("*", "wangni(ratio=0.1)")]).gradient(
         loss, variables
     )
     assert [gradient.shape for gradient in gradients] == [variable.shape for variable in variables]
@@ -272,3 +274,51 @@ def test_an_empty_variable_has_its_place_in_layouts():
 
     [exchange] = _found(variables).exchanges
     assert [place.name for place in exchange.layout.parameters] == ["2", "1", "0"]
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_groups_are_buckets(graph):
+    model, spec = small_cnn(), "topk(ratio=0.05)"
+    plain = train(small_cnn(), partial(hvdc.DistributedGradientTape, compression=spec, dense_below=0), 3, graph=graph)
+    first, _, second, *_ = [variable.value for variable in model.trainable_variables]
+    wrap = partial(hvdc.DistributedGradientTape, compression=spec, dense_below=0, groups=[[first, second]])
+    assert close_or_equal(train(model, wrap, 3, graph=graph), plain)
+    variables = [variable.value for variable in model.trainable_variables]
+    layouts = [exchange.layout.parameters for exchange in reducer._found(variables).all]
+    assert {"0", "2"} in [{place.name for place in each} for each in layouts]
+    with pytest.raises(ValueError, match="groups cannot be used"):
+        train(model, partial(hvdc.DistributedGradientTape, compression="topk(scope=model)", groups=2), 1, graph=graph)
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_local_source_keeps_its_gradient_as_with_horovods_tape(graph, scale):
+    shared, own = tf.Variable(tf.ones((3, 4))), tf.Variable(tf.ones((3, 4)))
+
+    def step(wrap):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(shared * own) * (hvd.rank() + 1.0)
+        tape = wrap(tape, scale_local_gradients=scale)
+        tape.register_local_source(own)
+        return tape.gradient(loss, [shared, own], use_generic_names=True)
+
+    step = tf.function(step, autograph=False) if graph else step
+    expected, got = step(hvd.DistributedGradientTape), step(hvdc.DistributedGradientTape)
+    assert np.allclose(expected, got)
+    assert np.allclose(got[1], (hvd.rank() + 1) / (hvd.size() if scale else 1))
+
+
+def test_arguments_in_horovods_order_and_what_is_refused():
+    weights = tf.Variable(tf.ones((40, 40)))
+    with tf.GradientTape(persistent=True) as tape:
+        loss = tf.reduce_sum(weights**2) * (hvd.rank() + 1.0)
+    with pytest.warns(DeprecationWarning, match="groups=1"):
+        ours = hvdc.DistributedGradientTape(tape, "", "", hvdc.Compression.none, True, hvd.Sum, 1.0, 1)
+    assert np.allclose(ours.gradient(loss, [weights])[0], hvd.size() * (hvd.size() + 1))
+    for place in ("/cpu:0", "topk(ratio=0.1)", hvdc.Compression.topk()):
+        with pytest.raises(ValueError, match=r"device_dense must be ''; got .*compression=\.\.\."):
+            hvdc.DistributedGradientTape(tape, place)
+    with pytest.raises(ValueError, match="device_sparse must be ''"):
+        hvdc.DistributedGradientTape(tape, device_sparse="/cpu:0")
+    with pytest.raises(ValueError, match="only once"):
+        hvdc.DistributedGradientTape(tape, groups=[[weights], [weights]])

@@ -90,7 +90,7 @@ class Fit:
 
     def __init__(self, spec, seed, wrap=None):
         self.model = small_model(seed)
-        self.optimizer = DistributedOptimizer(sgd(spec), spec) if wrap is None else wrap(spec)
+        self.optimizer = DistributedOptimizer(sgd(spec), compression=spec) if wrap is None else wrap(spec)
         self.optimizer.build(self.model.trainable_variables)
         self.variables = self.model.trainable_variables
         self.model.compile(self.optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -210,7 +210,7 @@ class Heads:
         if self.optimizer is not None:
             self.optimizer.apply(tape.gradient(loss, self.variables), self.variables)
             return []
-        gradients = hvdc.DistributedGradientTape(tape, self.spec).gradient(loss, self.variables)
+        gradients = hvdc.DistributedGradientTape(tape, compression=self.spec).gradient(loss, self.variables)
         for variable, gradient in zip(self.variables, gradients, strict=True):
             if gradient is not None:
                 variable.assign_sub(rate_for(self.spec) * gradient)
@@ -283,7 +283,7 @@ def test_nothing_is_lost_when_gradients_come_up(spec, graph):
         with tf.GradientTape() as tape:
             parts = zip(weights, factors, strict=True)
             loss = sum(tf.reduce_sum(w * given[hvd.rank()] * f) for w, f in parts if f is not None)
-        gradients = hvdc.DistributedGradientTape(tape, spec).gradient(loss, weights)
+        gradients = hvdc.DistributedGradientTape(tape, compression=spec).gradient(loss, weights)
         for weight, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:
                 weight.assign_sub(gradient)
@@ -331,7 +331,7 @@ def test_heads_in_turn_with_an_optimizer_of_keras(spec, graph):
     if spec == "adam":
         optimizer = CompressedAdam(warmup_steps=3, epsilon=0.01, weight_decay=0.01)
     else:
-        optimizer = DistributedOptimizer(sgd(spec), spec)
+        optimizer = DistributedOptimizer(sgd(spec), compression=spec)
     model = Heads("none", graph, optimizer)
     optimizer.build(model.variables)
     for head in (0, 0, 1, 0, 1):
@@ -380,7 +380,7 @@ def test_a_variable_that_comes_twice(spec, graph):
     def step(variable, sources):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(tf.square(variable) * (1.0 + hvd.rank()))
-        gradients = hvdc.DistributedGradientTape(tape, spec).gradient(loss, sources)
+        gradients = hvdc.DistributedGradientTape(tape, compression=spec).gradient(loss, sources)
         variable.assign_sub(0.1 * tf.convert_to_tensor(gradients[-1]))
         return gradients
 
@@ -413,7 +413,7 @@ def test_tied_layers(spec):
     keras.utils.set_random_seed(0)
     shared = keras.layers.Dense(64, activation="relu")
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), shared, shared, keras.layers.Dense(30)])
-    optimizer = DistributedOptimizer(sgd(spec), spec)
+    optimizer = DistributedOptimizer(sgd(spec), compression=spec)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(*batch(0, 64), batch_size=16, verbose=0)
     assert spread(model.trainable_variables) == 0
@@ -425,13 +425,13 @@ def test_tied_layers(spec):
 def test_variables_that_become_trainable_later_and_freeze_again(spec, anew):
     model = small_model()
     images, labels = batch(0, 48)
-    optimizer = DistributedOptimizer(sgd(spec), spec)
+    optimizer = DistributedOptimizer(sgd(spec), compression=spec)
     if not anew:
         optimizer.build(model.trainable_variables)
     for trainable in (False, True, False, True):
         model.layers[1].trainable = trainable
         if anew:
-            optimizer = DistributedOptimizer(sgd(spec), spec)
+            optimizer = DistributedOptimizer(sgd(spec), compression=spec)
         before = np.asarray(model.layers[1].kernel)
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         model.fit(images, labels, batch_size=16, verbose=0)
@@ -442,7 +442,7 @@ def test_variables_that_become_trainable_later_and_freeze_again(spec, anew):
 def test_an_optimizer_that_knew_only_some_variables():
     model = small_model()
     model.layers[1].trainable = False
-    optimizer = DistributedOptimizer(sgd("topk"), "topk")
+    optimizer = DistributedOptimizer(sgd("topk"), compression="topk")
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(*batch(0), verbose=0)
     model.layers[1].trainable = True

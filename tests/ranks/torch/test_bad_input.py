@@ -287,8 +287,8 @@ BAD_ARGUMENTS = [
     ({"backward_passes_per_step": 0}, ValueError, "backward_passes_per_step must be > 0; got 0"),
     ({"bucket_bytes": 0}, ValueError, "bucket_bytes must be at least 1; got 0"),
     ({"dense_below": -1}, ValueError, "dense_below must be at least 0; got -1"),
-    ({"groups": -1}, ValueError, "groups should be a non-negative integer"),
-    ({"groups": [["x"]]}, ValueError, "groups must consist of torch.Tensor"),
+    ({"groups": -1}, ValueError, "groups must be a number of at least 0"),
+    ({"groups": [["x"]]}, ValueError, "groups must be a number or a list of lists of parameters"),
     ({"groups": 2, "compression": "topk(scope=model)"}, ValueError, "needs the whole gradient"),
 ]
 

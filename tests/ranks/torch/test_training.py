@@ -458,3 +458,24 @@ def test_stats_count_what_payload_bits_promise(spec):
     assert stats["communication_seconds"] > 0
     if spec != "threshold":  # below which there may be something, or nothing
         assert (stats["residual_norm"] > 0) == (isinstance(compressor, Feedback) and not isinstance(compressor, EF21))
+
+
+def test_arguments_in_horovods_order():
+    theirs, ours = small_cnn(), small_cnn()
+    names = [{parameter: name for name, parameter in model.named_parameters()} for model in (theirs, ours)]
+    rest = (1, hvd.Average, 1.0, 2, None, False)
+    with pytest.warns(DeprecationWarning, match="num_groups"):
+        of_horovod = hvd.DistributedOptimizer(sgd(theirs), theirs.named_parameters(), hvd.Compression.none, *rest)
+    with pytest.warns(DeprecationWarning, match="groups=2"):
+        optimizer = hvdc.DistributedOptimizer(sgd(ours), ours.named_parameters(), hvdc.Compression.none, *rest)
+    assert [of_horovod._parameter_names, optimizer._parameter_names] == names
+    assert close_or_equal(train(ours, optimizer, 5), train(theirs, of_horovod, 5))
+    assert len(optimizer._reducer.all) == 2
+
+
+def test_a_spec_that_was_parsed_is_bound_to_horovods_own_optimizer():
+    model = small_cnn()
+    compression = hvdc.Compression.parse("topk(ratio=0.1)").bind(model.named_parameters())
+    optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), compression=compression)
+    assert same_on_all_ranks(train(model, optimizer, 5))
+    assert compression.compression_stats()["ratio"] > 2
