@@ -63,6 +63,7 @@ class _Distributed:
         return tf.nest.pack_sequence_as(sources, [given[id(source)] for source in flat])
 
 
+@tf.autograph.experimental.do_not_convert
 def DistributedGradientTape(
     gradtape: tf.GradientTape,
     device_dense: str = "",

@@ -142,7 +142,7 @@ class BoundCompression(TensorReducer):
             array = exchange.pending.array  # type: ignore[union-attr]
             # Horovod sums in place, and the compressor may need its array again.
             return (array.clone() if exchange.compressor.stateful else array), (name, tensor, tensor._version)
-        return tensor.new_empty(0), (name, tensor, tensor._version)
+        return tensor.new_empty(0, dtype=torch.float32), (name, tensor, tensor._version)
 
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
         """Finish the exchange and return the mean (or sum) of the decoded gradients.

@@ -1,5 +1,6 @@
 """The compressors under Horovod's own tape."""
 
+import logging
 from functools import partial
 
 import horovod.tensorflow as hvd
@@ -57,3 +58,32 @@ def test_what_is_wrong_is_refused():
     bound = hvdc.Compression.topk().bind([tf.Variable(tf.ones(3))])
     with pytest.raises(ValueError, match="belongs to no bound variable"):
         hvd.DistributedGradientTape(tape, compression=bound).gradient(loss, [weights])
+
+
+@pytest.mark.parametrize("kind", ["bound", "ours"])
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.05)"])
+def test_autograph_says_nothing(kind, spec):
+    """It warns of functions that it cannot transform, and leads users to look for a fault of their own."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    weights = tf.Variable(tf.ones((40, 40)))
+    bound = hvdc.Compression.parse(spec).bind([weights])
+
+    @tf.function
+    def step(inputs):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum((inputs @ weights) ** 2)
+        if kind == "bound":
+            tape = hvd.DistributedGradientTape(tape, compression=bound)
+        else:
+            tape = hvdc.DistributedGradientTape(tape, compression=spec)
+        return tape.gradient(loss, [weights])
+
+    tf.get_logger().addHandler(handler)
+    try:
+        for _ in range(2):
+            step(tf.ones((8, 40)))
+    finally:
+        tf.get_logger().removeHandler(handler)
+    assert not [text for text in said if "AutoGraph" in text]

@@ -479,3 +479,31 @@ def test_a_spec_that_was_parsed_is_bound_to_horovods_own_optimizer():
     optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), compression=compression)
     assert same_on_all_ranks(train(model, optimizer, 5))
     assert compression.compression_stats()["ratio"] > 2
+
+
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize("spec", ["none", "fp16", "topk(ratio=0.1)", "qsgd", "powersgd"])
+def test_parameters_of_bfloat16(spec, bound):
+    """Horovod's own broadcasts and sums do not know it."""
+    torch.manual_seed(hvd.rank())
+    model = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 40)).to(torch.bfloat16)
+    of_root = hvd.broadcast(flat(model.float()), 0)
+    model.bfloat16()
+    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    assert torch.equal(flat(model.float()), of_root)
+    model.bfloat16()
+    named, inner = list(model.named_parameters()), sgd(model, spec)
+    if bound:
+        compression = hvdc.Compression.parse(spec).bind(named)
+        optimizer = hvd.DistributedOptimizer(inner, named, compression=compression)
+    else:
+        optimizer = hvdc.DistributedOptimizer(inner, named, spec)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 40, dtype=torch.bfloat16)).float().square().mean().backward()
+        optimizer.step()
+    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    assert model[0].weight.grad.dtype == torch.bfloat16
+    after = flat(model.float())
+    assert same_on_all_ranks(after)
+    assert not torch.equal(after, of_root)
