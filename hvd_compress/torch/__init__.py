@@ -25,7 +25,7 @@ from hvd_compress.transports import WorkerFailed
 from hvd_compress.transports.horovod import has_horovod, horovods, require_horovod
 
 if has_horovod("torch"):
-    import hvd_compress.torch.broadcast  # in place as soon as they are imported
+    import hvd_compress.torch.broadcasts  # in place as soon as they are imported
     import hvd_compress.torch.elastic
     import hvd_compress.torch.join  # noqa: F401
 

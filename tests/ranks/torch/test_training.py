@@ -507,3 +507,24 @@ def test_parameters_of_bfloat16(spec, bound):
     after = flat(model.float())
     assert same_on_all_ranks(after)
     assert not torch.equal(after, of_root)
+
+
+@pytest.mark.parametrize("spec", ["none", "topk(ratio=0.1)"])
+def test_resuming_on_one_rank_leaves_the_parameters_together(spec):
+    """Horovod makes the others' states by a step, in which weight decay moves their parameters."""
+    model = small_cnn()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    optimizer = hvdc.DistributedOptimizer(inner, model.named_parameters(), spec)
+    train(model, optimizer, 3)
+    saved, again = optimizer.state_dict(), small_cnn(1 + hvd.rank())
+    inner = torch.optim.SGD(again.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    optimizer = hvdc.DistributedOptimizer(inner, again.named_parameters(), spec)
+    if hvd.rank() == 0:
+        again.load_state_dict(model.state_dict())
+        optimizer.load_state_dict(saved)
+    hvd.broadcast_parameters(again.state_dict(), root_rank=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of residuals that begin at zero
+        hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+        assert torch.equal(flat(again), flat(model))
+        assert same_on_all_ranks(train(again, optimizer, 3))
