@@ -149,7 +149,7 @@ def page(reports: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="coordinates (default: %(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", action="extend", help=f"coordinates (default: {SIZES})")
     parser.add_argument(
         "--only", nargs="+", action="extend", default=[], metavar="SPEC", help="the compressors (default: all)"
     )
@@ -158,7 +158,7 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(3, "there is no GPU that PyTorch can use\n")
-    reports = [measured(size, args.only, args.repetitions) for size in args.sizes]
+    reports = [measured(size, args.only, args.repetitions) for size in args.sizes or SIZES]
     text = page(reports)
     print(text)
     if args.write:

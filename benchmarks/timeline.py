@@ -35,6 +35,8 @@ WAYS = ("nothing", "phases", "trace")
 RECORDING = ("enter", "leave", "started", "arrived", "dropped", "optimizer_begins", "optimizer_ends", "end_step")
 REPETITIONS = 200
 
+SPECS = ["topk(ratio=0.01)", "powersgd"]
+
 
 class Nothing(Phases):
     """Records nothing."""
@@ -149,8 +151,11 @@ def main() -> None:
     """Measure each model with some compressors."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100, help="of each way")
-    parser.add_argument("--compression", nargs="+", default=["topk(ratio=0.01)", "powersgd"], metavar="SPEC")
+    parser.add_argument(
+        "--compression", nargs="+", action="extend", metavar="SPEC", help=f"(if none: {', '.join(SPECS)})"
+    )
     args = parser.parse_args()
+    args.compression = args.compression or SPECS
     hvd.init()
     torch.set_num_threads(1)
     table = Table(box=box.MARKDOWN)

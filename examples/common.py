@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import datasets
 from lines import Lines
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from hvd_compress import methods, parse, spec
 
+RANKS = ("OMPI_COMM_WORLD_RANK", "HOROVOD_RANK", "RANK")  # where launchers say which one a process is
 RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 0.001}
 
 
@@ -47,9 +49,16 @@ def arguments(
     parser.add_argument(
         "--lr", type=float, help=f"learning rate at the start, falling to 0 linearly (if none: {rates})"
     )
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
+    parser.add_argument(
+        "--epochs", type=int, help="passes over the training data (if none: 10; 3 of mnist and cifar10)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="examples a step on each worker")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training examples")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="use only the first N training examples (if none, nor --epochs: 2048 for resnet9 on mnist and cifar10)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the order of the data and the compressor")
     args = parser.parse_args(line)
     args.model = args.model or ("gpt" if args.task == "text" else "mlp")
@@ -57,6 +66,11 @@ def arguments(
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; got {value}")
+    if args.epochs is None:  # what two cores do in less than two minutes
+        large = args.task in ("mnist", "cifar10")
+        args.epochs = 3 if large else 10
+        if large and args.model == "resnet9" and args.limit is None:
+            args.limit = 2048
     for rule in args.rule:
         if "=" not in rule:
             parser.error(f"--rule must be PATTERN=SPEC; got {rule}")
@@ -92,13 +106,42 @@ def closing(args: argparse.Namespace, stats: dict[str, Any], **more: Any) -> dic
     }
 
 
-def progress_bar(total: int, title: str, rank: int, ranks: int) -> tqdm[NoReturn]:
+def say_loading(what: str) -> None:
+    """Say on rank 0 that the job has begun, before what takes seconds to import."""
+    rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
+    if rank == "0":
+        print(f"loading {what} ...", file=sys.stderr, flush=True)
+
+
+class Progress(tqdm):  # type: ignore[type-arg]
+    """A progress bar that says after the first steps how long the others will take."""
+
+    _since: float | None = None  # the first step, which takes longer
+    _said = False
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count steps."""
+        shown = super().update(n)
+        if self.disable or self._said or self.total is None:
+            return shown
+        now = time.perf_counter()
+        if self._since is None:
+            self._since, self._counted = now, self.n
+        elif now - self._since >= 1:
+            self._said = True
+            each = (now - self._since) / (self.n - self._counted)
+            left = tqdm.format_interval(each * (self.total - self.n))
+            print(f"{self.total} steps of {each:.2g} s: {left} to go", file=sys.stderr, flush=True)
+        return shown
+
+
+def progress_bar(total: int, title: str, rank: int, ranks: int) -> Progress:
     """Return a progress bar on rank 0: one that redraws itself, or under a launcher a line every few seconds.
 
     Open MPI 5 forwards whole lines only: what redraws itself would be seen at the end, all at once.
     """
     lines = {"file": Lines(), "mininterval": 3.0} if ranks > 1 else {}
-    return tqdm(total=total, unit="step", disable=rank != 0, desc=title, **lines)
+    return Progress(total=total, unit="step", disable=rank != 0, desc=title, **lines)
 
 
 def run_job(hvd: Any, prepare: Callable[[], tuple[Any, ...]], train: Callable[..., dict[str, Any]]) -> int:

@@ -36,9 +36,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mbits", type=int, default=1000, help="rate of each host's link, in Mbit/s")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of a scheme in a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, in each of which every scheme takes its turn")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="what is trained")
+    parser.add_argument("--models", nargs="+", action="extend", choices=MODELS, help="what is trained (if none: all)")
     parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT.relative_to(DOCUMENT.parents[2])}")
     args = parser.parse_args()
+    args.models = args.models or list(MODELS)
     for name in ("steps", "rounds"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")

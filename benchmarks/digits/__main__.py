@@ -38,7 +38,11 @@ def arguments() -> argparse.Namespace:
         "--output", type=Path, help="the document (if none: docs/results/digits.md, or digits-tensorflow.md)"
     )
     parser.add_argument(
-        "--only", metavar="NAME", help="train only settings with this in their spec, and print the table"
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="train only settings with one of these in their spec, and print the table",
     )
     args = parser.parse_args()
     for name in ("ranks", "seeds"):
@@ -55,7 +59,7 @@ def main() -> int:
     args = arguments()
     settings = all_settings(args.framework)
     if args.only:
-        settings = [s for s in settings if s is settings[0] or args.only in s.compression]
+        settings = [s for s in settings if s is settings[0] or any(name in s.compression for name in args.only)]
     file = ResultsFile(args.results, Training)
     try:
         train_missing(settings, file, framework=args.framework, ranks=args.ranks, seeds=args.seeds)

@@ -17,16 +17,20 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import say_loading
+
+if __name__ == "__main__":
+    say_loading("Keras and Horovod")
+
 import horovod.tensorflow as hvd
 import keras
-
-from hvd_compress import parse
-from hvd_compress.tensorflow.keras import BroadcastAtStart, DistributedOptimizer
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import arguments, closing, learning_rate, momentum, progress_bar, rules, run_job
 from data import Shares, evaluate, load, use_own_part_of_the_machine
 from models import MODELS, build
+
+from hvd_compress import parse
+from hvd_compress.tensorflow.keras import BroadcastAtStart, DistributedOptimizer
 
 
 class Batches(keras.utils.PyDataset):

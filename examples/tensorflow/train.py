@@ -18,6 +18,12 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import say_loading
+
+if __name__ == "__main__":
+    say_loading("TensorFlow and Horovod")
+
 import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
@@ -26,7 +32,6 @@ import hvd_compress.tensorflow as hvdc
 from hvd_compress import parse
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "keras"))
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import arguments, closing, learning_rate, momentum, progress_bar, rules, run_job
 from data import Shares, evaluate, load, use_own_part_of_the_machine
 from models import MODELS, build

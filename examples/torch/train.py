@@ -15,17 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import say_loading
+
+if __name__ == "__main__":
+    say_loading("PyTorch and Horovod")
+
+import datasets
 import horovod.torch as hvd
 import torch
-
-import hvd_compress.torch as hvdc
-from hvd_compress import parse
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import datasets
 from common import arguments, rules, run_job
 from models import MODELS, build
 from training import inner_optimizer, share_machine, train
+
+import hvd_compress.torch as hvdc
+from hvd_compress import parse
 
 
 def prepared(args: argparse.Namespace) -> tuple[Any, ...]:

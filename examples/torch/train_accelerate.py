@@ -14,19 +14,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import say_loading
+
+if __name__ == "__main__":
+    say_loading("PyTorch and Accelerate")
+
+import datasets
 import torch
 from accelerate import Accelerator
+from common import progress_bar, rules
+from models import build
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from training import Processes, inner_optimizer, loss_of, outcome, run_under_torchrun, same_on_all
 
 from hvd_compress import parse
 from hvd_compress.torch import ddp
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import datasets
-from common import progress_bar, rules
-from models import build
-from training import Processes, inner_optimizer, loss_of, outcome, run_under_torchrun, same_on_all
 
 
 def prepared(args: argparse.Namespace) -> tuple[Any, ...]:

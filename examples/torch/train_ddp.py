@@ -13,17 +13,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import say_loading
+
+if __name__ == "__main__":
+    say_loading("PyTorch")
+
+import datasets
 import torch
+from common import rules
+from models import build
 from torch.nn.parallel import DistributedDataParallel
+from training import Processes, inner_optimizer, run_under_torchrun, train
 
 from hvd_compress import parse
 from hvd_compress.torch import ddp
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import datasets
-from common import rules
-from models import build
-from training import Processes, inner_optimizer, run_under_torchrun, train
 
 
 def prepared(args: argparse.Namespace) -> tuple[Any, ...]:

@@ -15,20 +15,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import say_loading
+
+if __name__ == "__main__":
+    say_loading("PyTorch and Lightning")
+
+import datasets
 import lightning
 import torch
 import torch.distributed as dist
+from common import progress_bar, rules
+from models import build
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
+from training import Processes, inner_optimizer, loss_of, outcome, run_under_torchrun, same_on_all
 
 from hvd_compress import parse
 from hvd_compress.torch import ddp
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import datasets
-from common import progress_bar, rules
-from models import build
-from training import Processes, inner_optimizer, loss_of, outcome, run_under_torchrun, same_on_all
 
 
 class Compress(lightning.Callback):

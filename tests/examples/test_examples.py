@@ -240,7 +240,7 @@ def test_broken_files_are_named(broken, refused):
 def test_help_names_the_defaults_and_the_compressors(refused):
     done = refused["--help"]
     assert done.returncode == 0
-    for word in ("default: digits", "powersgd", "(default: 10)"):
+    for word in ("default: digits", "powersgd", "(if none: 10,"):
         assert word in done.stdout
     done = refused["--epochs 0"]
     assert done.returncode == 2
