@@ -16,6 +16,7 @@ from lines import Lines
 from tqdm import tqdm
 
 from hvd_compress import methods, parse, spec
+from hvd_compress.status import Status
 
 RANKS = ("OMPI_COMM_WORLD_RANK", "HOROVOD_RANK", "RANK")  # where launchers say which one a process is
 RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 0.001}
@@ -59,6 +60,7 @@ def arguments(
         metavar="N",
         help="use only the first N training examples (if none, nor --epochs: 2048 for resnet9 on mnist and cifar10)",
     )
+    parser.add_argument("--status", metavar="FILE", help="keep FILE up to date for `hvd-compress watch FILE`")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the order of the data and the compressor")
     args = parser.parse_args(line)
     args.model = args.model or ("gpt" if args.task == "text" else "mlp")
@@ -114,8 +116,9 @@ def say_loading(what: str) -> None:
 
 
 class Progress(tqdm):  # type: ignore[type-arg]
-    """A progress bar that says after the first steps how long the others will take."""
+    """A progress bar that says after the first steps how long the others will take, and tells `status` of each."""
 
+    status = Status(None)
     _since: float | None = None  # the first step, which takes longer
     _said = False
 
@@ -134,14 +137,29 @@ class Progress(tqdm):  # type: ignore[type-arg]
             print(f"{self.total} steps of {each:.2g} s: {left} to go", file=sys.stderr, flush=True)
         return shown
 
+    def step_ended(self, stats: Callable[..., dict[str, Any]], loss: Any = None) -> None:
+        """Count a step: `stats` is its optimizer's ``compression_stats``."""
+        numbers = {} if loss is None else {"loss": float(loss)}
+        if numbers:
+            self.set_postfix(loss=f"{numbers['loss']:.3f}", refresh=False)
+        self.update()
+        self.status.tell(lambda: stats(phases=True, per_bucket=True), int(self.n), **numbers)
 
-def progress_bar(total: int, title: str, rank: int, ranks: int) -> Progress:
+    def close(self) -> None:
+        """End the bar, and what `status` tells."""
+        super().close()
+        self.status.end()
+
+
+def progress_bar(total: int, args: argparse.Namespace, rank: int, ranks: int) -> Progress:
     """Return a progress bar on rank 0: one that redraws itself, or under a launcher a line every few seconds.
 
     Open MPI 5 forwards whole lines only: what redraws itself would be seen at the end, all at once.
     """
     lines = {"file": Lines(), "mininterval": 3.0} if ranks > 1 else {}
-    return Progress(total=total, unit="step", disable=rank != 0, desc=title, **lines)
+    progress = Progress(total=total, unit="step", disable=rank != 0, desc=args.compression, **lines)
+    progress.status = Status(args.status if rank == 0 else None, total)
+    return progress
 
 
 def run_job(hvd: Any, prepare: Callable[[], tuple[Any, ...]], train: Callable[..., dict[str, Any]]) -> int:

@@ -56,14 +56,13 @@ class Batches(keras.utils.PyDataset):
 class Progress(keras.callbacks.Callback):
     """A progress bar over all steps."""
 
-    def __init__(self, total: int, title: str) -> None:
+    def __init__(self, total: int, args: argparse.Namespace) -> None:
         super().__init__()
-        self.bar = progress_bar(total, title, hvd.rank(), hvd.size())
+        self.bar = progress_bar(total, args, hvd.rank(), hvd.size())
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Show the loss."""
-        self.bar.set_postfix(loss=f"{(logs or {})['loss']:.3f}", refresh=False)
-        self.bar.update()
+        self.bar.step_ended(self.model.optimizer.compression_stats, (logs or {})["loss"])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the line."""
@@ -88,7 +87,7 @@ def prepare(args: argparse.Namespace, shares: Shares) -> keras.Model:
 def train(args: argparse.Namespace, shares: Shares, model: keras.Model) -> dict[str, Any]:
     """Train, evaluate, and return what came of it."""
     total = args.epochs * shares.steps
-    callbacks = [BroadcastAtStart(), Progress(total, args.compression)]
+    callbacks = [BroadcastAtStart(), Progress(total, args)]
     began = time.perf_counter()
     model.fit(Batches(shares), epochs=args.epochs, shuffle=False, verbose=0, callbacks=callbacks)
     seconds = time.perf_counter() - began

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,11 @@ def train(
     """Train, evaluate, and return what came of it."""
     total = args.epochs * shares.steps
     began = time.perf_counter()
-    with progress_bar(total, args.compression, hvd.rank(), hvd.size()) as progress:
+    with progress_bar(total, args, hvd.rank(), hvd.size()) as progress:
         for epoch in range(args.epochs):
             for images, labels in shares.epoch(epoch):
                 loss = step(tf.constant(images), tf.constant(labels))
-                progress.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
-                progress.update()
+                progress.step_ended(partial(hvdc.compression_stats, model.trainable_variables), loss)
     seconds = time.perf_counter() - began
     accuracy, loss_on_test = evaluate(model, shares.data)
     return closing(

@@ -57,14 +57,15 @@ def train(
 ) -> dict[str, object]:
     """Train, evaluate, and return what came of it."""
     began, steps = time.perf_counter(), args.epochs * len(loader)
-    with progress_bar(steps, args.compression, accelerator.process_index, accelerator.num_processes) as progress:
+    stats = compression.compression_stats
+    with progress_bar(steps, args, accelerator.process_index, accelerator.num_processes) as progress:
         for _ in range(args.epochs):
             for images, labels in loader:
                 optimizer.zero_grad()
                 accelerator.backward(loss_of(model(images), labels))
                 optimizer.step()
-                progress.update()
-    seconds, stats = time.perf_counter() - began, compression.compression_stats
+                progress.step_ended(stats)
+    seconds = time.perf_counter() - began
     return {
         **outcome(args, data, model, stats, Processes(), Processes.sum, steps, seconds),
         "same_weights": same_on_all(model),

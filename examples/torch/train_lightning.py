@@ -51,14 +51,17 @@ class Compress(lightning.Callback):
 class Progress(lightning.Callback):
     """Shows how far the training is, on rank 0."""
 
+    def __init__(self, compress: Compress) -> None:
+        self.compress = compress
+
     def on_train_start(self, trainer: lightning.Trainer, module: Network) -> None:
         """Begin."""
         steps = int(trainer.estimated_stepping_batches)
-        self.bar = progress_bar(steps, module.args.compression, trainer.global_rank, trainer.world_size)
+        self.bar = progress_bar(steps, module.args, trainer.global_rank, trainer.world_size)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Count a step."""
-        self.bar.update()
+        self.bar.step_ended(self.compress.compression.compression_stats)
 
     def on_train_end(self, *_: Any) -> None:
         """End."""
@@ -102,7 +105,7 @@ def train(args: argparse.Namespace, data: datasets.Dataset, network: Network, co
         num_nodes=dist.get_world_size() // processes,
         strategy="ddp",
         max_epochs=args.epochs,
-        callbacks=[compress, Progress()],
+        callbacks=[compress, Progress(compress)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

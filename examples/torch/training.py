@@ -120,7 +120,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
     began = time.perf_counter()
     model.train()
-    with progress_bar(total, args.compression, world.rank(), world.size()) as progress:
+    with progress_bar(total, args, world.rank(), world.size()) as progress:
         for _ in range(args.epochs):
             own = torch.randperm(len(images), generator=order_of)[world.rank() :: world.size()]
             for step in range(steps_per_epoch):
@@ -130,8 +130,7 @@ def train(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                progress.update()
-                progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                progress.step_ended(stats, loss)
     return outcome(args, data, model, stats, world, sum_over_workers, total, time.perf_counter() - began)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     """Show the file until the job has ended, or until Ctrl-C."""
     check_positive(args, "interval")
     told = read(args.file)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     if args.once:
         console.print(shown(told))
         return
@@ -95,7 +96,8 @@ def _phases(phases: dict[str, Any]) -> Table:
 
 
 def _buckets(buckets: list[dict[str, Any]]) -> Table:
-    table = Table("bucket", "compression", title="buckets")
+    table = Table("bucket", title="buckets")
+    table.add_column("compression", overflow="fold")
     for column in ("parameters", "coordinates", "sent", "residual norm"):
         table.add_column(column, justify="right")
     for bucket in buckets:

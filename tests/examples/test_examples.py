@@ -272,6 +272,23 @@ def test_ctrl_c_ends_it_cleanly(example, launcher):
     assert b"Traceback" not in rest, rest.decode()
 
 
+@pytest.mark.parametrize(
+    "example", ["torch", *(pytest.param(e, marks=pytest.mark.slow) for e in ("keras", "tensorflow"))]
+)
+def test_status_is_what_watch_shows(example, tmp_path):
+    path = tmp_path / "run.json"
+    lines = ["--compression", "topk(ratio=0.1)", "--epochs", "1", "--limit", "200", "--status", str(path)]
+    said = result(start(MPIRUN, *lines, example=example))
+    told = json.loads(path.read_text())
+    assert (told["step"], told["steps"], told["ended"]) == (said["steps"], said["steps"], True)
+    assert told["stats"]["bytes_sent"] == said["bytes_sent"]
+    assert sum(bucket["coordinates"] for bucket in told["stats"]["buckets"]) == said["parameters"]
+    shown = subprocess.run(["hvd-compress", "watch", path], capture_output=True, text=True, timeout=60, check=True)
+    assert f"step {said['steps']} of {said['steps']}" in shown.stdout
+    assert "topk(ratio=0.1)" in shown.stdout
+    assert "the job has ended" in shown.stdout
+
+
 DEMO = [sys.executable, str(ROOT / "examples" / "demo.py"), "--seeds", "1"]
 
 
