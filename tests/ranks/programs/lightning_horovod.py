@@ -41,7 +41,7 @@ def fit(passes=1, **settings):
         trainer.fit(model, loader)
     except (RuntimeError, AssertionError) as error:
         return str(error)
-    every = hvd.allgather(torch.cat([p.detach().reshape(-1) for p in model.parameters()])[None])
+    every = hvd.allgather(torch.cat([p.detach().reshape(-1) for p in model.parameters()])[None], name="weights")
     return "same weights" if all(torch.equal(row, every[0]) for row in every) else "different weights"
 
 

@@ -487,7 +487,7 @@ def test_parameters_of_bfloat16(spec, bound):
     """Horovod's own broadcasts and sums do not know it."""
     torch.manual_seed(hvd.rank())
     model = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 40)).to(torch.bfloat16)
-    of_root = hvd.broadcast(flat(model.float()), 0)
+    of_root = hvd.broadcast(flat(model.float()), 0, name="of_root")
     model.bfloat16()
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     assert torch.equal(flat(model.float()), of_root)
