@@ -136,6 +136,8 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
             f"a job has at least two ranks, a server and a worker. Start it with mpirun, for example: "
             f"mpirun --with-ft ulfm -np 5 python {shlex.join(sys.argv)}",
         )
+    if MPI.COMM_WORLD.Get_rank() == 0:
+        print("loading the data ...", file=sys.stderr, flush=True)
     return args
 
 
