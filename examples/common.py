@@ -79,6 +79,11 @@ def arguments(
     return args
 
 
+def threads(workers: int) -> int:
+    """Return how many threads a worker takes, of some `workers` on this machine; OMP_NUM_THREADS says otherwise."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // workers))
+
+
 def learning_rate(args: argparse.Namespace) -> float:
     """Return the learning rate at the start."""
     return float(RATES[args.optimizer] if args.lr is None else args.lr)

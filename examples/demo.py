@@ -48,7 +48,9 @@ def run(
         common = ["--seed", str(seed), "--epochs", str(args.epochs)]
         command += [shlex.join(["--compression", compression, *common]) for compression in compressors]
     paths = [str(folder / example), *filter(None, [os.environ.get("PYTHONPATH")])]
-    given: dict[str, Any] = {"env": {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, "start_new_session": True}
+    share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // args.processes))}  # hosts know no others
+    env = {**os.environ, **share, "PYTHONPATH": os.pathsep.join(paths)}
+    given: dict[str, Any] = {"env": env, "start_new_session": True}
     with tempfile.TemporaryFile("w+") as errors:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, **given) as job:
             assert job.stdout is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import datasets
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
+from common import threads
 from numpy.typing import NDArray
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -20,8 +20,7 @@ def use_own_part_of_the_machine() -> None:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         tf.config.set_visible_devices(gpus[hvd.local_rank() % len(gpus)], "GPU")
-    threads = max(1, len(os.sched_getaffinity(0)) // hvd.local_size())
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_intra_op_parallelism_threads(threads(hvd.local_size()))
 
 
 def load(task: str, folder: str | None, limit: int | None) -> datasets.Dataset:

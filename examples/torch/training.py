@@ -18,7 +18,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import datasets
-from common import arguments, closing, learning_rate, momentum, progress_bar, run_job
+from common import arguments, closing, learning_rate, momentum, progress_bar, run_job, threads
 from models import MODELS
 
 
@@ -84,7 +84,7 @@ def inner_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.O
 
 def share_machine(workers: int) -> None:
     """Take this worker's share of the cores, of which there are some `workers` on this machine."""
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+    torch.set_num_threads(threads(workers))
 
 
 def loss_of(output: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
