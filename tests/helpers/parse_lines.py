@@ -19,6 +19,7 @@ from hvd_compress.compressors.named import as_compressor
 from hvd_compress.reduction.settings import as_rules
 
 ROOT = Path(__file__).parents[2]
+sys.path[0] = str(ROOT)  # as "-m" has it
 _parse_args = argparse.ArgumentParser.parse_args
 
 
