@@ -30,7 +30,7 @@ from hvd_compress.ops.torch import TorchOps
 from hvd_compress.transports import Transport
 
 WARM_UP = 5  # steps: buckets are rebuilt, and PyTorch's PowerSGD begins after two
-LEAST, MOST, SECONDS = 8, 60, 3.0  # timed steps, and how long they take together
+LEAST, MOST, SECONDS = 8, 30, 1.5  # timed steps, and how long they take together
 ONE_BUCKET = 1 << 20  # MB: over gloo PyTorch's PowerSGD mixes up the rounds of several
 
 Stats = Callable[[], dict[str, Any] | None]  # what the scheme tells of all steps so far

@@ -51,13 +51,13 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Return all measurements, those of a start of mpirun in a row."""
+    """Return all measurements, those of a start of mpirun in a row; first those that decide most."""
     return [
         Cell(count, mbits, stack, model, scheme, number)
         for number in range(ROUNDS)
         for count in HOSTS
-        for mbits in LINKS
-        for stack in STACKS
+        for mbits in sorted(LINKS, key=(1000, 100, 25, 0).index)
+        for stack in reversed(STACKS)
         for model, scheme in [
             ("", COLLECTIVES),
             *((model, scheme) for model in TIMED for scheme in (ALONE, *BASELINES[stack], *COMPARED)),
