@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import matplotlib
+from common import threads
 from hosts import Unavailable, hosts
 
 matplotlib.use("agg")
@@ -48,7 +49,7 @@ def run(
         common = ["--seed", str(seed), "--epochs", str(args.epochs)]
         command += [shlex.join(["--compression", compression, *common]) for compression in compressors]
     paths = [str(folder / example), *filter(None, [os.environ.get("PYTHONPATH")])]
-    share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // args.processes))}  # hosts know no others
+    share = {"OMP_NUM_THREADS": str(threads(args.processes))}  # hosts know no others
     env = {**os.environ, **share, "PYTHONPATH": os.pathsep.join(paths)}
     given: dict[str, Any] = {"env": env, "start_new_session": True}
     with tempfile.TemporaryFile("w+") as errors:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from hvd_compress.advice.model import BucketCosts, Round
-from hvd_compress.compressors import AllReduce
 from hvd_compress.ops import Array, Ops
 from hvd_compress.reduction.buckets import Bucket
 from hvd_compress.reduction.exchange import VectorSteps
@@ -68,8 +67,7 @@ def _step(steps: VectorSteps, gradient: Array, workers: int, settle: Callable[[]
     encode = time.perf_counter() - began
     rounds = []
     while (pending := steps.pending) is not None:
-        payload = pending.array if isinstance(pending, AllReduce) else pending.payload
-        size = int(steps.ops.to_bytes(payload).shape[0])
+        size = pending.nbytes
         combined = echo(pending, workers)
         settle()
         began = time.perf_counter()

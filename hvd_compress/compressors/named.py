@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from hvd_compress.compressors import Compressor, make, methods, parse, spec
 
+AUTO = "auto"  # no method: what lets PyTorch's reducers choose one
 Self = TypeVar("Self", bound="NamedCompressor")
 Namespace = TypeVar("Namespace", bound=type)
 
@@ -87,7 +88,7 @@ def as_compressor(compression: Any) -> Compressor:
         ValueError: if a spec is not valid.
     """
     if isinstance(compression, str):
-        if compression.strip() == "auto":
+        if compression.strip() == AUTO:
             raise ValueError(
                 "compression='auto' works with hvd_compress.torch's DistributedOptimizer and ddp.register alone; give "
                 f"a method here: {', '.join(methods())}. `hvd-compress advise` tells which makes a step shortest"

@@ -9,13 +9,12 @@ from textwrap import shorten
 from typing import Any
 
 from hvd_compress.compressors import Compressor, spec
-from hvd_compress.compressors.named import as_compressor
+from hvd_compress.compressors.named import AUTO, as_compressor
 from hvd_compress.reduction.buckets import PLAIN, Rule
 from hvd_compress.reduction.nonfinite import CHOICES
 
 BUCKET_BYTES = 25 * 2**20
 DENSE_BELOW = 1024
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
