@@ -73,6 +73,8 @@ def arguments(
         args.epochs = 3 if large else 10
         if large and args.model == "resnet9" and args.limit is None:
             args.limit = 2048
+    if args.status is not None and not Path(args.status).absolute().parent.is_dir():
+        parser.error(f"--status must be a file in a folder that exists; got {args.status}")
     for rule in args.rule:
         if "=" not in rule:
             parser.error(f"--rule must be PATTERN=SPEC; got {rule}")

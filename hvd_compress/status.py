@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Status:
         steps: how many there will be, if that is known.
 
     Raises:
-        OSError: if the file cannot be written.
+        OSError: if the file cannot be written at the start. Later there is a warning, and nothing is written any more.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, steps: int | None = None) -> None:
@@ -63,7 +64,11 @@ class Status:
         assert self._last is not None
         stats, step, numbers = self._last
         told = {name: float(number) for name, number in numbers.items()}
-        self._write({"stats": stats(), "step": step, "numbers": told, "ended": ended})
+        try:
+            self._write({"stats": stats(), "step": step, "numbers": told, "ended": ended})
+        except OSError as error:  # no reason to end a training, least of all on one rank alone
+            warnings.warn(f"the status is not written any more: {error}", stacklevel=3)
+            self._path = None
 
     def _write(self, told: dict[str, Any]) -> None:
         assert self._path is not None

@@ -105,6 +105,7 @@ BAD = [
     (["--compression", "topq"], "unknown compressor 'topq'; known are: bf16, dgc"),
     (["--rule", "embed.*=topk"], "rule 'embed.*' matches none of the"),
     (["--rule", "*=topq"], "rule '*': unknown compressor 'topq'"),
+    (["--status", "/nowhere/run.json"], "--status must be a file in a folder that exists; got /nowhere/run.json"),
     (["--task", "mnist"], "the task mnist needs --data DIR, a folder with {train,t10k}-"),
     (["--task", "cifar10", "--data", "/nowhere"], "--data /nowhere is no folder; cifar10 needs one with"),
     (["--task", "cifar10", "--data", str(ROOT)], "lacks data_batch_1.bin and test_batch.bin; cifar10 needs"),

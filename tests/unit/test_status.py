@@ -1,6 +1,7 @@
 """What a job tells while it runs, and `hvd-compress watch`, which shows it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -54,6 +55,19 @@ def test_it_is_written_now_and_then_and_at_the_end(tmp_path):
     assert (told["step"], told["ended"], told["steps"]) == (999, True, None)
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     assert "the job has ended" in watch(tmp_path / "run.json").stdout
+
+
+def test_a_training_goes_on_where_the_file_cannot_be_written_any_more(tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    status = Status(folder / "run.json")
+    shutil.rmtree(folder)
+    with pytest.warns(UserWarning, match=r"the status is not written any more: .*run\.json"):
+        status.tell(lambda: STATS, 1)
+    status.tell(lambda: pytest.fail("asked"), 2)
+    status.end()
+    with pytest.raises(OSError, match=r"run\.json"):
+        Status(folder / "run.json")
 
 
 def test_without_a_file_nothing_is_asked():
